@@ -1,0 +1,45 @@
+"""The lab as an Ansible inventory: what an operator would write for two real hosts."""
+
+import json
+
+from lab.seed import controller_key, known_hosts
+from lab.settings import HOSTS, Settings, address, host_number
+
+
+def write_inventory(settings: Settings, ports: dict[str, int]) -> None:
+    """Write `.lab/inventory.yml` (JSON is YAML)."""
+    control_dir = settings.run_dir / "ssh"
+    ssh_options = (
+        f"-o UserKnownHostsFile={known_hosts(settings)} -o StrictHostKeyChecking=yes -o IdentitiesOnly=yes"
+    )
+    hosts = {
+        name: {
+            "ansible_host": "127.0.0.1",
+            "ansible_port": ports[name],
+            "colo_channel_address": address("data", host_number(name)),
+        }
+        for name in HOSTS
+    }
+    first, second = HOSTS
+    inventory = {
+        "all": {
+            "children": {"colo_hosts": {"hosts": hosts}},
+            "vars": {
+                "ansible_user": "root",
+                "ansible_python_interpreter": "/usr/bin/python3",
+                "ansible_ssh_private_key_file": str(controller_key(settings)),
+                "ansible_ssh_common_args": ssh_options,
+                "ansible_control_path_dir": str(control_dir),
+                "colo_vms": {
+                    "h1": {
+                        "primary": first,
+                        "secondary": second,
+                        "interval_ms": 1000,
+                        "peer_timeout_ms": 10000,
+                        "bridge": "xenbr0",
+                    }
+                },
+            },
+        }
+    }
+    (settings.state_dir / "inventory.yml").write_text(json.dumps(inventory, indent=2) + "\n")

@@ -1,0 +1,317 @@
+"""The lab as a whole: up, down, reset, status; and finding what a killed command left behind."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pyroute2 import netns
+
+from lab import accel, network, processes, seed, ssh
+from lab.errors import LabError
+from lab.host import Host
+from lab.image import Image, ensure_image
+from lab.inventory import write_inventory
+from lab.recipe import recipe_for
+from lab.settings import HOSTS, RUN_ROOT, Settings, namespace_of
+
+_BOOT_TIMEOUT_S = 600
+_ANSWER_TIMEOUT_S = 60
+_NEEDED_BYTES = 5 * 2**30
+_PROGRAMS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-img": "qemu-utils",
+    "debootstrap": "debootstrap",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "mke2fs": "e2fsprogs",
+    "unshare": "util-linux",
+}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a lab was made with; kept in `.lab/lab.json` once both hosts have their snapshot."""
+
+    debian: int
+    image: str
+    ports: dict[str, int]
+    accelerator: list[str]
+
+
+class Lab:
+    """The lab of one checkout."""
+
+    def __init__(self, settings: Settings, say: Say) -> None:
+        self.settings = settings
+        self._say = say
+
+    def up(self, debian: int, first_port: int | None) -> None:
+        """Both hosts running and answering; made from nothing, or back from their snapshot."""
+        check_machine()
+        with self._lock():
+            self.reclaim()
+            recipe = recipe_for(debian)
+            ensure_image(recipe, self.settings.cache, self._say)
+            plan = self._plan()
+            wanted = (debian, recipe.image_digest)
+            if (
+                plan
+                and (plan.debian, plan.image) == wanted
+                and all(h.has_snapshot() for h in self._hosts(plan))
+            ):
+                if all(host.pid for host in self._hosts(plan)):
+                    self._say("both hosts are running already")
+                else:
+                    self._back_to_snapshot(plan)
+                return
+            self._stop_all()
+            self._make(debian, recipe.image_digest, first_port)
+
+    def reset(self) -> None:
+        """Both hosts as they were right after the first boot, whatever has happened to them."""
+        check_machine()
+        with self._lock():
+            self.reclaim()
+            self._back_to_snapshot(self._require_plan())
+
+    def down(self, *, purge: bool = False) -> None:
+        """Nothing of the lab runs any more; `purge` removes disks, keys and snapshots too."""
+        check_root("lab down")
+        with self._lock():
+            self._stop_all()
+            if purge:
+                for path in self.settings.state_dir.iterdir():
+                    if path.name != "lock":
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def reclaim(self) -> None:
+        """Remove what labs left behind: of this checkout, when nothing of it is whole; of others, when the checkout is gone."""
+        known = {path.name for path in RUN_ROOT.glob("*")} if RUN_ROOT.exists() else set()
+        spaces = {name.removeprefix("colo-") for name in netns.listnetns() if name.startswith("colo-")}
+        for lab_id in known | processes.lab_ids() | spaces:
+            if lab_id == self.settings.lab_id:
+                if self._plan() is None and self._stop_all():
+                    self._say("removed what an interrupted command had left")
+            elif _is_orphan(lab_id):
+                _remove(lab_id)
+                self._say(f"removed the lab {lab_id}, whose checkout is gone")
+
+    def host(self, name: str) -> Host:
+        """A host of the lab that is up."""
+        plan = self._require_plan()
+        if name not in HOSTS:
+            raise LabError(f"the lab has no host {name}; it has {' and '.join(HOSTS)}")
+        return self._host(plan, name)
+
+    def power_on(self, name: str) -> None:
+        """Boot a host that was powered off, from its own disk."""
+        host = self.host(name)
+        if host.pid is not None:
+            raise LabError(f"{name} is running already")
+        host.start(self._require_plan().accelerator, from_snapshot=False)
+        host.wait_booted(_BOOT_TIMEOUT_S)
+
+    def status(self) -> list[dict[str, str]]:
+        """One row per host: name, state, pid, ssh port."""
+        plan = self._plan()
+        if plan is None:
+            return [{"host": name, "state": "not made", "pid": "-", "ssh": "-"} for name in HOSTS]
+        rows = []
+        for host in self._hosts(plan):
+            pid = host.pid
+            state = "off" if pid is None else "frozen" if processes.is_stopped(pid) else "running"
+            rows.append(
+                {
+                    "host": host.name,
+                    "state": state,
+                    "pid": str(pid or "-"),
+                    "ssh": f"127.0.0.1:{host.ssh_port}",
+                }
+            )
+        return rows
+
+    def _make(self, debian: int, digest: str, first_port: int | None) -> None:
+        settings = self.settings
+        self._check_space()
+        accelerator, why = accel.choose()
+        self._say(why)
+        self._plan_path.unlink(missing_ok=True)
+        plan = Plan(debian, digest, _choose_ports(settings, first_port), accelerator)
+        seed.make_keys(settings, plan.ports)
+        ssh.write_config(settings, plan.ports)
+        write_inventory(settings, plan.ports)
+        network.ensure_namespace(settings)
+        self._mark_run_dir()
+        started = time.monotonic()
+        self._say("booting both hosts for the first time (about two minutes under software emulation)")
+
+        def first_boot(name: str) -> None:
+            host = self._host(plan, name)
+            seed.write_seed(settings, name)
+            host.create_disk()
+            host.start(accelerator, from_snapshot=False)
+            host.wait_booted(_BOOT_TIMEOUT_S)
+            self._greet(name)
+            self._say(f"{name} is up ({time.monotonic() - started:.0f} s)")
+
+        try:
+            _on_both(first_boot)
+            _on_both(lambda name: self._host(plan, name).take_snapshot())
+        except BaseException:
+            self._stop_all()
+            raise
+        _write_json(self._plan_path, asdict(plan))
+        self._say(
+            f"both hosts are saved as the state that resets go back to ({time.monotonic() - started:.0f} s)"
+        )
+
+    def _back_to_snapshot(self, plan: Plan) -> None:
+        started = time.monotonic()
+        self._stop_all()
+        network.ensure_namespace(self.settings)
+        self._mark_run_dir()
+
+        def back(name: str) -> None:
+            self._host(plan, name).start(plan.accelerator, from_snapshot=True)
+            self._greet(name)
+
+        _on_both(back)
+        self._say(f"both hosts are back at their snapshot ({time.monotonic() - started:.1f} s)")
+
+    def _greet(self, name: str) -> None:
+        """The host answers and its clock is right (a snapshot brings the clock of its day)."""
+        ssh.run(
+            self.settings,
+            name,
+            f"date -s @{time.time():.3f} >/dev/null && xl list >/dev/null",
+            _ANSWER_TIMEOUT_S,
+        )
+
+    def _stop_all(self) -> bool:
+        self._drop_ssh_masters()
+        return _remove(self.settings.lab_id)
+
+    def _drop_ssh_masters(self) -> None:
+        # A master of Ansible's would hold on to a connection that the host has forgotten.
+        for path in (self.settings.run_dir / "ssh").glob("*"):
+            subprocess.run(
+                ["ssh", "-o", f"ControlPath={path}", "-O", "exit", "lab"], capture_output=True, check=False
+            )
+
+    def _host(self, plan: Plan, name: str) -> Host:
+        image = Image(self.settings.cache / f"image-{plan.image}")
+        return Host(self.settings, name, image, plan.ports[name])
+
+    def _hosts(self, plan: Plan) -> list[Host]:
+        return [self._host(plan, name) for name in HOSTS]
+
+    @property
+    def _plan_path(self) -> Path:
+        return self.settings.state_dir / "lab.json"
+
+    def _plan(self) -> Plan | None:
+        if not self._plan_path.exists():
+            return None
+        return Plan(**json.loads(self._plan_path.read_text()))
+
+    def _require_plan(self) -> Plan:
+        plan = self._plan()
+        if plan is None:
+            raise LabError("this checkout has no lab yet: run `make lab-up`")
+        return plan
+
+    def _mark_run_dir(self) -> None:
+        """Sockets' directory, with the checkout's name in it so that others can tell when it is an orphan."""
+        (self.settings.run_dir / "ssh").mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.settings.run_dir / "checkout").write_text(str(self.settings.checkout))
+
+    def _check_space(self) -> None:
+        free = shutil.disk_usage(self.settings.state_dir).free
+        if free < _NEEDED_BYTES:
+            raise LabError(
+                f"{self.settings.state_dir} has {free // 2**20} MiB free and two hosts with snapshots take up to "
+                f"{_NEEDED_BYTES // 2**20} MiB: make room first"
+            )
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """One lab command at a time per checkout."""
+        self.settings.state_dir.mkdir(exist_ok=True)
+        with (self.settings.state_dir / "lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._say("another lab command of this checkout is at work; waiting for it")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+def check_root(what: str) -> None:
+    """Network namespaces and images need root."""
+    if os.geteuid() != 0:
+        raise LabError(f"{what} needs root (network namespace, taps, image): run it again as `sudo make ...`")
+
+
+def check_machine() -> None:
+    """Root, programs, /dev/net/tun: or a sentence with the command that mends it."""
+    check_root("the lab")
+    missing = sorted({package for program, package in _PROGRAMS.items() if shutil.which(program) is None})
+    if missing:
+        raise LabError(
+            f"programs of the lab are missing: run `apt-get install --no-install-recommends {' '.join(missing)}`"
+        )
+    if not Path("/dev/net/tun").exists():
+        raise LabError("/dev/net/tun is missing: run `modprobe tun`")
+
+
+def _remove(lab_id: str) -> bool:
+    """Kill a lab's processes, remove its namespace and sockets; whether there was any of it."""
+    running = processes.find(lab_id)
+    for pid in running.values():
+        processes.kill(pid)
+    removed = network.remove_namespace(namespace_of(lab_id))
+    directory = RUN_ROOT / lab_id
+    if directory.exists():
+        shutil.rmtree(directory)
+    return bool(running) or removed
+
+
+def _is_orphan(lab_id: str) -> bool:
+    marker = RUN_ROOT / lab_id / "checkout"
+    return marker.exists() and not (Path(marker.read_text()) / ".lab").exists()
+
+
+def _choose_ports(settings: Settings, first_port: int | None) -> dict[str, int]:
+    """Ssh ports on loopback: the given ones, or a pair that follows from the checkout and is free."""
+    if first_port is not None:
+        return {name: first_port + index for index, name in enumerate(HOSTS)}
+    start = 20000 + int(settings.lab_id, 16) % 5000 * len(HOSTS)
+    for candidate in range(start, start + 200, len(HOSTS)):
+        ports = {name: candidate + index for index, name in enumerate(HOSTS)}
+        if all(network.port_is_free(port) for port in ports.values()):
+            return ports
+    raise LabError(
+        f"no two free ports from {start} on 127.0.0.1 for the hosts' ssh: choose with `lab up --ssh-port N`"
+    )
+
+
+def _on_both(action: Callable[[str], None]) -> None:
+    """Run an action for both hosts at once; the first failure is raised when both have ended."""
+    with ThreadPoolExecutor(len(HOSTS)) as pool:
+        for future in [pool.submit(action, name) for name in HOSTS]:
+            future.result()
+
+
+def _write_json(path: Path, value: object) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.rename(path)
