@@ -64,7 +64,10 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--debian", type=int, default=12, help=f"release of the hosts: {sorted(RECIPES)}")
     down = add("down", _down, "stop everything")
     down.add_argument("--purge", action="store_true", help="remove disks, keys and snapshots too")
-    add("reset", lambda _s, lab, _o: lab.reset(), "both hosts as after their first boot")
+    reset = add(
+        "reset", lambda _s, lab, o: lab.reset(with_guest=o.guest), "both hosts as after their first boot"
+    )
+    reset.add_argument("--guest", action="store_true", help="with the guest h1 running on the first host")
     add("status", _status, "one line per host")
     login = add("ssh", _ssh, "log in to a host or run a command there")
     login.add_argument("host", choices=HOSTS)

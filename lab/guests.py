@@ -2,6 +2,7 @@
 
 import re
 import socket
+import time
 from dataclasses import dataclass
 
 from lab import network, ssh
@@ -37,6 +38,21 @@ def create(settings: Settings, guest: str, host: str) -> None:
     """Create a guest on a host (`xl create`)."""
     check_name(guest)
     ssh.run(settings, host, f"xl create -q /etc/xen/lab/{guest}.cfg", _CREATE_TIMEOUT_S)
+
+
+def wait_answer(settings: Settings, guest: str, timeout_s: float) -> Answer:
+    """The first answer of a guest that is booting; a guest without an address yet refuses or swallows connections."""
+    client = Client(settings, guest, timeout_s=2.0)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return client.read()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise LabError(f"{guest} did not answer within {timeout_s:.0f} s: {error}") from error
+            time.sleep(0.2)  # a booting guest has no way to call us; asking is all there is
+        finally:
+            client.close()
 
 
 def check_name(guest: str) -> None:

@@ -18,7 +18,8 @@ from lab.errors import LabError
 from lab.image import Image
 from lab.settings import PATHS, SUBNETS, Settings, host_number, mac
 
-SNAPSHOT = "ready"
+#: Snapshots of a host: right after its first boot, and with the guest h1 running on it.
+READY, WITH_GUEST = "ready", "with-guest"
 _READY_MARK = b"COLO-LAB-READY"
 _MEMORY_MIB = 1536
 _XEN_COMMAND_LINE = "console=com1 com1=115200,8n1 noreboot dom0_mem=512M,max:512M dom0_max_vcpus=1"
@@ -65,15 +66,15 @@ class Host:
         ]
         _run(command)
 
-    def has_snapshot(self) -> bool:
-        """Whether the overlay holds the snapshot that a reset goes back to."""
+    def has_snapshot(self, tag: str) -> bool:
+        """Whether the overlay holds the snapshot `tag`."""
         if not self.overlay.exists():
             return False
         listing = _run(["qemu-img", "snapshot", "-U", "-l", str(self.overlay)])
-        return any(line.split()[1:2] == [SNAPSHOT] for line in listing.splitlines())
+        return any(line.split()[1:2] == [tag] for line in listing.splitlines())
 
-    def start(self, accelerator: list[str], *, from_snapshot: bool) -> None:
-        """Start QEMU; returns as soon as its monitor answers."""
+    def start(self, accelerator: list[str], snapshot: str | None = None) -> None:
+        """Start QEMU, from a snapshot or from the disk; returns as soon as its monitor answers."""
         _check_port(self.ssh_port, self.name)
         self.settings.run_dir.mkdir(parents=True, exist_ok=True)
         monitor, console = (self._listen(kind) for kind in ("qmp", "console"))
@@ -81,8 +82,8 @@ class Host:
         try:
             fds = [monitor.fileno(), console.fileno(), *taps.values()]
             command = self._command(accelerator, monitor.fileno(), console.fileno(), taps)
-            if from_snapshot:
-                command += ["-loadvm", SNAPSHOT]
+            if snapshot is not None:
+                command += ["-loadvm", snapshot]
             with (self.directory / "qemu.log").open("wb") as log:
                 subprocess.Popen(
                     command,
@@ -119,10 +120,10 @@ class Host:
                     )
                 seen = seen[-len(_READY_MARK) :] + data
 
-    def take_snapshot(self) -> None:
-        """Save memory and disk as the state that resets go back to."""
+    def take_snapshot(self, tag: str) -> None:
+        """Save memory and disk under `tag`, a state that resets go back to."""
         with self.monitor() as monitor:
-            answer = monitor.cmd("human-monitor-command", **{"command-line": f"savevm {SNAPSHOT}"})
+            answer = monitor.cmd("human-monitor-command", **{"command-line": f"savevm {tag}"})
         if answer:
             raise LabError(
                 f"{self.name} could not be saved: {str(answer).strip()}; is the disk of {self.directory} full?"

@@ -14,15 +14,16 @@ from pathlib import Path
 
 from pyroute2 import netns
 
-from lab import accel, network, processes, seed, ssh
+from lab import accel, guests, network, processes, seed, ssh
 from lab.errors import LabError
-from lab.host import Host
+from lab.host import READY, WITH_GUEST, Host
 from lab.image import Image, ensure_image
 from lab.inventory import write_inventory
 from lab.recipe import recipe_for
 from lab.settings import HOSTS, RUN_ROOT, Settings, namespace_of
 
 _BOOT_TIMEOUT_S = 600
+_GUEST_TIMEOUT_S = 300
 _ANSWER_TIMEOUT_S = 60
 _NEEDED_BYTES = 5 * 2**30
 _PROGRAMS = {
@@ -66,7 +67,7 @@ class Lab:
             if (
                 plan
                 and (plan.debian, plan.image) == wanted
-                and all(h.has_snapshot() for h in self._hosts(plan))
+                and all(h.has_snapshot(READY) for h in self._hosts(plan))
             ):
                 if all(host.pid for host in self._hosts(plan)):
                     self._say("both hosts are running already")
@@ -76,12 +77,27 @@ class Lab:
             self._stop_all()
             self._make(debian, recipe.image_digest, first_port)
 
-    def reset(self) -> None:
-        """Both hosts as they were right after the first boot, whatever has happened to them."""
+    def reset(self, *, with_guest: bool = False) -> None:
+        """Both hosts as they were right after the first boot, whatever has happened to them.
+
+        `with_guest`: with the guest h1 running on the first host. Its boot takes a minute under software emulation
+        (its kernel comes through an I/O port), so it is done once and saved.
+        """
         check_machine()
         with self._lock():
             self.reclaim()
-            self._back_to_snapshot(self._require_plan())
+            plan = self._require_plan()
+            first = self._host(plan, HOSTS[0])
+            if not with_guest:
+                self._back_to_snapshot(plan)
+            elif first.has_snapshot(WITH_GUEST):
+                self._back_to_snapshot(plan, {first.name: WITH_GUEST})
+            else:
+                self._back_to_snapshot(plan)
+                self._say("booting the guest h1 for the first time (about a minute under software emulation)")
+                guests.create(self.settings, "h1", first.name)
+                guests.wait_answer(self.settings, "h1", _GUEST_TIMEOUT_S)
+                first.take_snapshot(WITH_GUEST)
 
     def down(self, *, purge: bool = False) -> None:
         """Nothing of the lab runs any more; `purge` removes disks, keys and snapshots too."""
@@ -117,7 +133,7 @@ class Lab:
         host = self.host(name)
         if host.pid is not None:
             raise LabError(f"{name} is running already")
-        host.start(self._require_plan().accelerator, from_snapshot=False)
+        host.start(self._require_plan().accelerator)
         host.wait_booted(_BOOT_TIMEOUT_S)
 
     def status(self) -> list[dict[str, str]]:
@@ -158,14 +174,14 @@ class Lab:
             host = self._host(plan, name)
             seed.write_seed(settings, name)
             host.create_disk()
-            host.start(accelerator, from_snapshot=False)
+            host.start(accelerator)
             host.wait_booted(_BOOT_TIMEOUT_S)
             self._greet(name)
             self._say(f"{name} is up ({time.monotonic() - started:.0f} s)")
 
         try:
             _on_both(first_boot)
-            _on_both(lambda name: self._host(plan, name).take_snapshot())
+            _on_both(lambda name: self._host(plan, name).take_snapshot(READY))
         except BaseException:
             self._stop_all()
             raise
@@ -174,14 +190,15 @@ class Lab:
             f"both hosts are saved as the state that resets go back to ({time.monotonic() - started:.0f} s)"
         )
 
-    def _back_to_snapshot(self, plan: Plan) -> None:
+    def _back_to_snapshot(self, plan: Plan, special: dict[str, str] | None = None) -> None:
+        """Both hosts to the snapshot `ready`, or to the one that `special` names for a host."""
         started = time.monotonic()
         self._stop_all()
         network.ensure_namespace(self.settings)
         self._mark_run_dir()
 
         def back(name: str) -> None:
-            self._host(plan, name).start(plan.accelerator, from_snapshot=True)
+            self._host(plan, name).start(plan.accelerator, (special or {}).get(name, READY))
             self._greet(name)
 
         _on_both(back)

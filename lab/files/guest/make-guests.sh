@@ -39,7 +39,7 @@ pack() { # pack NAME KERNEL MODULE...: the initramfs with what the guest needs a
       fi
     done
   done
-  (cd "$root" && find . | cpio --quiet -o -H newc | zstd -q -3 -T0) > "$out/initrd-$name"
+  (cd "$root" && find . | cpio --quiet -o -H newc | zstd -q -19 -T0) > "$out/initrd-$name"
   cp "/boot/vmlinuz-$release" "$out/vmlinuz-$name"
   rm -rf "$root"
 }
