@@ -141,7 +141,7 @@ def _status(_settings: Settings, lab: Lab, _options: argparse.Namespace) -> int:
 
 
 def _ssh(settings: Settings, lab: Lab, options: argparse.Namespace) -> None:
-    lab.host(options.host)
+    lab.host(options.host).require_pid()
     command = ssh.command(settings, options.host, *options.words)
     os.execvp(command[0], command)  # noqa: S606 # ssh takes over this terminal
 

@@ -50,6 +50,13 @@ class Host:
         """The running QEMU's pid."""
         return processes.find(self.settings.lab_id).get(self.settings.process_name(self.name))
 
+    def require_pid(self) -> int:
+        """The running QEMU's pid; a LabError when the host is off."""
+        pid = self.pid
+        if pid is None:
+            raise LabError(f"{self.name} is powered off: `make lab-reset` brings both hosts back")
+        return pid
+
     def create_disk(self) -> None:
         """A new, empty overlay: the host's disk is the image again."""
         command = [
@@ -137,15 +144,15 @@ class Host:
 
     def freeze(self) -> None:
         """Stop the whole host between two instructions (SIGSTOP)."""
-        os.kill(self._running_pid(), signal.SIGSTOP)
+        os.kill(self.require_pid(), signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let a frozen host go on."""
-        os.kill(self._running_pid(), signal.SIGCONT)
+        os.kill(self.require_pid(), signal.SIGCONT)
 
     def set_cable(self, path: str, *, plugged: bool) -> None:
         """Cut or mend the host's cable on a path; the host sees its carrier go and come."""
-        self._running_pid()
+        self.require_pid()
         with self.monitor() as monitor:
             monitor.cmd("set_link", name=f"n-{path}", up=plugged)
 
@@ -203,12 +210,6 @@ class Host:
         listener.bind(str(path))
         listener.listen(1)
         return listener
-
-    def _running_pid(self) -> int:
-        pid = self.pid
-        if pid is None:
-            raise LabError(f"{self.name} is powered off: `make lab-reset` brings both hosts back")
-        return pid
 
     def _last_words(self) -> str:
         log = self.directory / "qemu.log"

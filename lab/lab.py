@@ -70,6 +70,7 @@ class Lab:
                 and all(h.has_snapshot(READY) for h in self._hosts(plan))
             ):
                 if all(host.pid for host in self._hosts(plan)):
+                    _on_both(self._greet)
                     self._say("both hosts are running already")
                 else:
                     self._back_to_snapshot(plan)

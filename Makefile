@@ -1,0 +1,62 @@
+# Everything that people and CI call. `make help` lists it.
+VENV := .venv
+BIN := $(VENV)/bin
+LAB := $(BIN)/python -m lab
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lint types unit lab-tests molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.done ## packages of this machine and the Python environment
+
+$(VENV)/.done: pyproject.toml constraints.txt scripts/packages.txt
+	scripts/install-packages
+	python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $@
+
+lint: setup ## ruff, yamllint, ansible-lint (production)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/yamllint --strict .
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/ansible-lint
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+unit: setup ## unit, property and contract tests: under a minute, no lab
+	$(BIN)/pytest -q tests/unit
+
+lab-tests: setup ## the lab itself, the playbooks' error paths and the demo's job, on real Xen
+	$(BIN)/pytest -v tests/lab
+
+molecule: setup lab-up ## the roles on the lab's hosts: converge, idempotence, verify
+	PATH=$(CURDIR)/$(BIN):$$PATH scripts/molecule
+
+test: lint types unit molecule lab-tests ## all of it: what CI runs
+
+demo: setup ## the main job on real Xen, from nothing to a failover
+	$(LAB) demo
+
+lab-up: setup ## both hosts running (the first time: build the image and boot)
+	$(LAB) up
+
+lab-down: setup ## nothing of the lab runs any more
+	$(LAB) down
+
+lab-reset: setup ## both hosts as after their first boot, in seconds
+	$(LAB) reset
+
+lab-status: setup ## one line per host
+	$(LAB) status
+
+lab-ssh: setup ## log in: make lab-ssh HOST=xa
+	$(LAB) ssh $(or $(HOST),xa)
+
+clean: ## stop the lab and remove what was made here (the image cache stays)
+	if [ -d $(VENV) ]; then $(LAB) down --purge; fi
+	rm -rf build .lab $(VENV)
