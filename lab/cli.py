@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from lab import guests, network, ssh
+from lab.demo.run import run as run_demo
 from lab.errors import LabError
 from lab.image import ensure_image
 from lab.lab import Lab, check_machine
@@ -60,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         "--ssh-port", type=int, help="first of two ssh ports on 127.0.0.1 for a new lab (default: free ones)"
     )
     image = add("image", _image, "build the disk image only")
-    for verb in (up, image):
+    demo = add("demo", _demo, "the main job: install, protect, verify, pull the plug, fail over")
+    for verb in (up, image, demo):
         verb.add_argument("--debian", type=int, default=12, help=f"release of the hosts: {sorted(RECIPES)}")
     down = add("down", _down, "stop everything")
     down.add_argument("--purge", action="store_true", help="remove disks, keys and snapshots too")
@@ -127,6 +129,10 @@ def _up(_settings: Settings, lab: Lab, options: argparse.Namespace) -> None:
 def _image(settings: Settings, _lab: Lab, options: argparse.Namespace) -> None:
     check_machine()
     print(ensure_image(recipe_for(options.debian), settings.cache, partial(print, flush=True)).directory)
+
+
+def _demo(settings: Settings, lab: Lab, options: argparse.Namespace) -> int:
+    return run_demo(settings, lab, options.debian)
 
 
 def _down(_settings: Settings, lab: Lab, options: argparse.Namespace) -> None:

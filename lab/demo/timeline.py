@@ -73,7 +73,9 @@ def judge(timeline: Timeline, wanted_checkpoints: int) -> list[str]:
     if timeline.counter_before is None or timeline.counter_after is None:
         broken.append("the guest did not answer after the failover")
     elif timeline.counter_after < timeline.counter_before:
-        broken.append(f"the guest went back in time, from {timeline.counter_before} to {timeline.counter_after}")
+        broken.append(
+            f"the guest went back in time, from {timeline.counter_before} to {timeline.counter_after}"
+        )
     if timeline.writes_lost is None or timeline.writes_lost:
         broken.append(f"writes made before the last checkpoint are missing: {timeline.writes_lost}")
     return broken

@@ -1,0 +1,39 @@
+from dataclasses import replace
+
+from lab.demo.timeline import Timeline, judge
+
+GOOD = Timeline(
+    checkpoints=25,
+    checkpoints_with_b=20,
+    pages_compared=1000,
+    pages_different=[0xFEFFC],
+    pages_unexplained=[],
+    failover_s=3.0,
+    counter_before=10,
+    counter_after=12,
+    writes_lost=0,
+)
+
+
+def test_a_demo_that_showed_everything_is_good():
+    assert judge(GOOD, 20) == []
+
+
+def test_each_missing_figure_is_a_sentence():
+    cases = {
+        "19 checkpoints were made, 20 are wanted": replace(GOOD, checkpoints=19),
+        "B was empty in every checkpoint: the back channel showed nothing": replace(
+            GOOD, checkpoints_with_b=0
+        ),
+        "no page of the two copies was compared": replace(GOOD, pages_compared=0),
+        "frames differ without a reason: [7]": replace(GOOD, pages_unexplained=[7]),
+        "the guest did not answer after the failover": replace(GOOD, counter_after=None),
+        "the guest went back in time, from 10 to 9": replace(GOOD, counter_after=9),
+        "writes made before the last checkpoint are missing: 1": replace(GOOD, writes_lost=1),
+    }
+    for sentence, timeline in cases.items():
+        assert judge(timeline, 20) == [sentence]
+
+
+def test_a_demo_that_broke_off_shows_nothing():
+    assert len(judge(Timeline(), 20)) == 6
