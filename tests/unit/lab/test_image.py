@@ -9,7 +9,6 @@ from lab.errors import LabError
 from lab.recipe import recipe_for
 
 
-
 def builds(monkeypatch, outcome):
     made = []
 
@@ -18,7 +17,9 @@ def builds(monkeypatch, outcome):
         outcome(script, variables)
 
     monkeypatch.setattr(lab.image, "_run_isolated", run)
-    monkeypatch.setattr(lab.image, "debian_suites", lambda _codename: [SimpleNamespace(uri="u", deb822=lambda _k: "s")])
+    monkeypatch.setattr(
+        lab.image, "debian_suites", lambda _codename: [SimpleNamespace(uri="u", deb822=lambda _k: "s")]
+    )
     monkeypatch.setattr(lab.image, "acquire_settings", lambda: "")
     return made
 
