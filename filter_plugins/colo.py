@@ -1,0 +1,237 @@
+"""What the playbooks decide and show, as pure functions: plain data in, sentences or text out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+#: A guest may go to a host with a newer Xen where that was proved; the way back was not.
+UPGRADE_PAIRS = frozenset({("4.17", "4.20")})
+COLUMNS = ("VM", "MODE", "PRIMARY", "SECONDARY", "EPOCHS", "PAUSE_MS", "|A|", "|B|", "|D|", "BYTES", "REASON")
+
+
+def inventory_problems(vms: object, hosts: Sequence[str], variables: Mapping[str, Any]) -> list[str]:
+    """Everything in colo_vms and colo_hosts that cannot work, one sentence each; needs no facts and no host."""
+    problems = []
+    if not isinstance(vms, Mapping):
+        return ["colo_vms is not a mapping of VM names to their settings: see inventory/example."]
+    used = []
+    for name, vm in vms.items():
+        if not NAME.fullmatch(str(name)):
+            problems.append(
+                f"colo_vms: {name!r} is no name for a VM: letters, digits, '_', '.', '-', at most 63."
+            )
+        if not isinstance(vm, Mapping):
+            problems.append(f"colo_vms: {name} is not a mapping of settings: see inventory/example.")
+            continue
+        sides = {side: vm.get(side) for side in ("primary", "secondary")}
+        problems += [f"colo_vms: {name} has no {side}." for side, host in sides.items() if not host]
+        problems += [
+            f"colo_vms: the {side} of {name} is {host}, which is not in the group colo_hosts ({', '.join(hosts)})."
+            for side, host in sides.items()
+            if host and host not in hosts
+        ]
+        if sides["primary"] and sides["primary"] == sides["secondary"]:
+            problems.append(f"colo_vms: primary and secondary of {name} are both {sides['primary']}.")
+        interval, timeout = vm.get("interval_ms", 1000), vm.get("peer_timeout_ms", 5000)
+        problems += [
+            f"colo_vms: {key} of {name} is {value!r}, not a whole number from {low} to {high}."
+            for key, value, low, high in (
+                ("interval_ms", interval, 10, 3_600_000), ("peer_timeout_ms", timeout, 500, 600_000))
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high
+        ]  # fmt: skip
+        used += [host for host in sides.values() if host in hosts]
+    problems += [
+        f"{host} has no colo_channel_address: the address at which its peer's channels reach its sshd."
+        for host in sorted(set(used))
+        if not variables[host].get("colo_channel_address")
+    ]
+    return problems
+
+
+def selection_problems(
+    vms: Mapping[str, Any], vm: str, confirm: str | None = None, usage: str = ""
+) -> list[str]:
+    """Why ``-e colo_vm=VM`` (and, where it is a string, ``-e colo_confirm=VM``) cannot be meant."""
+    known = ", ".join(sorted(vms)) or "none yet"
+    if not vm:
+        return [f"Say which VM: -e colo_vm=NAME. The inventory's colo_vms has: {known}."]
+    if vm not in vms:
+        return [f"colo_vms has no VM {vm}; it has: {known}."]
+    if confirm is not None and confirm != vm:
+        return [
+            f"This cannot be undone: confirm it with the VM's name, {usage} -e colo_vm={vm} -e colo_confirm={vm}."
+        ]
+    return []
+
+
+def peers(vms: Mapping[str, Any], host: str) -> list[str]:
+    """The hosts that ``host`` shares a VM with, whichever way round: after a failover the roles change."""
+    pairs = [(vm["primary"], vm["secondary"]) for vm in vms.values()]
+    return sorted(
+        {second if first == host else first for first, second in pairs if host in (first, second)} - {host}
+    )
+
+
+def bridges(vms: Mapping[str, Any], host: str) -> list[str]:
+    """The bridges that ``host`` needs for its VMs."""
+    return sorted(
+        {vm.get("bridge", "xenbr0") for vm in vms.values() if host in (vm["primary"], vm["secondary"])}
+    )
+
+
+def pair_problems(vms: Mapping[str, Any], releases: Mapping[str, str]) -> list[str]:
+    """VMs whose hosts run Xen releases between which copies are not proved; unknown releases are not judged."""
+    problems = []
+    for name, vm in vms.items():
+        first, second = releases.get(vm["primary"]), releases.get(vm["secondary"])
+        if first and second and first != second and (first, second) not in UPGRADE_PAIRS:
+            problems.append(
+                f"{name}: its primary {vm['primary']} runs Xen {first} and its secondary {vm['secondary']} Xen {second}. "
+                "Both must run the same release, or the primary 4.17 and the secondary 4.20."
+            )
+    return problems
+
+
+def failover_problems(
+    secondary: Mapping[str, Any], primary: Mapping[str, Any] | None, hosts: Mapping[str, str]
+) -> list[str]:
+    """Why the copy must not take over now. ``primary`` is None when its host does not answer.
+
+    Both are entries of colo_vm_info; ``hosts`` names the two. Two running copies are the worst that can happen, so
+    everything that may be one counts as one.
+    """
+    name = secondary["name"]
+    if primary is None or not primary["may_run_vm"]:
+        return []
+    evidence = []
+    if not primary["domains_known"]:
+        evidence.append("Xen there does not tell its domains")
+    elif primary["domain"]:
+        evidence.append(f"domain {name} exists there (state {primary['domain']['state']})")
+    if primary["alive"]:
+        evidence.append(f"its replicator runs (phase {primary['phase'] or 'unknown'})")
+    what = " and ".join(evidence)
+    if secondary["protection"] == "active":
+        return [
+            f"TWO COPIES of {name} may be running: {hosts['secondary']} took over, and {hosts['primary']} answers: {what}. "
+            f"Decide at once which one is right and remove the other with 'xl destroy {name}' on its host."
+        ]
+    return [
+        f"{name} is not failed over, because it may still run on its primary {hosts['primary']}, which answers: {what}. "
+        f"Two running copies would be worse than none. If the VM on {hosts['primary']} is broken, end it first: "
+        f"'systemctl stop colo-replicator@{name}' and 'xl destroy {name}' there, then run this again."
+    ]
+
+
+def discard_confirmation(vm: str, confirm: str, primary: Mapping[str, Any] | None) -> str:
+    """What to confirm the removal of a secondary's copy with: the VM running on its primary is reason enough."""
+    return vm if confirm == vm or (primary is not None and primary["domain"]) else ""
+
+
+def status_table(reports: Mapping[str, Any], vms: Mapping[str, Any]) -> str:
+    """One line for each VM of the inventory and for each that a host knows besides.
+
+    ``reports`` maps a host to the result of colo_vm_info; a host without one, or with ``unreachable``, did not answer.
+    """
+    known = {host: _entries(report) for host, report in reports.items()}
+    names = sorted({*vms, *(name for entries in known.values() if entries for name in entries)})
+    rows = [COLUMNS, *(_row(name, vms.get(name), known) for name in names)]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(COLUMNS))]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _entries(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not report or report.get("unreachable") or "vms" not in report:
+        return None
+    return {entry["name"]: entry for entry in report["vms"]}
+
+
+def _row(
+    name: str, vm: Mapping[str, Any] | None, known: Mapping[str, dict[str, Any] | None]
+) -> tuple[str, ...]:
+    holders = {host: entries[name] for host, entries in known.items() if entries and name in entries}
+    primary, secondary = (vm["primary"], vm["secondary"]) if vm else _sides(holders)
+    sides = [holders.get(host) for host in (primary, secondary)]
+    states = [side["state"] or {} for side in sides if side and not side["stale"]]
+    lead = next((state for state in states if state.get("last")), states[0] if states else {})
+    last = lead.get("last") or {}
+    numbers = [last.get(key) for key in ("a_pages", "b_pages", "d_pages", "bytes")]
+    pause = last.get("pause_ms")
+    return (
+        name,
+        str(lead.get("mode") or "-"),
+        _side(primary, sides[0], known),
+        _side(secondary, sides[1], known),
+        str(lead.get("epoch", "-")),
+        "-" if pause is None else f"{pause:.0f}",
+        *("-" if number is None else str(number) for number in numbers),
+        _reason(name, vm, primary, secondary, sides),
+    )
+
+
+def _sides(holders: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+    """Primary and secondary as the hosts themselves say, of a VM that the inventory does not have."""
+    roles = {
+        (entry["config"] or entry["state"] or {}).get("role", ""): host for host, entry in holders.items()
+    }
+    return roles.get("primary", "-"), roles.get("secondary", "-")
+
+
+def _side(host: str, entry: Mapping[str, Any] | None, known: Mapping[str, Any]) -> str:
+    if host == "-":
+        return "-"
+    if entry is None:
+        return f"{host} {'unreachable' if known.get(host) is None else 'unprotected'}"
+    phase = entry["phase"] or ("no state" if entry["alive"] else "not protected")
+    dead = not entry["alive"] and phase not in ("stopped", "failed", "unprotected", "active", "not protected")
+    return f"{host} {phase}{' (dead)' if dead else ''}"
+
+
+def _reason(
+    name: str,
+    vm: Mapping[str, Any] | None,
+    primary: str,
+    secondary: str,
+    sides: Sequence[Mapping[str, Any] | None],
+) -> str:
+    first, second = sides
+    if first and second and second["protection"] == "active" and first["may_run_vm"]:
+        return f"TWO COPIES may be running: {secondary} took over, and {primary} may still run {name}."
+    sentences = [] if vm else [f"{name} is not in the inventory's colo_vms."]
+    if (
+        first
+        and second
+        and first["phase"] == second["phase"] == "replicating"
+        and first["alive"]
+        and second["alive"]
+    ):
+        return " ".join([*sentences, first["sentence"]])
+    for host, side in ((primary, first), (secondary, second)):
+        if side and side["sentence"] not in sentences:
+            sentences.append(side["sentence"])
+        elif not side and host != "-":
+            sentences.append(f"{host} does not answer." if vm else "")
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+class FilterModule:
+    """The filters, by the names that playbooks use."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Name to function."""
+        return {
+            "colo_inventory_problems": inventory_problems,
+            "colo_selection_problems": selection_problems,
+            "colo_peers": peers,
+            "colo_bridges": bridges,
+            "colo_pair_problems": pair_problems,
+            "colo_failover_problems": failover_problems,
+            "colo_discard_confirmation": discard_confirmation,
+            "colo_status_table": status_table,
+        }

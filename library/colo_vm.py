@@ -1,0 +1,182 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keep the protection of a VM on a host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: colo_vm
+short_description: Keep the protection of a VM on one of its two hosts
+version_added: "0.1.0"
+description:
+  - Writes what the replicator of the VM shall do on this host, starts or ends it, or lets the copy here take over.
+  - Run it on the secondary before the primary to protect, and the other way round to end the protection.
+  - It refuses with a sentence whatever could leave two running copies, or none.
+options:
+  name:
+    description: The VM, which is also the name of its domain.
+    type: str
+    required: true
+  state:
+    description:
+      - V(protected) - the replicator runs in O(role), and where O(wait) is true, both copies run.
+      - V(unprotected) - no replicator and no configuration; the VM itself goes on where it runs.
+      - V(active) - the copy on this host took over. Refused while the primary is alive, needs O(confirm).
+    type: str
+    choices: [protected, unprotected, active]
+    default: protected
+  role:
+    description: What this host is for the VM; required when O(state=protected).
+    type: str
+    choices: [primary, secondary]
+  peer:
+    description: The other host; required when O(state=protected).
+    type: dict
+    suboptions:
+      name:
+        description: Its name.
+        type: str
+        required: true
+      address:
+        description: Where its sshd answers to channels; used on the primary.
+        type: str
+        default: ""
+      port:
+        description: The port there.
+        type: int
+        default: 22
+  interval_ms:
+    description: Time between checkpoints; used on the primary.
+    type: int
+    default: 1000
+  peer_timeout_ms:
+    description: A peer that is silent for so long counts as lost.
+    type: int
+    default: 5000
+  bridge:
+    description: The bridge of the VM's network cards.
+    type: str
+    default: xenbr0
+  confirm:
+    description: The VM's name once more, where the state cannot be undone.
+    type: str
+    default: ""
+  wait:
+    description: Wait until the protection protects.
+    type: bool
+    default: true
+  wait_checkpoints:
+    description: How many checkpoints a primary must have made by then.
+    type: int
+    default: 2
+  wait_timeout_s:
+    description: How long to wait.
+    type: int
+    default: 300
+attributes:
+  check_mode:
+    description: Predicts, also where colo_helper is not installed yet, and refuses what would be refused.
+    support: full
+  diff_mode:
+    description: Shows the configuration and the protection.
+    support: full
+author: COLO for Xen authors
+"""
+
+EXAMPLES = r"""
+- name: Protect h1, on its secondary
+  colo_vm:
+    name: h1
+    role: secondary
+    peer: {name: xa}
+
+- name: Protect h1, on its primary
+  colo_vm:
+    name: h1
+    role: primary
+    peer: {name: xb, address: 192.168.77.2}
+    interval_ms: 1000
+
+- name: Let the copy take over
+  colo_vm:
+    name: h1
+    state: active
+    confirm: h1
+
+- name: End the protection
+  colo_vm:
+    name: h1
+    state: unprotected
+"""
+
+RETURN = r"""
+name:
+  description: The VM.
+  type: str
+  returned: success
+  sample: h1
+config:
+  description: What the replicator shall do; null when the VM is not protected here.
+  type: dict
+  returned: success
+  sample: {format: 1, vm: h1, role: secondary, peer: {name: xa}, peer_timeout_ms: 5000, bridge: xenbr0}
+protection:
+  description: V(running), V(stopped), or V(active) when the VM goes on alone after a takeover.
+  type: str
+  returned: success
+  sample: running
+phase:
+  description: The replicator's phase.
+  type: str
+  returned: success
+  sample: replicating
+reason:
+  description: The replicator's own sentence.
+  type: str
+  returned: success
+  sample: The interval has passed.
+checkpoints:
+  description: Checkpoints since the replicator started.
+  type: int
+  returned: success
+  sample: 2
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.colo.vm import ProtectedVm
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "state": {
+                "type": "str",
+                "choices": ["protected", "unprotected", "active"],
+                "default": "protected",
+            },
+            "role": {"type": "str", "choices": ["primary", "secondary"]},
+            "peer": {
+                "type": "dict",
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "address": {"type": "str", "default": ""},
+                    "port": {"type": "int", "default": 22},
+                },
+            },
+            "interval_ms": {"type": "int", "default": 1000},
+            "peer_timeout_ms": {"type": "int", "default": 5000},
+            "bridge": {"type": "str", "default": "xenbr0"},
+            "confirm": {"type": "str", "default": ""},
+            "wait": {"type": "bool", "default": True},
+            "wait_checkpoints": {"type": "int", "default": 2},
+            "wait_timeout_s": {"type": "int", "default": 300},
+        },
+        required_if=[("state", "protected", ["role", "peer"])],
+        supports_check_mode=True,
+    )
+    ProtectedVm(module).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,322 @@
+"""The protection of one VM on one host as a state: protected, unprotected, or active after a takeover."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from ansible.module_utils.colo import gate, host, snapshot
+from ansible.module_utils.colo.base import DesiredState, Failure, host_name, render
+from ansible.module_utils.colo.files import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ansible.module_utils.basic import AnsibleModule
+
+FORMAT = 1
+_POLL_S = 0.5
+_STOP_TIMEOUT_S = 120.0
+_TAKEOVER_TIMEOUT_S = 120.0
+
+
+def configuration(params: dict[str, Any]) -> dict[str, Any]:
+    """What the replicator shall do: the contents of VM.json."""
+    config = {
+        "format": FORMAT,
+        "vm": params["name"],
+        "role": params["role"],
+        "peer": {"name": params["peer"]["name"]},
+        "peer_timeout_ms": params["peer_timeout_ms"],
+        "bridge": params["bridge"],
+    }
+    if params["role"] == "primary":
+        config["peer"] = {key: params["peer"][key] for key in ("name", "address", "port")}
+        config["interval_ms"] = params["interval_ms"]
+    return config
+
+
+def refuse_protection(now: snapshot.Snapshot, role: str) -> None:
+    """Raise the sentence why ``now`` must not become a protected VM in ``role``. Two running copies are the worst."""
+    if not now.domains_known:
+        raise Failure(f"Xen on {now.host} does not tell its domains ('xl list' fails): mend that first.")
+    if role == "primary":
+        if now.domain is None:
+            raise Failure(
+                f"There is no domain {now.vm} on {now.host}, its primary: start it there with "
+                f"'xl create /etc/xen/{now.vm}.cfg' or correct colo_vms, then protect it."
+            )
+        if now.alone and not now.taken_over:
+            raise Failure(
+                f"{now.host} holds a secondary copy of {now.vm} that has lost its primary: let it take over with "
+                f"playbooks/failover.yml first."
+            )
+        return
+    if now.taken_over:
+        raise Failure(
+            f"{now.vm} goes on alone on {now.host} since its takeover: make {now.host} its primary in colo_vms, "
+            "then protect it."
+        )
+    if now.alone:
+        raise Failure(
+            f"The copy of {now.vm} on {now.host} has lost its primary and may be the only one left: "
+            f"run playbooks/failover.yml to go on with it, or playbooks/unprotect.yml to give it up."
+        )
+    if now.domain is not None and now.protection == "stopped":
+        raise Failure(
+            f"There is a domain {now.vm} on {now.host}, its secondary, that no replicator keeps: it could become a second "
+            f"running copy. When it is not the VM that people use, remove it there with 'xl destroy {now.vm}'."
+        )
+
+
+class ProtectedVm(DesiredState):
+    """The replicator of one VM on this host."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        super().__init__(module)
+        self.params: dict[str, Any] = module.params
+        self.vm: str = module.params["name"]
+        self.state: str = module.params["state"]
+        self._started: float | None = None
+
+    def look(self) -> snapshot.Snapshot:
+        """Read all there is to know now."""
+        return snapshot.take(self.module, self.vm, host.read_domains(self.module))
+
+    def read(self) -> dict[str, Any]:
+        """The configuration and whether the protection runs."""
+        snapshot.check_name(self.vm)
+        now = self.look()
+        return {"config": now.config, "protection": now.protection, "replicator": now.alive}
+
+    def desired(self, before: dict[str, Any]) -> dict[str, Any]:
+        """By state; each refuses what would risk the VM."""
+        now = self.look()
+        if self.state == "protected":
+            if not self.module.check_mode:
+                gate.require_helper()
+            refuse_protection(now, self.params["role"])
+            return {"config": configuration(self.params), "protection": "running", "replicator": True}
+        if self.state == "unprotected":
+            self._refuse_discarding(now)
+            return {
+                "config": None,
+                "protection": "active" if now.taken_over else "stopped",
+                "replicator": False,
+            }
+        self._refuse_takeover(now)
+        return before if now.taken_over else {**before, "protection": "active"}
+
+    def apply(self, before: dict[str, Any], desired: dict[str, Any]) -> None:
+        """By state."""
+        if self.state == "protected":
+            self._protect(before, desired["config"])
+        elif self.state == "unprotected":
+            self._unprotect()
+        else:
+            self._take_over()
+
+    def finish(self) -> None:
+        """Wait until the protection protects."""
+        if self.state == "protected" and self.params["wait"]:
+            self._wait_protected()
+
+    def result(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The desired state's two fields, and what the replicator says now."""
+        now = self.look()
+        return {
+            "name": self.vm,
+            "config": state["config"],
+            "protection": state["protection"],
+            "phase": now.phase,
+            "reason": now.reason,
+            "checkpoints": checkpoints(now),
+        }
+
+    def diff(self, before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
+        """Both fields, under the configuration's name."""
+        header = str(snapshot.config_path(self.vm))
+        return {
+            "before_header": header,
+            "after_header": header,
+            "before": render(before),
+            "after": render(after),
+        }
+
+    # protected
+
+    def _protect(self, before: dict[str, Any], config: dict[str, Any]) -> None:
+        if self.look().alive:
+            self._systemctl("stop")
+        if before["config"] != config:
+            write_atomically(snapshot.config_path(self.vm), render(config))
+        self._started = time.monotonic()
+        self._systemctl("start", "--no-block")
+
+    def _wait_protected(self) -> None:
+        timeout_s: float = self.params["wait_timeout_s"]
+        role, wanted = self.params["role"], self.params["wait_checkpoints"]
+
+        def done(now: snapshot.Snapshot) -> bool:
+            if role == "secondary":
+                return now.alive and now.phase in {"waiting", "receiving", "replicating"}
+            return now.alive and now.phase == "replicating" and checkpoints(now) >= wanted
+
+        now = self._wait(done, timeout_s)
+        if now.phase in snapshot.ENDED | snapshot.ALONE or not now.alive:
+            raise Failure(
+                f"The replicator of {self.vm} on {now.host} ended as {now.phase or now.unit['active']}: "
+                f"{now.reason or 'it left no reason'} Look at: journalctl -u {host.unit_name(self.vm)}",
+                state=now.state, unit=now.unit,
+            )  # fmt: skip
+        if not done(now):
+            raise Failure(
+                f"{self.vm} on {now.host} is not protected after {timeout_s:g} s: {progress(now, wanted)}. "
+                f"The replicator says: {now.reason or 'nothing'} It goes on; run this again to wait longer.",
+                state=now.state, unit=now.unit,
+            )  # fmt: skip
+
+    def _wait(self, done: Callable[[snapshot.Snapshot], bool], timeout_s: float) -> snapshot.Snapshot:
+        """Look again and again (state.json is replaced by renaming, and the standard library has no inotify).
+
+        Ends when ``done``, when the replicator has ended, or in time. A state from before the start counts as none.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            now = self._fresh(self.look())
+            ended = now.phase in snapshot.ENDED | snapshot.ALONE or now.unit["active"] in {
+                "failed",
+                "inactive",
+            }
+            if done(now) or ended or time.monotonic() > deadline:
+                return now
+            time.sleep(_POLL_S)
+
+    def _fresh(self, now: snapshot.Snapshot) -> snapshot.Snapshot:
+        """Without a state that was written before this module started the replicator."""
+        written = float((now.state or {}).get("updated_monotonic_s", 0.0))
+        if self._started is None or written >= self._started:
+            return now
+        return snapshot.Snapshot(**{**vars(now), "state": None, "same_boot": False})
+
+    # unprotected
+
+    def _refuse_discarding(self, now: snapshot.Snapshot) -> None:
+        if now.alone and not now.taken_over and self.params["confirm"] != self.vm:
+            raise Failure(
+                f"The copy of {self.vm} on {now.host} has lost its primary and may be the only one left: run "
+                f"playbooks/failover.yml to go on with it, or confirm with its name ({self.vm}) that it shall be destroyed."
+            )
+
+    def _unprotect(self) -> None:
+        now = self.look()
+        if now.alive and not now.taken_over:
+            try:
+                answer = gate.request(self.vm, "stop", _STOP_TIMEOUT_S)
+            except Failure as failure:
+                self.module.warn(f"{failure.sentence} It is stopped by systemd.")
+            else:
+                if not answer.get("ok"):
+                    raise Failure(
+                        f"The replicator of {self.vm} on {now.host} does not stop: {answer.get('error')}",
+                        code=answer.get("code"),
+                    )
+        self._systemctl("stop")
+        snapshot.config_path(self.vm).unlink(missing_ok=True)
+        left = self.look()
+        if left.domain is not None and (now.config or {}).get("role") == "secondary" and not now.taken_over:
+            self.module.warn(
+                f"A domain {self.vm} is left on {now.host}, which was its secondary. When the VM runs on its primary, "
+                f"remove this one with 'xl destroy {self.vm}'."
+            )
+
+    # active
+
+    def _refuse_takeover(self, now: snapshot.Snapshot) -> None:
+        if self.params["confirm"] != self.vm:
+            raise Failure(f"A takeover of {self.vm} must be confirmed with its name: confirm: {self.vm}")
+        if now.taken_over:
+            return
+        if not now.alive:
+            raise Failure(
+                f"{now.host} has no running replicator of {self.vm}, so there is no copy that could take over: "
+                f"{now.sentence()}"
+            )
+        if (now.config or {}).get("role") != "secondary":
+            raise Failure(
+                f"{now.host} is not the secondary of {self.vm}: run this on the host that holds the copy."
+            )
+        if self.module.check_mode and now.phase != "peer_lost":
+            raise Failure(
+                f"{now.host} would not take over {self.vm} now: its phase is {now.phase or 'unknown'}, "
+                f"and only a copy that has lost its primary may. {now.reason}".rstrip(),
+                code="primary_alive",
+            )
+
+    def _take_over(self) -> None:
+        answer = gate.request(self.vm, "takeover", _TAKEOVER_TIMEOUT_S)
+        if answer.get("ok"):
+            now = self._wait(lambda now: now.taken_over, _TAKEOVER_TIMEOUT_S)
+            if now.taken_over:
+                return
+            raise Failure(
+                f"{now.host} accepted the takeover of {self.vm} but is {now.phase or 'without a state'}: {now.reason}",
+                state=now.state,
+            )
+        raise Failure(
+            f"{host_name()} does not take over {self.vm}: {answer.get('error')}",
+            code=answer.get("code"),
+            answer=answer,
+        )
+
+    def _systemctl(self, *verb: str) -> None:
+        argv = ["systemctl", *verb, host.unit_name(self.vm)]
+        rc, out, err = host.run_tool(self.module, argv)
+        if rc:
+            said = " ".join((err or out).split())
+            raise Failure(
+                f"'{' '.join(argv)}' failed on {host_name()}: {said} Run playbooks/site.yml if the unit is missing."
+            )
+
+
+def checkpoints(now: snapshot.Snapshot) -> int:
+    """Checkpoints made since the replicator started."""
+    totals = (now.state or {}).get("totals") or {}
+    return int(totals.get("checkpoints", 0))
+
+
+def progress(now: snapshot.Snapshot, wanted: int) -> str:
+    """How far it has come, for a sentence."""
+    state = now.state or {}
+    if now.phase == "replicating":
+        return f"it has made {checkpoints(now)} of {wanted} checkpoints"
+    steps = state.get("progress") or {}
+    if steps.get("step"):
+        mib = float(steps.get("bytes") or 0) / 2**20
+        return f"its phase is {now.phase}, step {steps['step']}, {mib:.1f} MiB in {float(steps.get('elapsed_s') or 0):.0f} s"
+    return f"its phase is {now.phase or 'not known yet'}"
+
+
+def verify(module: AnsibleModule) -> dict[str, Any]:
+    """What colo_vm_verify does and returns."""
+    vm: str = module.params["name"]
+    snapshot.check_name(vm)
+    if module.check_mode:
+        return {"changed": False, "verified": False, "pages_compared": 0, "different": [], "unexplained": []}
+    now = snapshot.take(module, vm, host.read_domains(module))
+    if not now.alive:
+        raise Failure(f"{vm} cannot be verified: {now.sentence()}")
+    answer = gate.request(vm, "verify", float(module.params["timeout_s"]))
+    if not answer.get("ok"):
+        raise Failure(f"{vm} on {now.host} was not verified: {answer.get('error')}", code=answer.get("code"))
+    result = {key: answer.get(key) for key in ("epoch", "pages_compared", "different", "unexplained")}
+    unexplained = result["unexplained"] or []
+    if unexplained:
+        peer = ((now.config or {}).get("peer") or {}).get("name", "its secondary")
+        raise Failure(
+            f"{len(unexplained)} of {result['pages_compared']} pages of {vm} differ between {now.host} and {peer} without an "
+            f"explanation (first: frame {unexplained[0]:#x}): {peer} does not hold a copy of it. Keep "
+            f"/var/lib/colo/{vm}/verify.json of {now.host} for a report, then protect {vm} anew.",
+            **result,
+        )
+    return {"changed": False, "verified": True, **result}
