@@ -1,0 +1,1 @@
+"""The forward and back channels: framing, the SSH client, the forced command's side."""

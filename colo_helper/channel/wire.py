@@ -1,0 +1,135 @@
+"""Frames on the forward and back channels.
+
+A frame is a prelude, the lengths of its parts, a JSON object and the parts (all numbers little endian):
+
+| bytes | what |
+|---|---|
+| 4 | ``COLO`` |
+| 1 | version of the framing, 1 |
+| 1 | kind, see ``Kind`` |
+| 2 | number of parts, at most MAX_PARTS |
+| 4 | bytes of the JSON object, at most MAX_HEAD_BYTES |
+| 4 each | bytes of each part; at most MAX_PAYLOAD_BYTES together |
+
+Every length is checked before memory is taken for it. SSH protects the bytes, so the frame has no checksum.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, unique
+from typing import Any
+
+MAGIC = b"COLO"
+VERSION = 1
+PRELUDE_BYTES = 12
+MAX_PARTS = 8
+MAX_HEAD_BYTES = 64 << 10
+#: A bitmap of 1 TiB of guest memory has 32 MiB.
+MAX_PAYLOAD_BYTES = 64 << 20
+
+_PRELUDE = struct.Struct("<4sBBHI")
+
+
+class WireError(Exception):
+    """What came is not a frame of ours; the text says why."""
+
+
+@unique
+class Kind(IntEnum):
+    """What a frame is. F: primary to secondary (forward), B: secondary to primary (back)."""
+
+    BEAT = 1  # both: still here
+    OPEN = 2  # primary, first on both connections: {session, channel, vm}
+    HELLO = 3  # F: what the primary has; B: what the secondary has
+    REFUSE = 4  # both: {code, error}; the sender gives up
+    CHUNK = 5  # F: a piece of the first copy
+    COPY_END = 6  # F: {bytes}; the first copy is complete
+    COPIED = 7  # B: {domid, frames, pages}; the copy stands, paused
+    ARM = 8  # F: log dirty frames, take the taps off the bridge
+    ARMED = 9  # B: done
+    RUN = 10  # F: {epoch}; let the guest run
+    SUSPEND = 11  # F: {epoch}; stop the guest
+    DIRTY = 12  # B: {epoch, bitmap} + bitmap; it stands still, this is B
+    PAGES = 13  # F: {packed} + frame numbers + pages
+    COMMIT = 14  # F: {epoch, pages, batches} + context + device state; all has been sent
+    APPLIED = 15  # B: {epoch, ms}; the secondary is an exact copy
+    HASH = 16  # F: {start, count}; hash a window
+    HASHES = 17  # B: {start, count, width, total} + frame numbers + hashes
+    END = 18  # F: {reason}; protection ends in order
+    ENDED = 19  # B: the copy is destroyed
+    STOP = 20  # B: {reason}; the secondary asks for an orderly end
+    ABORT = 21  # F: {reason}; the primary gives up, its guest runs on
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One message: its kind, a JSON object and binary parts."""
+
+    kind: Kind
+    head: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prelude:
+    """The fixed start of a frame."""
+
+    kind: Kind
+    parts: int
+    head_bytes: int
+
+
+def encode(kind: Kind, head: dict[str, Any] | None = None, parts: Sequence[bytes] = ()) -> list[bytes]:
+    """Return a frame as buffers to be written one after the other; raises WireError when it breaks a limit."""
+    text = json.dumps(head or {}, separators=(",", ":")).encode()
+    check_limits(len(parts), len(text), [len(part) for part in parts])
+    lengths = struct.pack(f"<{len(parts)}I", *(len(part) for part in parts))
+    return [_PRELUDE.pack(MAGIC, VERSION, kind, len(parts), len(text)) + lengths + text, *parts]
+
+
+def parse_prelude(data: bytes) -> Prelude:
+    """Read the first PRELUDE_BYTES of a frame; raises WireError."""
+    magic, version, kind, parts, head_bytes = _PRELUDE.unpack(data)
+    if magic != MAGIC:
+        raise WireError(f"The peer sent {magic!r} where a frame should start.")
+    if version != VERSION:
+        raise WireError(f"The peer speaks version {version} of the framing, we speak {VERSION}.")
+    check_limits(parts, head_bytes, [])
+    try:
+        return Prelude(Kind(kind), parts, head_bytes)
+    except ValueError:
+        raise WireError(f"The peer sent a frame of the unknown kind {kind}.") from None
+
+
+def parse_lengths(data: bytes, prelude: Prelude) -> list[int]:
+    """Read the parts' lengths; raises WireError when they are more than a frame may have."""
+    lengths = list(struct.unpack(f"<{prelude.parts}I", data))
+    check_limits(prelude.parts, prelude.head_bytes, lengths)
+    return lengths
+
+
+def parse_head(data: bytes) -> dict[str, Any]:
+    """Read the JSON object of a frame; raises WireError."""
+    try:
+        head = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"The head of a frame is not JSON: {error}.") from error
+    if not isinstance(head, dict):
+        raise WireError(f"The head of a frame is not an object but {type(head).__name__}.")
+    return head
+
+
+def check_limits(parts: int, head_bytes: int, lengths: Sequence[int]) -> None:
+    """Raise WireError when a frame of this shape is larger than allowed."""
+    if parts > MAX_PARTS:
+        raise WireError(f"A frame with {parts} parts is more than the {MAX_PARTS} allowed.")
+    if head_bytes > MAX_HEAD_BYTES:
+        raise WireError(
+            f"A frame with a head of {head_bytes} bytes is more than the {MAX_HEAD_BYTES} allowed."
+        )
+    if sum(lengths) > MAX_PAYLOAD_BYTES:
+        raise WireError(f"A frame with {sum(lengths)} bytes is more than the {MAX_PAYLOAD_BYTES} allowed.")

@@ -1,0 +1,58 @@
+"""Requests and answers on the control socket."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+VERBS = ("status", "checkpoint", "verify", "takeover", "stop")
+MAX_LINE_BYTES = 64 << 10
+CONTROL_SOCKET = "/run/colo/{vm}/control.sock"
+
+
+class RefusedError(Exception):
+    """A request that is not carried out. ``code`` is one word for programs, the text one sentence."""
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+@dataclass(slots=True)
+class Request:
+    """A verb that waits for its answer."""
+
+    verb: str
+    _answer: SimpleQueue[dict[str, Any]] = field(default_factory=SimpleQueue)
+
+    def succeed(self, result: dict[str, Any]) -> None:
+        """Answer with a result."""
+        self._answer.put({"ok": True, **result})
+
+    def refuse(self, code: str, sentence: str) -> None:
+        """Answer with a refusal."""
+        self._answer.put(refusal(code, sentence))
+
+    def wait(self) -> dict[str, Any]:
+        """Wait for the answer."""
+        return self._answer.get()
+
+
+def refusal(code: str, sentence: str) -> dict[str, Any]:
+    """Return the answer that refuses a request."""
+    return {"ok": False, "error": sentence, "code": code}
+
+
+def parse_request(line: bytes) -> str:
+    """Return the verb of a request line; raises RefusedError."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        raise RefusedError("bad_request", "The request is not a JSON object on one line.") from None
+    if not isinstance(value, dict) or not isinstance(value.get("verb"), str):
+        raise RefusedError("bad_request", "The request has no 'verb'.")
+    if value["verb"] not in VERBS:
+        raise RefusedError("unknown_verb", f"'{value['verb']}' is none of {', '.join(VERBS)}.")
+    return str(value["verb"])

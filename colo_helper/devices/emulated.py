@@ -1,0 +1,92 @@
+"""A device model and taps in memory, behind the same interfaces as the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from colo_helper.devices.interface import DeviceError, Tap
+
+
+@dataclass
+class EmulatedDevices:
+    """A device model; ``faults`` names the operations that fail, ``journal`` what it was asked."""
+
+    state: bytes = b"devices 0"
+    running: bool = True
+    logging: bool = False
+    announced: int = 0
+    closed: bool = False
+    disks: list[str] = field(default_factory=list)
+    faults: set[str] = field(default_factory=set)
+    journal: list[str] = field(default_factory=list)
+
+    def _step(self, operation: str) -> None:
+        self.journal.append(operation)
+        if operation in self.faults:
+            self.faults.discard(operation)
+            raise DeviceError(f"The device model refused '{operation}' (scripted).")
+
+    def stop(self) -> None:
+        """See DeviceModel."""
+        self._step("stop")
+        self.running = False
+
+    def cont(self) -> None:
+        """See DeviceModel."""
+        self._step("cont")
+        self.running = True
+
+    def save_state(self) -> bytes:
+        """See DeviceModel."""
+        self._step("save_state")
+        return self.state
+
+    def load_state(self, state: bytes) -> None:
+        """See DeviceModel."""
+        self._step("load_state")
+        if self.running:
+            raise DeviceError("The devices were running when their state was to be loaded.")
+        self.state = state
+
+    def log_dirty(self, enable: bool) -> None:
+        """See DeviceModel."""
+        self._step("log_dirty_on" if enable else "log_dirty_off")
+        self.logging = enable
+
+    def announce(self) -> None:
+        """See DeviceModel."""
+        self._step("announce")
+        self.announced += 1
+
+    def writable_disks(self) -> list[str]:
+        """See DeviceModel."""
+        return self.disks
+
+    def close(self) -> None:
+        """See DeviceModel."""
+        self.closed = True
+
+
+@dataclass
+class EmulatedNics:
+    """Taps of an emulated domain."""
+
+    current: list[Tap] = field(
+        default_factory=lambda: [Tap("vif7.0-emu", 11, "xenbr0"), Tap("vif7.0", 12, "xenbr0")]
+    )
+
+    def taps(self) -> list[Tap]:
+        """See Nics."""
+        return list(self.current)
+
+    def isolate(self) -> list[Tap]:
+        """See Nics."""
+        before = self.taps()
+        self.current = [replace(tap, bridge="") for tap in before]
+        return before
+
+    def connect(self, taps: Sequence[Tap]) -> None:
+        """See Nics."""
+        wanted = {tap.name: tap.bridge for tap in taps}
+        self.current = [replace(tap, bridge=wanted.get(tap.name, tap.bridge)) for tap in self.current]

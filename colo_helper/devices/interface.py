@@ -1,0 +1,61 @@
+"""What replication asks of a domain's device model and of its network taps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class DeviceError(Exception):
+    """The device model or a tap did not do what it was asked; the text says what and why."""
+
+
+class DeviceModel(Protocol):
+    """The program that emulates a domain's devices. Every method may raise DeviceError."""
+
+    def stop(self) -> None:
+        """Stop the emulated devices; harmless when they are stopped."""
+
+    def cont(self) -> None:
+        """Let the emulated devices run."""
+
+    def save_state(self) -> bytes:
+        """Return the state of the stopped devices."""
+
+    def load_state(self, state: bytes) -> None:
+        """Load what ``save_state`` of the other copy returned; the devices must be stopped and stay so."""
+
+    def log_dirty(self, enable: bool) -> None:
+        """Report (or stop reporting) the guest frames the devices write to the hypervisor."""
+
+    def announce(self) -> None:
+        """Tell the network where the guest's addresses are now."""
+
+    def writable_disks(self) -> list[str]:
+        """Return the names of the disks the guest can write through this device model."""
+
+    def close(self) -> None:
+        """End the conversation; the device model goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """One network interface of the host that carries a guest's packets; ``bridge`` is empty when on none."""
+
+    name: str
+    index: int
+    bridge: str
+
+
+class Nics(Protocol):
+    """The taps of one domain. Every method may raise DeviceError."""
+
+    def taps(self) -> list[Tap]:
+        """Return the domain's taps as they are now."""
+
+    def isolate(self) -> list[Tap]:
+        """Take every tap off its bridge and verify it; returns them as they were before."""
+
+    def connect(self, taps: Sequence[Tap]) -> None:
+        """Put each tap onto the bridge it names and verify it."""

@@ -1,0 +1,171 @@
+"""The device model of a Xen domain, spoken to by QMP through the library qemu.qmp."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import QMPError
+from qemu.qmp.legacy import QEMUMonitorProtocol
+
+from colo_helper.devices.interface import DeviceError
+from colo_helper.devices.qcow2 import SNAPSHOT_NAME, vmstate_image
+
+JsonValue = Any  # what a QMP command returns differs by command
+
+#: libxl gives each device model this second socket, for xenstat; libxl itself uses another one.
+SOCKET = "/var/run/xen/qmp-libxenstat-{domid}"
+#: Announcements as in QEMU's own migration (milliseconds): 5 rounds, 50 ms apart at first, 100 ms longer each.
+ANNOUNCE = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
+
+
+class QmpDeviceModel:
+    """See DeviceModel. The socket serves one client at a time, so the connection is kept while this object lives."""
+
+    def __init__(self, domid: int, work_dir: Path, timeout_s: float, path: str | None = None) -> None:
+        self.domid = domid
+        self._work_dir = work_dir
+        self._timeout_s = timeout_s
+        self._loads = 0
+        self._qmp = self._connect(path or SOCKET.format(domid=domid))
+
+    def _connect(self, path: str) -> QEMUMonitorProtocol:
+        channel = socket.socket(socket.AF_UNIX)
+        try:
+            channel.connect(path)
+        except OSError as error:
+            channel.close()
+            raise DeviceError(
+                f"The device model of domain {self.domid} cannot be reached at {path}: {error}."
+            ) from error
+        # A second client gets no greeting until the first leaves; the library would wait for ever.
+        if not select.select([channel], [], [], self._timeout_s)[0]:
+            channel.close()
+            raise DeviceError(
+                f"The device model of domain {self.domid} does not answer at {path} within {self._timeout_s:g} s; "
+                "another program may hold its only connection."
+            )
+        qmp = QEMUMonitorProtocol(channel, nickname=f"domain-{self.domid}")
+        qmp.settimeout(self._timeout_s)
+        try:
+            qmp.connect()
+        except (QMPError, OSError) as error:
+            raise DeviceError(f"The device model of domain {self.domid} speaks no QMP: {error}.") from error
+        return qmp
+
+    def command(self, name: str, **arguments: object) -> JsonValue:
+        """Run one QMP command and return its result; raises DeviceError with what QEMU says."""
+        try:
+            return self._qmp.cmd(name, **arguments)
+        except TimeoutError as error:
+            raise DeviceError(
+                f"The device model of domain {self.domid} did not finish '{name}' within {self._timeout_s:g} s."
+            ) from error
+        except (QMPError, OSError) as error:
+            raise DeviceError(
+                f"The device model of domain {self.domid} refused '{name}': {error}."
+            ) from error
+
+    def stop(self) -> None:
+        """See DeviceModel."""
+        self.command("stop")
+
+    def cont(self) -> None:
+        """See DeviceModel."""
+        self.command("cont")
+
+    def save_state(self) -> bytes:
+        """See DeviceModel. QEMU writes a file; it lies on a tmpfs."""
+        path = self._work_dir / "devices.state"
+        self.command("xen-save-devices-state", filename=str(path), live=False)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DeviceError(f"The device state of domain {self.domid} cannot be read: {error}.") from error
+        finally:
+            path.unlink(missing_ok=True)
+
+    def load_state(self, state: bytes) -> None:
+        """See DeviceModel. Goes through a snapshot, because xen-load-devices-state aborts QEMU (see qcow2)."""
+        self._loads += 1
+        node, job = f"colo-state-{self._loads}", f"colo-load-{self._loads}"
+        path = self._work_dir / f"{node}.qcow2"
+        try:
+            _write_private(path, vmstate_image(state))
+            self.command(
+                "blockdev-add",
+                **{"driver": "qcow2", "node-name": node, "file": {"driver": "file", "filename": str(path)}},
+            )
+            try:
+                self._run_job(
+                    "snapshot-load", job, {"tag": SNAPSHOT_NAME, "vmstate": node, "devices": [node]}
+                )
+            finally:
+                self.command("blockdev-del", **{"node-name": node})
+        except (OSError, ValueError) as error:
+            raise DeviceError(
+                f"The device state for domain {self.domid} cannot be prepared: {error}."
+            ) from error
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _run_job(self, command: str, job: str, arguments: dict[str, object]) -> None:
+        """Start a job, wait for the event that says it has ended, and raise DeviceError when it failed."""
+        self._qmp.clear_events()
+        self.command(command, **{"job-id": job, **arguments})
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            while True:
+                event = self._qmp.pull_event(wait=max(0.001, deadline - time.monotonic()))
+                if event and event["event"] == "JOB_STATUS_CHANGE":
+                    data = event["data"]
+                    if data["id"] == job and data["status"] == "concluded":
+                        break
+        except TimeoutError as error:
+            raise DeviceError(
+                f"'{command}' of domain {self.domid} did not end within {self._timeout_s:g} s."
+            ) from error
+        except (QMPError, OSError) as error:
+            raise DeviceError(
+                f"The device model of domain {self.domid} was lost in '{command}': {error}."
+            ) from error
+        failures = [entry.get("error") for entry in self.command("query-jobs") if entry["id"] == job]
+        self.command("job-dismiss", id=job)
+        if failures and failures[0]:
+            raise DeviceError(f"'{command}' of domain {self.domid} failed: {failures[0]}.")
+
+    def log_dirty(self, enable: bool) -> None:
+        """See DeviceModel."""
+        self.command("xen-set-global-dirty-log", enable=enable)
+
+    def announce(self) -> None:
+        """See DeviceModel."""
+        self.command("announce-self", **ANNOUNCE)
+
+    def writable_disks(self) -> list[str]:
+        """See DeviceModel."""
+        disks = []
+        for entry in self.command("query-block"):
+            inserted = entry.get("inserted")
+            if inserted and not inserted.get("ro", False):
+                disks.append(str(entry.get("device") or entry.get("qdev") or inserted.get("file")))
+        return disks
+
+    def close(self) -> None:
+        """See DeviceModel."""
+        try:
+            self._qmp.close()
+        except (TimeoutError, QMPError, OSError) as error:
+            raise DeviceError(
+                f"The connection to domain {self.domid}'s device model broke: {error}."
+            ) from error
+
+
+def _write_private(path: Path, data: bytes | bytearray) -> None:
+    """Write a file that only we and QEMU (both root) may read: it holds the guest's state."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)

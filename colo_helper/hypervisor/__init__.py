@@ -1,0 +1,1 @@
+"""One domain of the hypervisor: the interface, Xen behind it, and an emulated one for tests and scale."""

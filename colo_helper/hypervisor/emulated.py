@@ -1,0 +1,162 @@
+"""A deterministic domain in memory, behind the same interface as Xen's, for tests and for scale."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from colo_helper.hypervisor.interface import (
+    MAX_TYPE_BATCH,
+    PAGE_BYTES,
+    DomainInfo,
+    HypervisorError,
+    MappedFrames,
+    SpecialFrame,
+)
+from colo_helper.memory.bitmap import DirtyBitmap
+
+_HOLE = 0xF
+
+
+@dataclass
+class EmulatedDomain:
+    """A domain whose memory is a dictionary of pages.
+
+    ``faults`` maps an operation's name to how many more times it succeeds before it fails once.
+    ``journal`` records the operations that change what the domain does.
+    """
+
+    domid: int
+    size_frames: int = 4096
+    memory: dict[int, bytearray] = field(default_factory=dict)
+    context: bytes = b"context 0"
+    specials: dict[int, SpecialFrame] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)
+    pause_count: int = 0
+    log_dirty: bool = False
+    dirty: set[int] = field(default_factory=set)
+    journal: list[str] = field(default_factory=list)
+    pv_drivers: bool = False
+    own_pauses: int = 0
+
+    def _step(self, operation: str) -> None:
+        self.journal.append(operation)
+        left = self.faults.get(operation)
+        if left is None:
+            return
+        if left > 0:
+            self.faults[operation] = left - 1
+            return
+        del self.faults[operation]
+        raise HypervisorError(
+            f"Xen refused to {operation} domain {self.domid}: EIO (scripted).",
+            operation=operation,
+            domid=self.domid,
+            errno_name="EIO",
+        )
+
+    def guest_write(self, gfn: int, data: bytes) -> None:
+        """Do what a running guest does: write the start of a page, and have it logged."""
+        page = self.memory.setdefault(gfn, bytearray(PAGE_BYTES))
+        page[: len(data)] = data
+        if self.log_dirty:
+            self.dirty.add(gfn)
+
+    @property
+    def running(self) -> bool:
+        """Whether its vCPUs run."""
+        return self.pause_count == 0
+
+    def pause(self) -> None:
+        """See Domain."""
+        self._step("pause")
+        self.pause_count += 1
+        self.own_pauses += 1
+
+    def unpause(self) -> None:
+        """See Domain."""
+        self._step("unpause")
+        if self.own_pauses == 0:
+            raise HypervisorError(
+                f"Domain {self.domid} was to be unpaused, but none of its pauses is ours.",
+                operation="unpause",
+            )
+        self.own_pauses -= 1
+        self.pause_count -= 1
+
+    def adopt_pause(self) -> None:
+        """See Domain."""
+        self.own_pauses += 1
+
+    def info(self) -> DomainInfo:
+        """See Domain."""
+        return DomainInfo(
+            self.domid, len(self.memory), not self.running, shutdown=False, dying=False, hvm=True
+        )
+
+    def nr_frames(self) -> int:
+        """See Domain."""
+        return self.size_frames
+
+    def pv_drivers_active(self) -> bool:
+        """See Domain."""
+        return self.pv_drivers
+
+    def log_dirty_on(self) -> None:
+        """See Domain."""
+        self._step("log_dirty_on")
+        self.log_dirty = True
+
+    def log_dirty_off(self) -> None:
+        """See Domain."""
+        self._step("log_dirty_off")
+        self.log_dirty = False
+        self.dirty.clear()
+
+    def clean_dirty(self, final: bool) -> DirtyBitmap:
+        """See Domain."""
+        self._step("clean_final" if final else "clean")
+        bitmap = DirtyBitmap.empty(self.size_frames)
+        for gfn in self.dirty:
+            bitmap.mark(gfn)
+        self.dirty.clear()
+        return bitmap
+
+    def frame_types(self, gfns: array[int]) -> bytes:
+        """See Domain."""
+        if len(gfns) > MAX_TYPE_BATCH:
+            raise ValueError(f"{len(gfns)} frame types asked at once.")
+        return bytes(0 if gfn in self.memory else _HOLE for gfn in gfns)
+
+    @contextmanager
+    def map_frames(self, gfns: array[int], *, writable: bool) -> Iterator[MappedFrames]:
+        """See Domain. Like foreign mappings, these writes are not logged dirty."""
+        self._step("map_writable" if writable else "map")
+        failed = [gfn for gfn in gfns if gfn not in self.memory]
+        buffer = bytearray(b"".join(self.memory.get(gfn, bytes(PAGE_BYTES)) for gfn in gfns))
+        with memoryview(buffer) as view:
+            yield MappedFrames(view, failed)
+        if writable:
+            for index, gfn in enumerate(gfns):
+                if gfn in self.memory:
+                    self.memory[gfn][:] = buffer[index * PAGE_BYTES : (index + 1) * PAGE_BYTES]
+
+    def get_context(self) -> bytes:
+        """See Domain."""
+        self._step("get_context")
+        return self.context
+
+    def set_context(self, context: bytes) -> None:
+        """See Domain."""
+        self._step("set_context")
+        self.context = context
+
+    def special_frames(self) -> dict[int, SpecialFrame]:
+        """See Domain."""
+        return self.specials
+
+    def close(self) -> None:
+        """See Domain."""
+        self.journal.append("close")

@@ -1,0 +1,75 @@
+"""The set of dirty frames of one guest, one bit per frame."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import Self
+
+from bitarray import bitarray
+
+
+@dataclass(slots=True)
+class DirtyBitmap:
+    """Dirty frames; bit ``n`` is guest frame number ``n``.
+
+    ``bits`` is little endian, as in Xen's log-dirty bitmap: bit ``n & 7`` of byte ``n >> 3``
+    (``xc_logdirty_control`` with XEN_DOMCTL_SHADOW_OP_CLEAN). Its length is the number of frames.
+    """
+
+    bits: bitarray
+
+    @classmethod
+    def empty(cls, frames: int) -> Self:
+        """Return a bitmap of ``frames`` clean frames."""
+        bits = bitarray(frames, endian="little")
+        bits.setall(0)
+        return cls(bits)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, frames: int) -> Self:
+        """Read a bitmap of ``frames`` bits; bits of the last byte beyond it are cut off.
+
+        Raises ValueError when ``data`` is not exactly as long as that many bits need.
+        """
+        needed = (frames + 7) // 8
+        if len(data) != needed:
+            raise ValueError(f"A dirty bitmap of {frames} frames has {needed} bytes, not {len(data)}.")
+        bits = bitarray(endian="little")
+        bits.frombytes(data)
+        del bits[frames:]
+        return cls(bits)
+
+    @property
+    def frames(self) -> int:
+        """The number of guest frames the bitmap speaks about."""
+        return len(self.bits)
+
+    @property
+    def count(self) -> int:
+        """The number of dirty frames."""
+        return self.bits.count()
+
+    def to_bytes(self) -> bytes:
+        """Return the bitmap as Xen writes it, padded with zero bits to a whole byte."""
+        return self.bits.tobytes()
+
+    def mark(self, gfn: int) -> None:
+        """Make one frame dirty."""
+        self.bits[gfn] = 1
+
+    def unite(self, other: DirtyBitmap) -> None:
+        """Add the dirty frames of ``other`` in place; the longer of the two sizes stays.
+
+        The sizes may differ by right: each side asks its own hypervisor anew before every clean.
+        """
+        if other.frames > self.frames:
+            self.bits.extend(bitarray(other.frames - self.frames, endian="little"))
+        if other.frames == self.frames:
+            self.bits |= other.bits
+        else:
+            self.bits[: other.frames] |= other.bits
+
+    def gfns(self) -> array[int]:
+        """Return the dirty frames' numbers, ascending, as an array of u64 (8 bytes a frame)."""
+        return array("Q", self.bits.search(bitarray("1")))

@@ -1,0 +1,90 @@
+"""Keeps ``state.json`` and ``events.jsonl`` of one VM, and tells systemd."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from colo_helper.monitor.files import append_line, write_json
+from colo_helper.monitor.sdnotify import Notifier
+from colo_helper.monitor.state import Checkpoint, State
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def now_utc() -> str:
+    """Return the time for people, such as ``2026-01-01T00:00:00Z``; nothing is ever decided by it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def boot_id() -> str:
+    """Return the identity of this host's boot; domain numbers and monotonic clocks mean nothing across it."""
+    return BOOT_ID.read_text().strip()
+
+
+class Monitor:
+    """The state, kept in memory and written on every change. May be read by other threads at any time."""
+
+    def __init__(self, directory: Path, state: State, notifier: Notifier) -> None:
+        self._directory = directory
+        self._notifier = notifier
+        self._lock = threading.Lock()
+        self._state = state
+        self._since = now_utc()
+        self._boot_id = boot_id()
+
+    @property
+    def state(self) -> State:
+        """The state now."""
+        return self._state
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what ``state.json`` holds, with fresh clocks."""
+        return {
+            **self._state.to_json(),
+            "since": self._since,
+            "updated": now_utc(),
+            "updated_monotonic_s": round(time.monotonic(), 3),
+            "boot_id": self._boot_id,
+        }
+
+    def enter(self, phase: str, reason: str, **changes: Any) -> None:  # noqa: ANN401  (fields of State)
+        """Enter a phase for a reason (one sentence): state file, event and systemd's status line."""
+        with self._lock:
+            if phase != self._state.phase:
+                self._since = now_utc()
+            self._state = replace(self._state, phase=phase, reason=reason, **{"progress": None, **changes})
+            write_json(self._directory / "state.json", self.snapshot())
+        self.event(phase, reason)
+        self._notifier.status(f"{phase}: {reason}")
+
+    def progress(self, step: str, moved_bytes: int, elapsed_s: float) -> None:
+        """Say how far a long step is."""
+        with self._lock:
+            progress = {"step": step, "bytes": moved_bytes, "elapsed_s": round(elapsed_s, 1)}
+            self._state = replace(self._state, progress=progress)
+            write_json(self._directory / "state.json", self.snapshot())
+
+    def checkpoint(self, record: Checkpoint) -> None:
+        """Record a completed checkpoint."""
+        with self._lock:
+            totals = self._state.totals.plus(record)
+            self._state = replace(self._state, epoch=record.epoch, last=record, totals=totals)
+            write_json(self._directory / "state.json", self.snapshot())
+
+    def verification(self, result: dict[str, Any]) -> None:
+        """Write ``verify.json``."""
+        write_json(self._directory / "verify.json", {"format": 1, **result, "completed": now_utc()})
+
+    def event(self, event: str, sentence: str, **fields: Any) -> None:  # noqa: ANN401  (any JSON value)
+        """Append to ``events.jsonl`` and to the journal (stderr)."""
+        state = self._state
+        line = {"time": now_utc(), "event": event, "sentence": sentence, "epoch": state.epoch, **fields}
+        append_line(self._directory / "events.jsonl", line)
+        sys.stderr.write(f"{state.vm} {event}: {sentence}\n")
+        sys.stderr.flush()

@@ -1,0 +1,65 @@
+"""The state of one VM's replication on this host, as ``state.json`` shows it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+FORMAT = 1
+PRIMARY_PHASES = ("connecting", "copying", "replicating", "unprotected", "stopped", "failed")
+SECONDARY_PHASES = ("waiting", "receiving", "replicating", "peer_lost", "active", "stopped", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The record of one checkpoint. Page counts are of 4 KiB pages, times are milliseconds of the guest's pause."""
+
+    epoch: int
+    a_pages: int
+    b_pages: int
+    d_pages: int
+    sent_pages: int
+    bytes: int
+    pause_ms: float
+    phases_ms: dict[str, float]
+    completed: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object for ``last``."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums since the replicator started."""
+
+    checkpoints: int = 0
+    bytes: int = 0
+    b_nonempty: int = 0
+
+    def plus(self, record: Checkpoint) -> Totals:
+        """Return the sums with one more checkpoint."""
+        return Totals(
+            self.checkpoints + 1, self.bytes + record.bytes, self.b_nonempty + (1 if record.b_pages else 0)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything ``state.json`` says but the clocks."""
+
+    vm: str
+    role: str
+    phase: str
+    reason: str
+    peer: str
+    domid: int | None = None
+    epoch: int = 0
+    last: Checkpoint | None = None
+    totals: Totals = field(default_factory=Totals)
+    progress: dict[str, Any] | None = None
+    mode: str = "colo"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object without ``since``, ``updated``, ``updated_monotonic_s`` and ``boot_id``."""
+        return {"format": FORMAT, **asdict(self)}

@@ -1,0 +1,100 @@
+"""``/etc/colo/vms/VM.json``: what the replicator of one VM shall do."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONFIG = "/etc/colo/vms/{vm}.json"
+STATE_DIR = "/var/lib/colo/{vm}"
+RUN_DIR = "/run/colo/{vm}"
+FORMAT = 1
+
+#: The same names the forced command accepts (channel.attach.parse_command).
+VM_NAME = re.compile(r"(?!.*\.\.)[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+#: IFNAMSIZ is 16 with the terminating NUL.
+_BRIDGE = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
+
+
+class ConfigError(Exception):
+    """The configuration is wrong; the text names the file and the field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A validated configuration. On a secondary ``peer_address``, ``peer_port`` and ``interval_ms`` mean nothing."""
+
+    vm: str
+    role: str
+    peer_name: str
+    peer_timeout_ms: int
+    bridge: str
+    peer_address: str
+    peer_port: int
+    interval_ms: int
+
+
+def load_config(path: Path, vm: str) -> Config:
+    """Read and validate the configuration of ``vm``; raises ConfigError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}.") from error
+    try:
+        return parse_config(value, vm)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def parse_config(value: object, vm: str) -> Config:
+    """Validate the JSON object of a configuration; raises ConfigError naming the field."""
+    if not isinstance(value, dict):
+        raise ConfigError("the configuration is not an object.")
+    if value.get("format") != FORMAT:
+        raise ConfigError(f"field 'format' is {value.get('format')!r}, this program reads {FORMAT}.")
+    name = _text(value, "vm")
+    if not VM_NAME.fullmatch(name):
+        raise ConfigError(f"field 'vm' is {name!r}, which is not the name of a VM.")
+    if name != vm:
+        raise ConfigError(f"field 'vm' is {name!r}, the file is {vm!r}'s.")
+    role = _text(value, "role")
+    if role not in ("primary", "secondary"):
+        raise ConfigError(f"field 'role' is {role!r}, neither 'primary' nor 'secondary'.")
+    peer = value.get("peer")
+    if not isinstance(peer, dict):
+        raise ConfigError("field 'peer' is not an object.")
+    bridge = _text(value, "bridge")
+    if not _BRIDGE.fullmatch(bridge):
+        raise ConfigError(f"field 'bridge' is {bridge!r}, which is not the name of an interface.")
+    primary = role == "primary"
+    return Config(
+        vm=name,
+        role=role,
+        peer_name=_text(peer, "name", "peer.name"),
+        peer_timeout_ms=_number(value, "peer_timeout_ms", 500, 600_000),
+        bridge=bridge,
+        peer_address=_text(peer, "address", "peer.address") if primary else "",
+        peer_port=_number(peer, "port", 1, 65535, "peer.port", default=22) if primary else 0,
+        interval_ms=_number(value, "interval_ms", 10, 3_600_000) if primary else 0,
+    )
+
+
+def _text(value: dict[str, Any], key: str, field: str = "") -> str:
+    found = value.get(key)
+    if not isinstance(found, str) or not found:
+        raise ConfigError(f"field '{field or key}' is {found!r}, not a text.")
+    return found
+
+
+def _number(
+    value: dict[str, Any], key: str, low: int, high: int, field: str = "", default: int | None = None
+) -> int:
+    found = value.get(key, default)
+    if isinstance(found, bool) or not isinstance(found, int) or not low <= found <= high:
+        raise ConfigError(f"field '{field or key}' is {found!r}, not a whole number from {low} to {high}.")
+    return found

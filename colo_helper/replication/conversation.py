@@ -1,0 +1,125 @@
+"""One session with the peer: frames out, frames in, and every way it can end as one exception."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from colo_helper.channel.link import Link
+from colo_helper.channel.stream import ByteStream, ChannelLostError
+from colo_helper.channel.wire import Frame, Kind
+from colo_helper.replication.decisions import Cause, SessionEndedError
+from colo_helper.replication.inbox import Inbox
+
+#: How long the peer may take over one step of a checkpoint while it gives signs of life, in seconds. Steps take
+#: milliseconds; the limit only ends a peer that is alive and stuck.
+STEP_TIMEOUT_S = 120.0
+#: The same for the first copy: the peer's toolstack has to build a domain.
+COPY_TIMEOUT_S = 600.0
+#: How often a wait without a deadline lets its caller look at the clock, in seconds.
+_LOOK_UP_S = 30.0
+
+_ENDINGS = {Kind.REFUSE: Cause.PEER_REFUSED, Kind.ABORT: Cause.ABORT, Kind.END: Cause.END}
+
+
+class Conversation:
+    """Talks with the peer. Every method may raise SessionEndedError."""
+
+    def __init__(self, outgoing: ByteStream, incoming: ByteStream, timeout_s: float, inbox: Inbox) -> None:
+        self._inbox = inbox
+        source = inbox.new_source()
+        self._link = Link(outgoing, incoming, timeout_s, source.put, source.lost)
+        self._link.start()
+
+    def send(self, kind: Kind, head: dict[str, Any] | None = None, parts: Sequence[bytes] = ()) -> int:
+        """Send one frame; returns its bytes."""
+        try:
+            return self._link.send(kind, head, parts)
+        except ChannelLostError as error:
+            self.check()  # a refusal that arrived before the loss says more
+            raise SessionEndedError(Cause.PEER_LOST, str(error)) from error
+
+    def tell(self, kind: Kind, head: dict[str, Any]) -> str:
+        """Send a last word; returns why it could not be said, or an empty string."""
+        try:
+            self._link.send(kind, head)
+        except ChannelLostError as error:
+            return str(error)
+        return ""
+
+    def check(self) -> None:
+        """Raise when the session has ended; frames that wait stay."""
+        self._inbox.wait(0)
+        for frame in self._inbox.frames:
+            self._raise_ending(frame)
+        if self._inbox.loss and not self._inbox.frames:
+            raise SessionEndedError(Cause.PEER_LOST, self._inbox.loss)
+
+    def expect(
+        self,
+        *kinds: Kind,
+        timeout_s: float | None = STEP_TIMEOUT_S,
+        interrupted: Callable[[], None] | None = None,
+    ) -> Frame:
+        """Return the next frame, which must be one of ``kinds``.
+
+        ``timeout_s`` None waits as long as the peer gives signs of life. ``interrupted`` is called when something that
+        is not a frame has arrived in the inbox.
+        """
+        deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            frame = self._inbox.next_frame(min(deadline, time.monotonic() + _LOOK_UP_S))
+            if frame:
+                self._raise_ending(frame)
+                if frame.kind is Kind.STOP:
+                    self._inbox.stop_reason = self._inbox.stop_reason or str(frame.head.get("reason"))
+                elif frame.kind in kinds:
+                    return frame
+                else:
+                    wanted = " or ".join(kind.name for kind in kinds)
+                    raise SessionEndedError(
+                        Cause.PEER_LOST, f"The peer sent {frame.kind.name} where {wanted} was due."
+                    )
+            elif self._inbox.loss:
+                raise SessionEndedError(Cause.PEER_LOST, self._inbox.loss)
+            elif time.monotonic() >= deadline:
+                wanted = " or ".join(kind.name for kind in kinds)
+                raise SessionEndedError(
+                    Cause.PEER_LOST, f"The peer is alive but did not send {wanted} within {timeout_s:g} s."
+                )
+            if interrupted:
+                interrupted()
+
+    def idle(self, wait_s: float) -> None:
+        """Wait until something arrives, at most ``wait_s``, while no frame is due."""
+        frame = self._inbox.next_frame(time.monotonic() + wait_s)
+        if frame:
+            self._raise_ending(frame)
+            if frame.kind is not Kind.STOP:
+                raise SessionEndedError(
+                    Cause.PEER_LOST, f"The peer sent {frame.kind.name} where nothing was due."
+                )
+            self._inbox.stop_reason = self._inbox.stop_reason or str(frame.head.get("reason"))
+        elif self._inbox.loss:
+            raise SessionEndedError(Cause.PEER_LOST, self._inbox.loss)
+
+    def close(self) -> None:
+        """End the link; nothing of it arrives any more."""
+        self._inbox.close_source()
+        self._link.close()
+
+    @staticmethod
+    def _raise_ending(frame: Frame) -> None:
+        cause = _ENDINGS.get(frame.kind)
+        if cause:
+            reason = frame.head.get("error") or frame.head.get("reason") or "no reason given"
+            raise SessionEndedError(cause, str(reason))
+
+
+def number(head: dict[str, Any], key: str) -> int:
+    """Return a natural number of a frame's head; raises SessionEndedError when it is something else."""
+    value = head.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 48:
+        raise SessionEndedError(Cause.PEER_LOST, f"The peer's frame has no number '{key}': {value!r}.")
+    return value

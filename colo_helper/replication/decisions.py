@@ -1,0 +1,285 @@
+"""What to do next, as pure functions: a snapshot goes in, an action and one sentence why come out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, unique
+from typing import Any
+
+PROTOCOL = 1
+
+#: (primary's release, secondary's release) that were seen to work beside equal releases. A guest goes to a newer Xen,
+#: never back: that way was not tried.
+UPGRADE_PAIRS = frozenset({("4.17", "4.20")})
+
+
+@unique
+class Cause(Enum):
+    """Why a session ended."""
+
+    PEER_LOST = "the channel is gone or the peer is silent"
+    PEER_REFUSED = "the peer said that it cannot go on"
+    LOCAL_ERROR = "something failed on this host"
+    STOP = "somebody asked this side to stop"
+    END = "the primary ended the protection in order"
+    ABORT = "the primary gave up and its guest runs on"
+
+
+class SessionEndedError(Exception):
+    """The session is over; ``cause`` and the sentence say why."""
+
+    def __init__(self, cause: Cause, sentence: str) -> None:
+        super().__init__(sentence)
+        self.cause = cause
+
+
+def pair_refusal(primary: str, secondary: str) -> str:
+    """Return why a guest of one Xen release cannot be copied to another, or an empty string."""
+    if primary == secondary or (primary, secondary) in UPGRADE_PAIRS:
+        return ""
+    return f"A primary on Xen {primary} cannot have a secondary on Xen {secondary}; only equal releases and 4.17 to 4.20."
+
+
+# ------------------------------------------------------------------------------------------------ the primary
+
+
+@dataclass(frozen=True, slots=True)
+class GuestFacts:
+    """What the primary's guest is, before it is protected."""
+
+    vm: str
+    hvm: bool
+    shutdown: bool
+    pv_drivers: bool
+    writable_disks: tuple[str, ...]
+
+
+def guest_refusal(facts: GuestFacts) -> str:
+    """Return why a guest cannot be protected, or an empty string."""
+    if not facts.hvm:
+        return f"{facts.vm} is not an HVM guest; only those can be replaced while they run."
+    if facts.shutdown:
+        return f"{facts.vm} is shut down or suspended."
+    if facts.pv_drivers:
+        return (
+            f"{facts.vm} uses PV drivers, which cannot be stopped without its help; start it with 'xen_nopv'."
+        )
+    if facts.writable_disks:
+        disks = ", ".join(facts.writable_disks)
+        return f"{facts.vm} can write to the disks {disks}, which are not copied yet."
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """The primary between two checkpoints; times are seconds of the monotonic clock."""
+
+    now_s: float
+    due_s: float
+    stop_reason: str
+    requested: str
+
+
+@dataclass(frozen=True, slots=True)
+class IdleStep:
+    """``action`` is ``wait`` (for ``wait_s``), ``checkpoint`` or ``stop``."""
+
+    action: str
+    wait_s: float
+    sentence: str
+
+
+def idle_step(idle: Idle) -> IdleStep:
+    """Decide what the primary does while both copies run."""
+    if idle.stop_reason:
+        return IdleStep("stop", 0.0, idle.stop_reason)
+    if idle.requested:
+        return IdleStep("checkpoint", 0.0, f"A checkpoint was asked for ({idle.requested}).")
+    if idle.now_s >= idle.due_s:
+        return IdleStep("checkpoint", 0.0, "The interval has passed.")
+    return IdleStep("wait", idle.due_s - idle.now_s, "The interval has not passed yet.")
+
+
+@unique
+class PrimaryStep(Enum):
+    """How far the primary is."""
+
+    NO_GUEST = "the guest was not found or not opened"
+    UNPROTECTED = "the first copy is not complete"
+    PROTECTED = "both copies ran"
+
+
+@dataclass(frozen=True, slots=True)
+class PrimaryEnd:
+    """How the primary ends. ``tell`` is what the peer hears: ``end``, ``abort`` or nothing."""
+
+    phase: str
+    tell: str
+    exit_code: int
+    sentence: str
+
+
+def primary_end(vm: str, peer: str, step: PrimaryStep, cause: Cause, why: str) -> PrimaryEnd:
+    """Decide how the primary ends a session; in every case its guest runs on at once, with log-dirty off."""
+    why = why.rstrip(".")
+    if step is PrimaryStep.NO_GUEST:
+        failed = cause is not Cause.STOP
+        return PrimaryEnd("failed" if failed else "stopped", "", int(failed), f"{why}.")
+    if cause is Cause.STOP:
+        return PrimaryEnd("stopped", "end", 0, f"{why}; {vm} runs on unprotected.")
+    if cause is Cause.LOCAL_ERROR:
+        return PrimaryEnd("failed", "abort", 1, f"{why}; {vm} runs on unprotected.")
+    if step is PrimaryStep.UNPROTECTED:
+        return PrimaryEnd("failed", "", 1, f"{why}; {vm} was not protected yet and runs on.")
+    if cause is Cause.PEER_REFUSED:
+        return PrimaryEnd(
+            "unprotected", "", 1, f"The secondary on {peer} gave up: {why}; {vm} runs on unprotected."
+        )
+    return PrimaryEnd(
+        "unprotected", "", 1, f"The secondary on {peer} was lost: {why}; {vm} runs on unprotected."
+    )
+
+
+# ---------------------------------------------------------------------------------------------- the secondary
+
+
+@unique
+class Step(Enum):
+    """How far the secondary is."""
+
+    COPYING = "the first copy is arriving"
+    READY = "the first copy is complete and has not run"
+    RUNNING = "the copy runs"
+    PARTIAL = "the copy stands still and a checkpoint is arriving"
+    APPLYING = "a complete checkpoint is being applied"
+    APPLIED = "the checkpoint is applied and the copy stands still"
+
+
+@dataclass(frozen=True, slots=True)
+class SecondaryEnd:
+    """How a session ends on the secondary. ``copy`` is ``destroy`` or ``run`` (off the network)."""
+
+    phase: str
+    copy: str
+    exit_code: int | None
+    sentence: str
+
+
+_RUN_ON = {
+    Step.RUNNING: "the copy runs on",
+    Step.PARTIAL: "the partial checkpoint was dropped and the copy runs on from its own state",
+    Step.APPLIED: "the checkpoint had arrived completely, and the copy runs on from it",
+}
+
+
+def secondary_end(vm: str, peer: str, step: Step, cause: Cause, why: str, stop_asked: bool) -> SecondaryEnd:
+    """Decide what becomes of the copy; ``exit_code`` None means: wait for the next session or for an operator."""
+    why = why.rstrip(".")
+    if cause in (Cause.END, Cause.STOP) or stop_asked:
+        return SecondaryEnd("stopped", "destroy", 0, f"{why}; the copy of {vm} was destroyed.")
+    if step in (Step.COPYING, Step.READY):
+        return SecondaryEnd("waiting", "destroy", None, f"{why}; the unfinished copy of {vm} was destroyed.")
+    if cause is Cause.LOCAL_ERROR or step is Step.APPLYING:
+        return SecondaryEnd(
+            "failed", "destroy", 1, f"{why}; the copy of {vm} cannot be used and was destroyed."
+        )
+    off = "off the network, until an operator decides"
+    if cause is Cause.ABORT:
+        return SecondaryEnd(
+            "peer_lost",
+            "run",
+            None,
+            f"The primary on {peer} gave up: {why}; its guest runs there; {_RUN_ON[step]}, {off}.",
+        )
+    return SecondaryEnd(
+        "peer_lost", "run", None, f"The primary on {peer} was lost: {why}; {_RUN_ON[step]}, {off}."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SecondaryStart:
+    """``action`` is ``wait`` or ``hold`` (go on with the copy an earlier replicator left, in ``phase``)."""
+
+    action: str
+    phase: str
+    sentence: str
+
+
+def secondary_start(vm: str, domid: int | None, saved: dict[str, Any] | None, boot_id: str) -> SecondaryStart:
+    """Decide how a secondary starts, from the domain that exists here and the state file of an earlier run."""
+    if domid is None:
+        return SecondaryStart("wait", "waiting", "Waiting for the primary.")
+    mine = saved is not None and saved.get("boot_id") == boot_id and saved.get("domid") == domid
+    if (
+        saved is not None
+        and mine
+        and saved.get("role") == "secondary"
+        and saved.get("phase") in ("peer_lost", "active")
+    ):
+        return SecondaryStart(
+            "hold", str(saved["phase"]), f"Going on with domain {domid}: {saved.get('reason', '')}"
+        )
+    return SecondaryStart("wait", "waiting", exists_refusal(vm, domid))
+
+
+def exists_refusal(vm: str, domid: int) -> str:
+    """Return the sentence that refuses a copy because the secondary's host has such a domain already."""
+    return f"The secondary's host already has a domain named {vm} (number {domid}); it must go before a copy can come."
+
+
+# ----------------------------------------------------------------------------------------------- control verbs
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a verb is not carried out: one word and one sentence."""
+
+    code: str
+    sentence: str
+
+
+def verb_refusal(vm: str, role: str, phase: str, verb: str) -> Refusal | None:
+    """Decide whether a verb may be carried out in a phase; None means yes."""
+    if verb in ("checkpoint", "verify"):
+        return _checkpoint_refusal(vm, role, phase, verb)
+    if verb == "takeover":
+        return _takeover_refusal(vm, role, phase)
+    if verb == "stop" and phase == "active":
+        return Refusal(
+            "active",
+            f"{vm} was taken over and this is the copy in use; it will not be destroyed. Shut it down with xl.",
+        )
+    return None
+
+
+def _checkpoint_refusal(vm: str, role: str, phase: str, verb: str) -> Refusal | None:
+    if role != "primary":
+        return Refusal("wrong_side", f"'{verb}' is asked of the primary; this is the secondary of {vm}.")
+    if phase != "replicating":
+        return Refusal("not_replicating", f"{vm} is {phase}, not replicating, so there can be no checkpoint.")
+    return None
+
+
+def _takeover_refusal(vm: str, role: str, phase: str) -> Refusal | None:
+    if role != "secondary":
+        return Refusal("wrong_side", f"'takeover' is asked of the secondary; this is the primary of {vm}.")
+    if phase in ("receiving", "replicating"):
+        return Refusal("primary_alive", f"The primary of {vm} is alive: its channels are up. Stop it first.")
+    if phase == "active":
+        return Refusal("already_active", f"{vm} was taken over before; it is active here.")
+    if phase != "peer_lost":
+        return Refusal("no_copy", f"There is no copy of {vm} here that could take over (it is {phase}).")
+    return None
+
+
+def attach_refusal(vm: str, phase: str) -> str:
+    """Return why no primary may attach in this phase of the secondary, or an empty string."""
+    if phase == "waiting":
+        return ""
+    if phase in ("receiving", "replicating"):
+        return f"Another primary of {vm} is attached already."
+    if phase == "peer_lost":
+        return f"The copy of {vm} here lost its primary and waits for an operator: takeover, or stop."
+    if phase == "active":
+        return f"{vm} was taken over and is active here."
+    return f"The secondary of {vm} is {phase}."

@@ -1,0 +1,100 @@
+"""A guest under replication: the domain, its devices and its taps moved together, and everything undone at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from colo_helper.devices.interface import DeviceError, DeviceModel, Nics, Tap
+from colo_helper.hypervisor.interface import Domain, HypervisorError
+
+#: What the local host can answer with when something fails.
+LOCAL_ERRORS = (HypervisorError, DeviceError, OSError)
+
+
+@dataclass
+class Guest:
+    """A domain with its device model and taps. Methods may raise one of LOCAL_ERRORS."""
+
+    domain: Domain
+    devices: DeviceModel
+    nics: Nics
+    devices_stopped: bool = False
+    logging: bool = False
+    taps_before: list[Tap] = field(default_factory=list)
+
+    @property
+    def halted(self) -> bool:
+        """Whether we hold the guest still."""
+        return self.domain.own_pauses > 0
+
+    def halt(self) -> None:
+        """Stop the vCPUs, then the devices: nothing of the guest runs or writes its memory after this."""
+        self.domain.pause()
+        self.devices_stopped = True
+        self.devices.stop()
+
+    def resume(self) -> None:
+        """Let the devices run, then the vCPUs; undoes every pause that is ours."""
+        self.devices.cont()
+        self.devices_stopped = False
+        while self.domain.own_pauses:
+            self.domain.unpause()
+
+    def adopt_halt(self) -> None:
+        """Take over a guest that the toolstack left paused, and stop its devices as well."""
+        self.domain.adopt_pause()
+        self.devices_stopped = True
+        self.devices.stop()
+
+    def start_logging(self) -> None:
+        """Log dirty frames in the hypervisor and in the device model, from nothing."""
+        self.logging = True
+        self.domain.log_dirty_on()
+        self.devices.log_dirty(True)
+        self.domain.clean_dirty(final=False)
+
+    def stop_logging(self) -> None:
+        """Stop logging in both, even when one of them fails."""
+        problems = self._attempt([self.domain.log_dirty_off, lambda: self.devices.log_dirty(False)])
+        self.logging = False
+        if problems:
+            raise DeviceError(" ".join(problems))
+
+    def isolate(self) -> None:
+        """Take the taps off the network and remember where they were."""
+        self.taps_before = self.nics.isolate()
+
+    def rejoin(self) -> None:
+        """Put the taps back to where ``isolate`` found them."""
+        self.nics.connect(self.taps_before)
+        self.taps_before = []
+
+    def release(self) -> list[str]:
+        """Let the guest go: running, not logged. Tries everything; returns what could not be undone."""
+        steps: list[Callable[[], None]] = []
+        if self.devices_stopped or self.halted:
+            steps += [self.devices.cont, self._undo_pauses]
+        if self.logging:
+            steps.append(self.stop_logging)
+        problems = self._attempt(steps)
+        self.devices_stopped = False
+        return problems
+
+    def close(self) -> list[str]:
+        """Give the connections back; returns what went wrong."""
+        return self._attempt([self.devices.close, self.domain.close])
+
+    def _undo_pauses(self) -> None:
+        while self.domain.own_pauses:
+            self.domain.unpause()
+
+    @staticmethod
+    def _attempt(steps: list[Callable[[], None]]) -> list[str]:
+        problems = []
+        for step in steps:
+            try:
+                step()
+            except LOCAL_ERRORS as error:
+                problems.append(str(error))
+        return problems

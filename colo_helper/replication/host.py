@@ -1,0 +1,62 @@
+"""What replication asks of the host: domains by name, the first copy out and in."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from colo_helper.devices.interface import DeviceError
+from colo_helper.replication.guest import Guest
+
+
+class HostError(DeviceError):
+    """The toolstack of this host failed; the text has what it said."""
+
+
+class SaveStream(Protocol):
+    """The first copy as a stream of bytes. Methods may raise HostError."""
+
+    def read(self) -> bytes:
+        """Return the next bytes, at most MAX_CHUNK_BYTES; empty at the end of a complete copy."""
+
+    def abandon(self) -> None:
+        """Give the copy up. Returns when the domain is paused, with one pause more, as after a complete copy."""
+
+
+class RestoreStream(Protocol):
+    """Where the first copy goes. Methods may raise HostError."""
+
+    def write(self, data: bytes) -> None:
+        """Take the next bytes."""
+
+    def finish(self) -> int:
+        """The copy is complete; returns the number of the new, paused domain."""
+
+    def abandon(self) -> None:
+        """Give up; nothing of the domain stays."""
+
+
+#: The largest piece of the first copy in one frame.
+MAX_CHUNK_BYTES = 256 << 10
+
+
+class Host(Protocol):
+    """This host. Methods may raise HostError, and HypervisorError where a domain is opened."""
+
+    @property
+    def release(self) -> str:
+        """The running Xen release, such as ``4.17``."""
+
+    def find(self, vm: str) -> int | None:
+        """Return the number of the domain of that name, or None."""
+
+    def open_guest(self, domid: int) -> Guest:
+        """Open a domain for replication."""
+
+    def save(self, vm: str) -> SaveStream:
+        """Start the first copy; the guest stands still until it is let go."""
+
+    def restore(self, vm: str) -> RestoreStream:
+        """Start to build the copy's domain."""
+
+    def destroy(self, domid: int) -> None:
+        """Destroy a domain; harmless when it is gone."""

@@ -1,0 +1,144 @@
+"""Everything the replicator's main thread waits for, in one queue.
+
+Frames and losses come from the reading thread of a link, sessions from the listener, requests from the control socket,
+and a stop from a signal handler: SimpleQueue.put may be called by all of them, even in the middle of a get.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+
+from colo_helper.channel.listener import Session
+from colo_helper.channel.wire import Frame
+from colo_helper.control.protocol import Request
+
+#: Frames that may wait; the next one holds its reader, and so the peer, back. Bounds memory.
+FRAME_SLOTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    source: FrameSource
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    source: FrameSource
+    sentence: str
+
+
+class FrameSource:
+    """Where one link puts its frames; after ``close`` they are thrown away."""
+
+    def __init__(self, queue: SimpleQueue[object]) -> None:
+        self._queue = queue
+        self.slots = threading.Semaphore(FRAME_SLOTS)
+        self.closed = False
+
+    def put(self, frame: Frame) -> None:
+        """Queue a frame, when there is room."""
+        self.slots.acquire()
+        if not self.closed:
+            self._queue.put(_Arrival(self, frame))
+
+    def lost(self, sentence: str) -> None:
+        """Queue the end of the link, behind its frames."""
+        self._queue.put(_Loss(self, sentence))
+
+    def close(self) -> None:
+        """Throw away what comes from now on and free a reader that waits for room."""
+        self.closed = True
+        self.slots.release(FRAME_SLOTS)
+
+
+@dataclass
+class Inbox:
+    """What has arrived and was not handled yet. Only the main thread reads it."""
+
+    frames: deque[Frame] = field(default_factory=deque)
+    loss: str = ""
+    requests: deque[Request] = field(default_factory=deque)
+    sessions: deque[Session] = field(default_factory=deque)
+    stop_reason: str = ""
+    #: Operators who asked to stop and wait for it; empty when the service manager did.
+    stop_requests: list[Request] = field(default_factory=list)
+    _queue: SimpleQueue[object] = field(default_factory=SimpleQueue)
+    _source: FrameSource | None = None
+
+    def put_request(self, request: Request) -> None:
+        """Queue a control request."""
+        self._queue.put(request)
+
+    def put_session(self, session: Session) -> None:
+        """Queue a pair of channels."""
+        self._queue.put(session)
+
+    def put_stop(self, reason: str) -> None:
+        """Ask the main thread to stop; may be called from a signal handler."""
+        self._queue.put(_Stop(reason))
+
+    def new_source(self) -> FrameSource:
+        """Forget an earlier link and return where the next one puts its frames."""
+        self.close_source()
+        self._source = FrameSource(self._queue)
+        return self._source
+
+    def close_source(self) -> None:
+        """Forget the link in use, if any."""
+        if self._source:
+            self._source.close()
+            self._source = None
+        self.frames.clear()
+        self.loss = ""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Take what has arrived; waits up to ``timeout_s`` when that is nothing. Tells whether something came."""
+        try:
+            item = self._queue.get(timeout=max(0.0, timeout_s)) if timeout_s > 0 else self._queue.get_nowait()
+        except Empty:
+            return False
+        self._take(item)
+        while True:
+            try:
+                self._take(self._queue.get_nowait())
+            except Empty:
+                return True
+
+    def wait_forever(self) -> None:
+        """Wait until something comes."""
+        self._take(self._queue.get())
+
+    def next_frame(self, deadline_s: float) -> Frame | None:
+        """Return the next frame; None when something else came first, or at the monotonic deadline."""
+        if not self.frames:
+            self.wait(deadline_s - time.monotonic())
+        return self.frames.popleft() if self.frames else None
+
+    def _take(self, item: object) -> None:
+        match item:
+            case _Arrival(source, frame):
+                source.slots.release()
+                if source is self._source:
+                    self.frames.append(frame)
+            case _Loss(source, sentence):
+                if source is self._source:
+                    self.loss = sentence
+            case _Stop(reason):
+                self.stop_reason = self.stop_reason or reason
+            case Request(verb="stop"):
+                self.stop_requests.append(item)
+                self.stop_reason = self.stop_reason or "An operator asked to stop."
+            case Request():
+                self.requests.append(item)
+            case Session():
+                self.sessions.append(item)

@@ -1,0 +1,155 @@
+"""The replicator as a program: configuration, signals, sockets, and one primary or secondary."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from colo_helper.channel.ssh import ConnectError, PeerAddress, connect_pair
+from colo_helper.control.protocol import CONTROL_SOCKET, RefusedError, Request
+from colo_helper.control.server import ControlServer
+from colo_helper.hypervisor.interface import HypervisorError
+from colo_helper.monitor.files import read_json
+from colo_helper.monitor.monitor import Monitor
+from colo_helper.monitor.sdnotify import Notifier
+from colo_helper.monitor.state import State
+from colo_helper.replication.config import (
+    CONFIG,
+    RUN_DIR,
+    STATE_DIR,
+    VM_NAME,
+    Config,
+    ConfigError,
+    load_config,
+)
+from colo_helper.replication.conversation import Conversation
+from colo_helper.replication.decisions import Cause, SessionEndedError, attach_refusal, verb_refusal
+from colo_helper.replication.guest import LOCAL_ERRORS
+from colo_helper.replication.inbox import Inbox
+from colo_helper.replication.primary import Primary
+from colo_helper.replication.secondary import Secondary
+
+#: SSH has to be set up on a host that may be slow; afterwards the peer's own timeout counts.
+CONNECT_TIMEOUT_S = 60.0
+#: How long an end waits for the answers of those who asked to be written.
+_GOODBYE_S = 2.0
+
+
+class Desk:
+    """Where control requests arrive: answers ``status`` itself, refuses what cannot be, queues the rest."""
+
+    def __init__(self, config: Config, monitor: Monitor, inbox: Inbox) -> None:
+        self._config = config
+        self._monitor = monitor
+        self._inbox = inbox
+        self._waiting: list[Request] = []
+
+    def serve(self, verb: str) -> dict[str, Any]:
+        """Answer one request; called by the control server's threads. Raises RefusedError."""
+        if verb == "status":
+            return {"ok": True, **self._monitor.snapshot()}
+        refusal = verb_refusal(self._config.vm, self._config.role, self._monitor.state.phase, verb)
+        if refusal:
+            raise RefusedError(refusal.code, refusal.sentence)
+        request = Request(verb)
+        self._waiting.append(request)
+        self._inbox.put_request(request)
+        return request.wait()
+
+    def close(self) -> None:
+        """Answer everybody who still waits: a stop has succeeded, the rest came too late."""
+        for request in self._waiting:
+            if request.verb == "stop":
+                request.succeed(self._monitor.snapshot())
+            else:
+                request.refuse(
+                    "ended", f"The replicator of {self._config.vm} has ended: {self._monitor.state.reason}"
+                )
+
+
+def connect(config: Config, inbox: Inbox) -> Conversation:
+    """Connect to the peer by SSH; raises SessionEndedError with the cause as a sentence."""
+    peer = PeerAddress(config.peer_name, config.peer_address, config.peer_port)
+    try:
+        forward, back = connect_pair(peer, config.vm, CONNECT_TIMEOUT_S)
+    except ConnectError as error:
+        raise SessionEndedError(Cause.PEER_LOST, str(error)) from error
+    return Conversation(forward, back, config.peer_timeout_ms / 1000, inbox)
+
+
+def run(vm: str) -> int:
+    """Run the replicator of one VM until it ends; returns the exit status."""
+    if not VM_NAME.fullmatch(vm):
+        sys.stderr.write(f"{vm!r} is not the name of a VM.\n")
+        return 2
+    try:
+        config = load_config(Path(CONFIG.format(vm=vm)), vm)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    state_dir, run_dir = Path(STATE_DIR.format(vm=vm)), Path(RUN_DIR.format(vm=vm))
+    for directory in (state_dir, run_dir):
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    notifier = Notifier()
+    phase = "connecting" if config.role == "primary" else "waiting"
+    state = State(vm, config.role, phase, "The replicator starts.", config.peer_name)
+    monitor = Monitor(state_dir, state, notifier)
+    inbox = Inbox()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _frame: inbox.put_stop(_stopped_by(received)))
+    desk = Desk(config, monitor, inbox)
+    server = ControlServer(Path(CONTROL_SOCKET.format(vm=vm)), desk.serve)
+    server.start()
+    try:
+        return _serve(config, monitor, inbox, state_dir, run_dir, notifier.ready)
+    except (*LOCAL_ERRORS, HypervisorError) as error:
+        monitor.enter("failed", str(error))
+        return 1
+    finally:
+        notifier.stopping()
+        desk.close()
+        server.close(_GOODBYE_S)
+
+
+def _serve(
+    config: Config, monitor: Monitor, inbox: Inbox, state_dir: Path, run_dir: Path, ready: Callable[[], None]
+) -> int:
+    from colo_helper.replication.xl import XenHost  # noqa: PLC0415  (loads the device libraries: only to run)
+
+    host = XenHost(run_dir, device_timeout_s=max(10.0, config.peer_timeout_ms / 1000))
+    if config.role == "primary":
+        ready()
+        return Primary(config, host, monitor, inbox, connect).run()
+    from colo_helper.channel.listener import AttachListener  # noqa: PLC0415
+
+    listener = AttachListener(
+        run_dir / "attach.sock",
+        config.vm,
+        lambda: attach_refusal(config.vm, monitor.state.phase),
+        inbox.put_session,
+    )
+    secondary = Secondary(config, host, monitor, inbox, state_dir, _saved(state_dir))
+    listener.start()
+    try:
+        ready()
+        return secondary.run()
+    finally:
+        listener.close()
+
+
+def _saved(state_dir: Path) -> dict[str, Any] | None:
+    """Return the state file of an earlier run, or None when there is none that can be read."""
+    try:
+        return read_json(state_dir / "state.json")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"The state of an earlier run is not usable: {error}\n")
+        return None
+
+
+def _stopped_by(number: int) -> str:
+    return f"The service manager stopped the replicator ({signal.Signals(number).name})."
