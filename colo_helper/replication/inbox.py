@@ -119,8 +119,8 @@ class Inbox:
         self._take(self._queue.get())
 
     def next_frame(self, deadline_s: float) -> Frame | None:
-        """Return the next frame; None when something else came first, or at the monotonic deadline."""
-        if not self.frames:
+        """Return the next frame; None when something else came first, the link is lost, or at the deadline."""
+        if not self.frames and not self.loss:
             self.wait(deadline_s - time.monotonic())
         return self.frames.popleft() if self.frames else None
 

@@ -36,6 +36,7 @@ from tests.unit.colo_helper.emulated_host import EmulatedHost, running_guest
 
 VM = "h1"
 PATIENCE_S = 10.0
+INTERVAL_MS = 3_600_000
 
 
 def eventually(condition: Callable[[], Any], what: str) -> Any:
@@ -51,7 +52,7 @@ def eventually(condition: Callable[[], Any], what: str) -> Any:
 
 def config(role: str, timeout_ms: int = 2000) -> Config:
     peer = "xb" if role == "primary" else "xa"
-    return Config(VM, role, peer, timeout_ms, "xenbr0", "192.0.2.1", 22, 3_600_000)
+    return Config(VM, role, peer, timeout_ms, "xenbr0", "192.0.2.1", 22, INTERVAL_MS)
 
 
 class Relay:
@@ -97,6 +98,8 @@ class Pair:
     threads: list[threading.Thread] = field(default_factory=list)
     forward: Relay | None = None
     back: Relay | None = None
+    saved: dict[str, Any] | None = None
+    only_secondary: bool = False
     before_link: Callable[[Pair], None] = lambda pair: None
 
     def __post_init__(self) -> None:
@@ -194,9 +197,12 @@ class Pair:
             self.s_monitor,
             self.s_inbox,
             self.directory / "secondary",
+            self.saved,
         )
         self.listener.start()
         for role, side in (("secondary", self.secondary), ("primary", self.primary)):
+            if self.only_secondary and role == "primary":
+                continue
             thread = threading.Thread(target=self._run, args=(role, side), daemon=True, name=role)
             self.threads.append(thread)
             thread.start()
@@ -230,6 +236,9 @@ class Pair:
     def both_run(self) -> bool:
         """Wait until both guests run between two checkpoints."""
         return eventually(lambda: self.guest.running and self.copy and self.copy.running, "both run")
+
+    def ask_without_waiting(self, role: str, verb: str) -> None:
+        (self.p_inbox if role == "primary" else self.s_inbox).put_request(Request(verb))
 
     @property
     def guest(self):

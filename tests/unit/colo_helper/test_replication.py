@@ -1,13 +1,17 @@
+"""Both sides for real, over sockets, on the emulated hypervisor."""
+
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
 
-from colo_helper.hypervisor.interface import PAGE_BYTES
-
-from tests.unit.colo_helper.emulated_host import RING
-from tests.unit.colo_helper.replication_pair import Pair
+from colo_helper.channel.wire import Kind
+from colo_helper.hypervisor.emulated import EmulatedDomain
+from colo_helper.monitor.monitor import boot_id
+from tests.unit.colo_helper.emulated_host import RING, EmulatedHost, running_guest
+from tests.unit.colo_helper.replication_pair import VM, Pair, eventually
 
 
 @pytest.fixture
@@ -27,22 +31,374 @@ def guest_memory(domain):
     return {gfn: bytes(page) for gfn, page in domain.memory.items() if gfn != RING}
 
 
+def write_on_both(both, dice, epoch=0):
+    both.both_run()
+    for domain, mark in ((both.guest, b"P"), (both.copy, b"S")):
+        for gfn in dice.sample(range(64), 20):
+            domain.guest_write(gfn, mark + b"%d.%d" % (epoch, dice.randrange(10**9)))
+
+
+def assert_primary_untouched(both):
+    """Whatever happened: the guest runs, nothing of ours is left on it, and it is on the network."""
+    guest, devices = both.guest, both.primary_host.devices[3]
+    assert guest.running
+    assert guest.own_pauses == 0
+    assert not guest.log_dirty
+    assert not devices.logging
+    assert devices.running
+    assert devices.closed
+    assert {tap.bridge for tap in both.primary_host.nics[3].taps()} == {"xenbr0"}
+
+
+def assert_copy_runs_off_the_network(both):
+    assert both.copy.running
+    assert both.copy.own_pauses == 0
+    assert not both.copy.log_dirty
+    assert not both.secondary_host.devices[7].logging
+    assert both.secondary_host.devices[7].running
+    assert {tap.bridge for tap in both.secondary_host.nics[7].taps()} == {""}
+
+
 def test_after_every_epoch_the_copy_is_equal_although_both_sides_wrote(pair):
     both = pair().start().replicating()
     dice = random.Random(1)
     for epoch in range(1, 6):
-        both.both_run()
-        for domain, mark in ((both.guest, b"P"), (both.copy, b"S")):
-            for gfn in dice.sample(range(64), 20):
-                domain.guest_write(gfn, mark + b"%d" % dice.randrange(10**9))
+        write_on_both(both, dice, epoch)
         both.guest.context = b"context %d" % epoch
         both.primary_host.devices[3].state = b"devices %d" % epoch
         record = both.ask("primary", "checkpoint")
         assert record["ok"] is True
         assert record["epoch"] == epoch
+        assert record["a_pages"] == 20
         assert record["b_pages"] == 20
-        assert record["d_pages"] > 20
+        assert record["d_pages"] == record["sent_pages"] > 20
         assert guest_memory(both.copy) == guest_memory(both.guest)
         assert both.copy.context == b"context %d" % epoch
         assert both.secondary_host.devices[7].state == b"devices %d" % epoch
     assert both.p_monitor.state.totals.b_nonempty == 5
+    assert set(record["phases_ms"]) == {"suspend", "wait_b", "send", "apply", "resume"}
+    assert_copy_runs_off_the_network_while_protected(both)
+
+
+def assert_copy_runs_off_the_network_while_protected(both):
+    both.both_run()
+    assert both.copy.log_dirty
+    assert {tap.bridge for tap in both.secondary_host.nics[7].taps()} == {""}
+
+
+def test_without_the_back_channel_the_copies_would_differ(pair):
+    """The proof that B matters: a page only the secondary wrote is overwritten by the primary's."""
+    both = pair().start().replicating()
+    both.both_run()
+    both.copy.guest_write(5, b"only the secondary wrote this")
+    record = both.ask("primary", "checkpoint")
+    assert (record["a_pages"], record["b_pages"], record["sent_pages"]) == (0, 1, 1)
+    assert both.copy.memory[5] == both.guest.memory[5]
+
+
+def test_the_hosts_own_frames_are_neither_sent_nor_unexplained(pair):
+    both = pair().start().replicating()
+    both.both_run()
+    both.guest.guest_write(RING, b"the primary's xenstored")
+    answer = both.ask("primary", "verify")
+    assert answer["ok"] is True
+    assert answer["pages_compared"] == 65
+    assert answer["unexplained"] == []
+    assert answer["different"] == [
+        {
+            "gfn": RING,
+            "owner": "xenstore ring",
+            "reason": "Each host's xenstored keeps its own indexes in this page.",
+        }
+    ]
+    assert both.copy.memory[RING][:3] == b"\1\1\1"
+    saved = json.loads((both.directory / "primary" / "verify.json").read_text())
+    assert saved["pages_compared"] == 65
+
+
+def test_verify_names_a_frame_that_differs_without_a_reason(pair):
+    both = pair().start().replicating()
+    both.both_run()
+    both.copy.memory[9][0] ^= 1  # behind the dirty log's back
+    answer = both.ask("primary", "verify")
+    assert answer["unexplained"] == [9]
+    assert both.ask("primary", "checkpoint")["ok"] is True
+
+
+def test_the_guest_grows_between_two_epochs(pair):
+    both = pair().start().replicating()
+    both.both_run()
+    both.guest.size_frames = both.copy.size_frames = 9000
+    for domain in (both.guest, both.copy):
+        domain.guest_write(8999, b"new memory")
+    both.guest.guest_write(8999, b"written later")
+    both.ask("primary", "checkpoint")
+    assert both.copy.memory[8999] == both.guest.memory[8999]
+
+
+def test_the_clock_makes_checkpoints_by_itself(pair, monkeypatch):
+    monkeypatch.setattr("tests.unit.colo_helper.replication_pair.INTERVAL_MS", 20)
+    both = pair().start().replicating()
+    eventually(lambda: both.p_monitor.state.totals.checkpoints >= 3, "three checkpoints")
+
+
+# ------------------------------------------------------------------------------------------ the peer dies
+
+
+@pytest.mark.parametrize(
+    ("direction", "kind", "passed", "secondary_says"),
+    [
+        ("forward", Kind.SUSPEND, False, "the copy runs on, off the network"),
+        ("back", Kind.DIRTY, False, "the partial checkpoint was dropped"),
+        ("back", Kind.DIRTY, True, "the partial checkpoint was dropped"),
+        ("forward", Kind.PAGES, False, "the partial checkpoint was dropped"),
+        ("forward", Kind.PAGES, True, "the partial checkpoint was dropped"),
+        ("forward", Kind.COMMIT, False, "the partial checkpoint was dropped"),
+        ("forward", Kind.COMMIT, True, "the checkpoint had arrived completely"),
+        ("back", Kind.APPLIED, False, "the checkpoint had arrived completely"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Kind) else str(value)[:12],
+)
+def test_the_line_breaks_in_a_checkpoint(pair, direction, kind, passed, secondary_says):
+    both = pair().start().replicating()
+    dice = random.Random(2)
+    write_on_both(both, dice)
+    both.ask("primary", "checkpoint")
+    write_on_both(both, dice, 2)
+    both.guest.context = b"the new context"
+    before = guest_memory(both.copy)
+    relay = both.forward if direction == "forward" else both.back
+    relay.cut, relay.cut_after = (kind, relay.seen.count(kind) + 1), passed
+    both.ask_without_waiting("primary", "checkpoint")
+
+    reason = both.phase("primary", "unprotected")
+    assert reason.startswith("The secondary on xb was lost: ")
+    assert reason.endswith("; h1 runs on unprotected.")
+    assert both.ended("primary") == 1
+    assert_primary_untouched(both)
+
+    reason = both.phase("secondary", "peer_lost")
+    assert secondary_says in reason
+    assert reason.endswith("off the network, until an operator decides.")
+    assert_copy_runs_off_the_network(both)
+    if "completely" in secondary_says:
+        assert guest_memory(both.copy) == guest_memory(both.guest)
+        assert both.copy.context == b"the new context"
+    else:
+        assert guest_memory(both.copy) == before
+        assert both.copy.context == b"context 0"
+
+
+def test_a_silent_peer_is_noticed_by_both_without_any_connection_closing(pair):
+    both = pair(timeout_ms=500).start().replicating()
+    both.freeze_line()
+    assert "silent for" in both.phase("primary", "unprotected")
+    assert "silent for" in both.phase("secondary", "peer_lost")
+    assert_primary_untouched(both)
+    assert_copy_runs_off_the_network(both)
+
+
+def test_a_quiet_hour_is_not_silence(pair):
+    both = pair(timeout_ms=400).start().replicating()
+    eventually(
+        lambda: both.forward.seen.count(Kind.BEAT) > 8 and both.back.seen.count(Kind.BEAT) > 8, "beats"
+    )
+    assert both.p_monitor.state.phase == "replicating"
+    assert both.ask("primary", "checkpoint")["ok"] is True
+
+
+# ------------------------------------------------------------------------------------------ one side fails
+
+
+@pytest.mark.parametrize("operation", ["pause", "clean_final", "get_context", "map"])
+def test_the_primarys_hypervisor_fails_in_a_checkpoint(pair, operation):
+    both = pair().start().replicating()
+    both.both_run()
+    both.guest.guest_write(1, b"x")
+    both.guest.faults[operation] = 0
+    both.ask_without_waiting("primary", "checkpoint")
+    assert (
+        both.phase("primary", "failed")
+        == f"Xen refused to {operation} domain 3: EIO (scripted); h1 runs on unprotected."
+    )
+    assert both.ended("primary") == 1
+    assert_primary_untouched(both)
+    reason = both.phase("secondary", "peer_lost")
+    assert reason.startswith(f"The primary on xa gave up: Xen refused to {operation} domain 3")
+    assert_copy_runs_off_the_network(both)
+
+
+@pytest.mark.parametrize("operation", ["pause", "clean", "map_writable", "set_context"])
+def test_the_secondarys_hypervisor_fails_in_a_checkpoint(pair, operation):
+    both = pair().start().replicating()
+    both.both_run()
+    both.guest.guest_write(1, b"x")
+    both.copy.faults[operation] = 0
+    both.ask_without_waiting("primary", "checkpoint")
+    reason = both.phase("secondary", "failed")
+    assert (
+        reason
+        == f"Xen refused to {operation} domain 7: EIO (scripted); the copy of h1 cannot be used and was destroyed."
+    )
+    assert both.ended("secondary") == 1
+    assert both.secondary_host.destroyed == [7]
+    assert both.phase("primary", "unprotected").startswith("The secondary on xb gave up: Xen refused to")
+    assert_primary_untouched(both)
+
+
+@pytest.mark.parametrize("operation", ["stop", "save_state"])
+def test_the_primarys_device_model_fails(pair, operation):
+    both = pair().start().replicating()
+    both.both_run()
+    both.primary_host.devices[3].faults.add(operation)
+    both.ask_without_waiting("primary", "checkpoint")
+    assert "(scripted)" in both.phase("primary", "failed")
+    assert_primary_untouched(both)
+
+
+def test_the_state_cannot_be_loaded_into_the_secondary(pair):
+    both = pair().start().replicating()
+    both.both_run()
+    both.secondary_host.devices[7].faults.add("load_state")
+    both.ask_without_waiting("primary", "checkpoint")
+    assert "was destroyed" in both.phase("secondary", "failed")
+    both.phase("primary", "unprotected")
+    assert both.copy is None
+
+
+# ------------------------------------------------------------------------------------------ the first copy
+
+
+def test_a_line_that_breaks_in_the_first_copy_leaves_nothing_behind(pair):
+    def cut(one):
+        one.forward.cut = (Kind.CHUNK, 3)
+
+    both = pair(before_link=cut).start()
+    reason = both.phase("primary", "failed")
+    assert reason.endswith("; h1 was not protected yet and runs on.")
+    assert both.ended("primary") == 1
+    assert_primary_untouched(both)
+    eventually(
+        lambda: "unfinished copy of h1 was destroyed" in both.s_monitor.state.reason, "the secondary waits"
+    )
+    assert both.s_monitor.state.phase == "waiting"
+    assert both.copy is None
+
+
+def test_a_save_that_fails_leaves_the_guest_running(pair):
+    both = pair(primary_host=EmulatedHost(save_fails_after=40000)).start()
+    assert both.phase("primary", "failed").startswith(
+        "'xl save -p' failed with status 1: scripted; h1 runs on"
+    )
+    assert_primary_untouched(both)
+    eventually(
+        lambda: "gave up" in both.s_monitor.state.reason or "destroyed" in both.s_monitor.state.reason, "told"
+    )
+    assert both.copy is None
+
+
+def test_a_restore_that_fails_is_told_to_the_primary(pair):
+    both = pair(secondary_host=EmulatedHost(refuse_restore=True)).start()
+    assert "'xl restore -p' ended with status 3" in both.phase("primary", "failed")
+    assert_primary_untouched(both)
+
+
+def test_the_secondary_keeps_a_domain_that_was_there_before(pair):
+    there = EmulatedHost()
+    there.add(VM, EmulatedDomain(5))
+    both = pair(secondary_host=there).start()
+    reason = both.phase("primary", "failed")
+    assert reason.startswith("The secondary's host already has a domain named h1 (number 5)")
+    assert there.destroyed == []
+    assert_primary_untouched(both)
+
+
+@pytest.mark.parametrize(("here", "there", "works"), [("4.17", "4.20", True), ("4.20", "4.17", False)])
+def test_pairs_of_xen_releases(pair, here, there, works):
+    both = pair(primary_host=EmulatedHost(release=here), secondary_host=EmulatedHost(release=there)).start()
+    if works:
+        both.replicating()
+    else:
+        assert both.phase("primary", "failed").startswith(
+            "A primary on Xen 4.20 cannot have a secondary on Xen 4.17"
+        )
+        assert both.guest.journal == ["close"]
+
+
+def test_a_guest_with_pv_drivers_is_refused(pair):
+    guest = running_guest()
+    guest.pv_drivers = True
+    here = EmulatedHost()
+    here.add(VM, guest)
+    both = pair(primary_host=here).start()
+    assert "uses PV drivers" in both.phase("primary", "failed")
+
+
+# ------------------------------------------------------------------------------------------ takeover and stop
+
+
+def test_takeover_after_the_primary_died(pair):
+    both = pair().start().replicating()
+    both.ask("primary", "checkpoint")
+    both.both_run()
+    both.cut_line()
+    both.phase("secondary", "peer_lost")
+    answer = both.ask("secondary", "takeover")
+    assert answer["ok"] is True
+    assert answer["phase"] == "active"
+    assert {tap.bridge for tap in both.secondary_host.nics[7].taps()} == {"xenbr0"}
+    assert both.secondary_host.devices[7].announced == 1
+    assert both.copy.running
+    both.s_inbox.put_stop("The service manager stopped the replicator.")
+    assert both.ended("secondary") == 0
+    assert both.copy.running
+    assert both.s_monitor.state.phase == "active"
+
+
+def test_a_takeover_that_fails_can_be_asked_again(pair):
+    both = pair().start().replicating()
+    both.cut_line()
+    both.phase("secondary", "peer_lost")
+    both.secondary_host.devices[7].faults.add("announce")
+    answer = both.ask("secondary", "takeover")
+    assert (answer["ok"], answer["code"]) == (False, "takeover_failed")
+    assert both.ask("secondary", "takeover")["ok"] is True
+
+
+@pytest.mark.parametrize("role", ["primary", "secondary"])
+def test_either_side_ends_the_protection_in_order(pair, role):
+    both = pair().start().replicating()
+    both.both_run()
+    inbox = both.p_inbox if role == "primary" else both.s_inbox
+    inbox.put_stop("An operator asked to stop.")
+    assert both.phase("primary", "stopped") == "An operator asked to stop; h1 runs on unprotected."
+    assert both.phase("secondary", "stopped") == "An operator asked to stop; the copy of h1 was destroyed."
+    assert (both.ended("primary"), both.ended("secondary")) == (0, 0)
+    assert_primary_untouched(both)
+    assert both.secondary_host.destroyed == [7]
+
+
+def test_an_operator_destroys_a_copy_that_lost_its_primary(pair):
+    both = pair().start().replicating()
+    both.cut_line()
+    both.phase("secondary", "peer_lost")
+    both.ask_without_waiting("secondary", "stop")
+    assert both.ended("secondary") == 0
+    assert both.phase("secondary", "stopped") == "An operator asked to stop. The copy of h1 was destroyed."
+    assert both.copy is None
+
+
+def test_a_restarted_replicator_goes_on_with_the_copy_that_lost_its_primary(pair):
+    there = EmulatedHost()
+    there.add(VM, EmulatedDomain(5))
+    there.nics[5].isolate()
+    saved = {
+        "role": "secondary",
+        "phase": "peer_lost",
+        "domid": 5,
+        "boot_id": boot_id(),
+        "reason": "It was lost.",
+    }
+    both = pair(secondary_host=there, saved=saved, only_secondary=True).start()
+    assert both.phase("secondary", "peer_lost") == "Going on with domain 5: It was lost."
+    assert both.ask("secondary", "takeover")["ok"] is True
