@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import socket
-import time
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from qemu.qmp import QMPError
-from qemu.qmp.legacy import QEMUMonitorProtocol
+from qemu.qmp import EventListener, QMPClient, QMPError
 
 from colo_helper.devices.interface import DeviceError
 from colo_helper.devices.qcow2 import SNAPSHOT_NAME, vmstate_image
 
+T = TypeVar("T")
 JsonValue = Any  # what a QMP command returns differs by command
 
 #: libxl gives each device model this second socket, for xenstat; libxl itself uses another one.
@@ -31,9 +32,10 @@ class QmpDeviceModel:
         self._work_dir = work_dir
         self._timeout_s = timeout_s
         self._loads = 0
-        self._qmp = self._connect(path or SOCKET.format(domid=domid))
+        self._loop = asyncio.new_event_loop()
+        self._client = self._connect(path or SOCKET.format(domid=domid))
 
-    def _connect(self, path: str) -> QEMUMonitorProtocol:
+    def _connect(self, path: str) -> QMPClient:
         channel = socket.socket(socket.AF_UNIX)
         try:
             channel.connect(path)
@@ -49,18 +51,24 @@ class QmpDeviceModel:
                 f"The device model of domain {self.domid} does not answer at {path} within {self._timeout_s:g} s; "
                 "another program may hold its only connection."
             )
-        qmp = QEMUMonitorProtocol(channel, nickname=f"domain-{self.domid}")
-        qmp.settimeout(self._timeout_s)
+        client = QMPClient(f"domain-{self.domid}")
+        client.events.names.add("JOB_STATUS_CHANGE")  # the others would pile up with every checkpoint
         try:
-            qmp.connect()
-        except (QMPError, OSError) as error:
-            raise DeviceError(f"The device model of domain {self.domid} speaks no QMP: {error}.") from error
-        return qmp
+            self._wait(client.connect(channel))
+        except (TimeoutError, QMPError, OSError) as error:
+            raise DeviceError(
+                f"The device model of domain {self.domid} speaks no QMP at {path}: {error}."
+            ) from error
+        return client
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run the library's work to its end; raises TimeoutError when that takes too long."""
+        return self._loop.run_until_complete(asyncio.wait_for(work, self._timeout_s))
 
     def command(self, name: str, **arguments: object) -> JsonValue:
         """Run one QMP command and return its result; raises DeviceError with what QEMU says."""
         try:
-            return self._qmp.cmd(name, **arguments)
+            return self._wait(self._client.execute(name, arguments))
         except TimeoutError as error:
             raise DeviceError(
                 f"The device model of domain {self.domid} did not finish '{name}' within {self._timeout_s:g} s."
@@ -115,16 +123,10 @@ class QmpDeviceModel:
 
     def _run_job(self, command: str, job: str, arguments: dict[str, object]) -> None:
         """Start a job, wait for the event that says it has ended, and raise DeviceError when it failed."""
-        self._qmp.clear_events()
+        self._client.events.clear()
         self.command(command, **{"job-id": job, **arguments})
-        deadline = time.monotonic() + self._timeout_s
         try:
-            while True:
-                event = self._qmp.pull_event(wait=max(0.001, deadline - time.monotonic()))
-                if event and event["event"] == "JOB_STATUS_CHANGE":
-                    data = event["data"]
-                    if data["id"] == job and data["status"] == "concluded":
-                        break
+            self._wait(_concluded(self._client.events, job))
         except TimeoutError as error:
             raise DeviceError(
                 f"'{command}' of domain {self.domid} did not end within {self._timeout_s:g} s."
@@ -158,11 +160,19 @@ class QmpDeviceModel:
     def close(self) -> None:
         """See DeviceModel."""
         try:
-            self._qmp.close()
+            self._wait(self._client.disconnect())
         except (TimeoutError, QMPError, OSError) as error:
             raise DeviceError(
                 f"The connection to domain {self.domid}'s device model broke: {error}."
             ) from error
+        finally:
+            self._loop.close()
+
+
+async def _concluded(events: EventListener, job: str) -> None:
+    async for event in events:
+        if event["data"] == {"id": job, "status": "concluded"}:
+            return
 
 
 def _write_private(path: Path, data: bytes | bytearray) -> None:

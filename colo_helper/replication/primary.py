@@ -28,7 +28,7 @@ from colo_helper.replication.decisions import (
     primary_end,
 )
 from colo_helper.replication.guest import LOCAL_ERRORS, Guest
-from colo_helper.replication.host import Host
+from colo_helper.replication.host import Host, SaveStream
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.pages import chosen, outgoing, pack
 from colo_helper.replication.stopwatch import Stopwatch
@@ -144,9 +144,8 @@ class Primary:
                 if time.monotonic() - reported >= _PROGRESS_S:
                     reported = time.monotonic()
                     self.monitor.progress("copy", sent, reported - started)
-        except SessionEndedError:
-            stream.abandon()
-            self._take_over_pause(guest)
+        except BaseException:
+            self._give_copy_up(stream, guest)
             raise
         self._take_over_pause(guest)
         conversation.send(Kind.COPY_END, {"bytes": sent})
@@ -162,6 +161,14 @@ class Primary:
             elapsed_s=round(elapsed, 1),
             peer=copied,
         )
+
+    def _give_copy_up(self, stream: SaveStream, guest: Guest) -> None:
+        """Let xl end the save it has begun, so that the guest is in a state we know."""
+        try:
+            stream.abandon()
+            self._take_over_pause(guest)
+        except LOCAL_ERRORS as error:
+            self.monitor.event("save_failed", str(error))
 
     @staticmethod
     def _take_over_pause(guest: Guest) -> None:

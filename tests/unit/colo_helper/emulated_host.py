@@ -24,6 +24,7 @@ class EmulatedSave:
     fail_after: int | None = None
     data: bytes = b""
     position: int = 0
+    failed: bool = False
 
     def __post_init__(self) -> None:
         self.domain.pause_count += 1
@@ -33,14 +34,17 @@ class EmulatedSave:
 
     def read(self) -> bytes:
         if self.fail_after is not None and self.position >= self.fail_after:
-            self.domain.pause_count -= 1  # libxl resumes a domain whose save failed
+            if not self.failed:
+                self.domain.pause_count -= 1  # libxl resumes a domain whose save failed
+            self.failed = True
             raise HostError("'xl save -p' failed with status 1: scripted.")
         chunk = self.data[self.position : self.position + MAX_CHUNK_BYTES // 16]
         self.position += len(chunk)
         return chunk
 
     def abandon(self) -> None:
-        self.position = len(self.data)
+        while self.read():
+            continue
 
 
 @dataclass

@@ -31,7 +31,6 @@ from colo_helper.replication.decisions import attach_refusal
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.primary import Primary
 from colo_helper.replication.secondary import Secondary
-
 from tests.unit.colo_helper.emulated_host import EmulatedHost, running_guest
 
 VM = "h1"
@@ -100,7 +99,7 @@ class Pair:
     back: Relay | None = None
     saved: dict[str, Any] | None = None
     only_secondary: bool = False
-    before_link: Callable[[Pair], None] = lambda pair: None
+    before_link: Callable[[Pair], None] = lambda _pair: None
 
     def __post_init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp())

@@ -1,0 +1,199 @@
+"""The qcow2 writer against QEMU's own tools, QMP against a real QEMU without a machine, taps against a made-up sysfs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colo_helper.devices.interface import DeviceError, Tap
+from colo_helper.devices.nics import HostNics, tap_names
+from colo_helper.devices.qcow2 import CLUSTER_BYTES, MAX_STATE_BYTES, vmstate_image
+from colo_helper.devices.qmp import QmpDeviceModel
+
+needs_qemu_img = pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img is not installed")
+needs_qemu = pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed")
+
+
+# --------------------------------------------------------------------------------------------------- qcow2
+
+
+@needs_qemu_img
+@pytest.mark.parametrize("size", [1, 7887, CLUSTER_BYTES, CLUSTER_BYTES + 1, 206_680, 3_000_000])
+def test_qemu_finds_no_fault_in_the_image_and_sees_the_state(tmp_path, size):
+    path = tmp_path / "state.qcow2"
+    path.write_bytes(vmstate_image(b"s" * size))
+    check = subprocess.run(
+        ["qemu-img", "check", "--output=json", path], capture_output=True, text=True, check=True
+    )
+    report = json.loads(check.stdout)
+    assert (report["check-errors"], report.get("corruptions", 0), report.get("leaks", 0)) == (0, 0, 0)
+    info = subprocess.run(
+        ["qemu-img", "info", "--output=json", path], capture_output=True, text=True, check=True
+    )
+    (snapshot,) = json.loads(info.stdout)["snapshots"]
+    assert (snapshot["name"], snapshot["vm-state-size"]) == ("colo", size)
+
+
+@given(st.binary(min_size=1, max_size=3 * CLUSTER_BYTES))
+@settings(max_examples=20, deadline=None)
+def test_the_states_bytes_are_in_the_data_clusters(state):
+    image = vmstate_image(state)
+    assert len(image) % CLUSTER_BYTES == 0
+    assert image[7 * CLUSTER_BYTES :].startswith(state)
+
+
+@pytest.mark.parametrize("state", [b"", bytes(MAX_STATE_BYTES + 1)], ids=["empty", "too large"])
+def test_a_state_that_does_not_fit_is_refused(state):
+    with pytest.raises(ValueError, match="does not fit"):
+        vmstate_image(state)
+
+
+# ----------------------------------------------------------------------------------------------------- QMP
+
+
+@pytest.fixture
+def qemu(tmp_path):
+    """Start QEMU without a machine; returns the path of its QMP socket."""
+    processes = []
+
+    def start(name):
+        path = tmp_path / f"{name}.qmp"
+        command = ["qemu-system-x86_64", "-M", "none", "-S", "-nodefaults", "-display", "none"]
+        process = subprocess.Popen(
+            [*command, "-qmp", f"unix:{path},server=on,wait=off"], stderr=subprocess.PIPE
+        )
+        processes.append(process)
+        deadline = time.monotonic() + 10
+        while not path.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+        return str(path)
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@needs_qemu
+def test_a_state_of_one_qemu_is_loaded_into_another(qemu, tmp_path):
+    state = tmp_path / "migrated"
+    source = QmpDeviceModel(1, tmp_path, 10.0, qemu("source"))
+    source.command("migrate", uri=f"exec:cat > {state}")
+    deadline = time.monotonic() + 10
+    while source.command("query-migrate").get("status") != "completed" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    source.close()
+    target = QmpDeviceModel(2, tmp_path, 10.0, qemu("target"))
+    for _ in range(3):  # names of nodes and jobs must not clash
+        target.stop()
+        target.load_state(state.read_bytes())
+    assert target.command("query-jobs") == []
+    assert target.command("query-named-block-nodes") == []
+    assert target.writable_disks() == []
+    assert list(tmp_path.glob("*.qcow2")) == []
+    target.close()
+
+
+@needs_qemu
+def test_a_state_that_is_none_is_reported_and_cleaned_up(qemu, tmp_path):
+    target = QmpDeviceModel(2, tmp_path, 10.0, qemu("target"))
+    with pytest.raises(DeviceError, match=r"'snapshot-load' of domain 2 failed: "):
+        target.load_state(b"this is no device state")
+    assert target.command("query-jobs") == []
+    assert target.command("query-named-block-nodes") == []
+    target.close()
+
+
+@needs_qemu
+def test_a_command_that_qemu_refuses(qemu, tmp_path):
+    model = QmpDeviceModel(3, tmp_path, 10.0, qemu("any"))
+    with pytest.raises(DeviceError, match="The device model of domain 3 refused 'object-del'"):
+        model.command("object-del", id="nothing")
+    model.close()
+
+
+def test_a_socket_that_another_client_holds(tmp_path):
+    path = str(tmp_path / "qmp")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen(1)
+        with pytest.raises(DeviceError, match="another program may hold its only connection"):
+            QmpDeviceModel(4, tmp_path, 0.05, path)
+
+
+def test_no_device_model_at_all(tmp_path):
+    with pytest.raises(DeviceError, match="The device model of domain 5 cannot be reached at"):
+        QmpDeviceModel(5, tmp_path, 0.05, str(tmp_path / "nothing"))
+
+
+def test_a_device_model_that_hangs_in_a_command(tmp_path):
+    path = str(tmp_path / "qmp")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen(1)
+
+    def serve():
+        client, _ = server.accept()
+        with client:
+            client.sendall(json.dumps({"QMP": {"version": {}, "capabilities": []}}).encode() + b"\n")
+            client.recv(65536)  # qmp_capabilities
+            client.sendall(b'{"return": {}}\n')
+            while client.recv(65536):
+                continue
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    model = QmpDeviceModel(6, tmp_path, 0.2, path)
+    with pytest.raises(DeviceError, match=r"did not finish 'stop' within 0\.2 s"):
+        model.stop()
+    model.close()
+    thread.join()
+    server.close()
+
+
+# ---------------------------------------------------------------------------------------------------- taps
+
+
+def test_only_the_domains_own_taps_are_meant():
+    there = ["vif3.0", "vif3.0-emu", "vif31.0", "vif3.1-emu", "xenbr0", "vif3.0-emux", "eth0"]
+    assert tap_names(3, there) == ["vif3.0", "vif3.0-emu", "vif3.1-emu"]
+
+
+@pytest.fixture
+def sysfs(tmp_path):
+    for name, index in (("xenbr0", 4), ("vif3.0-emu", 9), ("vif3.0", 8), ("vif2.0", 6)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ifindex").write_text(f"{index}\n")
+    (tmp_path / "vif3.0-emu" / "master").symlink_to("../xenbr0")
+    return tmp_path
+
+
+def test_taps_as_they_are(sysfs):
+    assert HostNics(3, sysfs).taps() == [Tap("vif3.0", 8, ""), Tap("vif3.0-emu", 9, "xenbr0")]
+
+
+def test_a_tap_that_stays_on_its_bridge_is_noticed(sysfs, monkeypatch):
+    nics = HostNics(3, sysfs)
+    monkeypatch.setattr(nics, "_set_masters", lambda _changes: None)
+    with pytest.raises(DeviceError, match=r"Taps of domain 3 are still on a bridge: vif3\.0-emu on xenbr0\."):
+        nics.isolate()
+
+
+def test_a_tap_that_does_not_join_is_noticed(sysfs, monkeypatch):
+    nics = HostNics(3, sysfs)
+    monkeypatch.setattr(nics, "_set_masters", lambda _changes: None)
+    with pytest.raises(DeviceError, match=r"did not join their bridge: vif3\.0\."):
+        nics.connect([Tap("vif3.0", 8, "xenbr0"), Tap("vif3.0-emu", 9, "xenbr0")])
+
+
+def test_a_bridge_that_does_not_exist(sysfs):
+    with pytest.raises(DeviceError, match=r"The tap vif3\.0 cannot be taken onto nobr: "):
+        HostNics(3, sysfs).connect([Tap("vif3.0", 8, "nobr")])
