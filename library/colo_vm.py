@@ -125,6 +125,11 @@ protection:
   type: str
   returned: success
   sample: running
+restarts:
+  description: Whether O(state=protected) ended a running protection, or would in check mode, to begin it anew.
+  type: bool
+  returned: success
+  sample: false
 phase:
   description: The replicator's phase.
   type: str

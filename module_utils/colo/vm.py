@@ -78,6 +78,7 @@ class ProtectedVm(DesiredState):
         self.vm: str = module.params["name"]
         self.state: str = module.params["state"]
         self._started: float | None = None
+        self._restarts = False
 
     def look(self) -> snapshot.Snapshot:
         """Read all there is to know now."""
@@ -96,7 +97,9 @@ class ProtectedVm(DesiredState):
             if not self.module.check_mode:
                 gate.require_helper()
             refuse_protection(now, self.params["role"])
-            return {"config": configuration(self.params), "protection": "running", "replicator": True}
+            desired = {"config": configuration(self.params), "protection": "running", "replicator": True}
+            self._restarts = now.alive and before != desired
+            return desired
         if self.state == "unprotected":
             self._refuse_discarding(now)
             return {
@@ -128,6 +131,7 @@ class ProtectedVm(DesiredState):
             "name": self.vm,
             "config": state["config"],
             "protection": state["protection"],
+            "restarts": self._restarts,
             "phase": now.phase,
             "reason": now.reason,
             "checkpoints": checkpoints(now),
@@ -237,7 +241,7 @@ class ProtectedVm(DesiredState):
             raise Failure(f"A takeover of {self.vm} must be confirmed with its name: confirm: {self.vm}")
         if now.taken_over:
             return
-        if not now.alive:
+        if not (now.alive or now.alone):
             raise Failure(
                 f"{now.host} has no running replicator of {self.vm}, so there is no copy that could take over: "
                 f"{now.sentence()}"
@@ -254,6 +258,11 @@ class ProtectedVm(DesiredState):
             )
 
     def _take_over(self) -> None:
+        if not self.look().alive:
+            # The copy outlived its replicator; a new one goes on with it where the old one was.
+            self._started = time.monotonic()
+            self._systemctl("start")
+            self._wait(lambda now: now.phase == "peer_lost", _TAKEOVER_TIMEOUT_S)
         answer = gate.request(self.vm, "takeover", _TAKEOVER_TIMEOUT_S)
         if answer.get("ok"):
             now = self._wait(lambda now: now.taken_over, _TAKEOVER_TIMEOUT_S)

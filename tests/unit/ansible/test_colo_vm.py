@@ -1,0 +1,464 @@
+"""The protection of a VM as a state, and everything that it refuses."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.ansible.module_host import FakeHost, Runner
+
+UNIT = "colo-replicator@h1.service"
+PEER = {"name": "xb", "address": "192.168.77.2"}
+RUNNING = ("active", "running", "success")
+
+
+def write_state(
+    host: FakeHost, phase: str, role: str = "primary", checkpoints: int = 3, **fields: Any
+) -> None:
+    directory = host.root / "states" / "h1"
+    directory.mkdir(exist_ok=True)
+    state = {
+        "format": 1, "vm": "h1", "role": role, "phase": phase, "reason": f"It is {phase}.", "boot_id": "boot-1",
+        "updated_monotonic_s": time.monotonic() + 3600, "totals": {"checkpoints": checkpoints}, "progress": None, **fields,
+    }  # fmt: skip
+    (directory / "state.json").write_text(json.dumps(state))
+
+
+def write_config(host: FakeHost, role: str = "primary") -> dict[str, Any]:
+    peer = {**PEER, "port": 22} if role == "primary" else {"name": "xb"}
+    config = {
+        "format": 1,
+        "vm": "h1",
+        "role": role,
+        "peer": peer,
+        "peer_timeout_ms": 5000,
+        "bridge": "xenbr0",
+    }
+    if role == "primary":
+        config["interval_ms"] = 1000
+    (host.root / "vms" / "h1.json").write_text(json.dumps(config))
+    return config
+
+
+@pytest.fixture
+def helper(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """colo_helper is installed; what its control socket answers to which verb."""
+    from ansible.module_utils.colo import gate
+
+    (host.root / "opt" / "current" / "site-packages" / "colo_helper").mkdir(parents=True)
+    answers: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr(gate, "request", lambda _vm, verb, _timeout_s: answers[verb])
+    return answers
+
+
+@pytest.fixture
+def starts(host: FakeHost) -> FakeHost:
+    """systemctl start and stop have their effect."""
+
+    def systemctl(words: list[str]) -> tuple[int, str, str]:
+        if words[1] == "start":
+            host.units[UNIT] = RUNNING
+        elif words[1] == "stop":
+            host.units[UNIT] = ("inactive", "dead", "success")
+        return 0, "\n".join(
+            f"{key}={value}" for key, value in
+            zip(("ActiveState", "SubState", "Result"), host.units.get(UNIT, ("inactive", "dead", "success")), strict=True)
+        ), ""  # fmt: skip
+
+    host.answers["systemctl"] = systemctl
+    return host
+
+
+@pytest.mark.usefixtures("helper")
+def test_primary_is_protected_and_the_second_run_changes_nothing(starts: FakeHost, run: Runner) -> None:
+    starts.domains = {"Domain-0": (0, "r-----"), "h1": (1, "-b----")}
+    write_state(starts, "replicating")
+    first = run("colo_vm", name="h1", role="primary", peer=PEER)
+    assert first["changed"] is True
+    assert first["protection"] == "running"
+    written = json.loads((starts.root / "vms" / "h1.json").read_text())
+    assert written == {
+        "format": 1, "vm": "h1", "role": "primary", "peer": {"name": "xb", "address": "192.168.77.2", "port": 22},
+        "interval_ms": 1000, "peer_timeout_ms": 5000, "bridge": "xenbr0",
+    }  # fmt: skip
+    assert starts.ran("systemctl", "start", "--no-block", UNIT)
+    second = run("colo_vm", name="h1", role="primary", peer=PEER)
+    assert second["changed"] is False
+
+
+@pytest.mark.usefixtures("helper")
+def test_secondary_gets_only_what_it_needs(starts: FakeHost, run: Runner) -> None:
+    write_state(starts, "waiting", role="secondary")
+    result = run("colo_vm", name="h1", role="secondary", peer={"name": "xa"})
+    assert result["changed"] is True
+    assert result["config"] == {
+        "format": 1, "vm": "h1", "role": "secondary", "peer": {"name": "xa"}, "peer_timeout_ms": 5000, "bridge": "xenbr0",
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("helper")
+def test_changed_interval_restarts_the_replicator(starts: FakeHost, run: Runner) -> None:
+    starts.domains = {"h1": (1, "-b----")}
+    starts.units[UNIT] = RUNNING
+    write_config(starts)
+    write_state(starts, "replicating")
+    assert (
+        run("colo_vm", name="h1", role="primary", peer=PEER, interval_ms=200, check=True)["restarts"] is True
+    )
+    result = run("colo_vm", name="h1", role="primary", peer=PEER, interval_ms=200)
+    assert result["changed"] is result["restarts"] is True
+    assert starts.ran("systemctl", "stop", UNIT)
+    assert '-    "interval_ms": 1000' not in result["diff"]["after"]
+
+
+def test_check_mode_predicts_on_a_host_without_colo_helper(host: FakeHost, run: Runner) -> None:
+    host.domains = {"h1": (1, "-b----")}
+    result = run("colo_vm", name="h1", role="primary", peer=PEER, check=True)
+    assert result["changed"] is True
+    assert result["protection"] == "running"
+    assert not list((host.root / "vms").iterdir())
+    assert not any("start" in call for call in host.calls)
+
+
+def test_without_colo_helper_the_sentence_names_the_playbook(host: FakeHost, run: Runner) -> None:
+    host.domains = {"h1": (1, "-b----")}
+    result = run("colo_vm", name="h1", role="primary", peer=PEER)
+    assert result["failed"] is True
+    assert result["msg"] == "colo_helper is not installed on xa: run playbooks/site.yml first."
+
+
+@pytest.mark.parametrize(
+    ("role", "phase", "domains", "alive", "sentence"),
+    [
+        ("primary", None, {}, False,
+         "There is no domain h1 on xa, its primary: start it there with 'xl create /etc/xen/h1.cfg' or correct colo_vms, "
+         "then protect it."),
+        ("primary", None, None, False,
+         "Xen on xa does not tell its domains ('xl list' fails): mend that first."),
+        ("primary", "peer_lost", {"h1": (4, "-b----")}, True,
+         "xa holds a secondary copy of h1 that has lost its primary: let it take over with playbooks/failover.yml first."),
+        ("secondary", "active", {"h1": (4, "-b----")}, True,
+         "h1 goes on alone on xa since its takeover: make xa its primary in colo_vms, then protect it."),
+        ("secondary", "peer_lost", {"h1": (4, "-b----")}, True,
+         "The copy of h1 on xa has lost its primary and may be the only one left: run playbooks/failover.yml to go on with it, "
+         "or playbooks/unprotect.yml to give it up."),
+        ("secondary", None, {"h1": (4, "-b----")}, False,
+         "There is a domain h1 on xa, its secondary, that no replicator keeps: it could become a second running copy. "
+         "When it is not the VM that people use, remove it there with 'xl destroy h1'."),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.usefixtures("helper")
+def test_protection_is_refused(
+    host: FakeHost,
+    run: Runner,
+    role: str,
+    phase: str | None,
+    domains: Any,
+    alive: bool,
+    sentence: str,
+    check: bool,
+) -> None:
+    host.domains = domains
+    if phase:
+        write_config(host, "secondary")
+        write_state(host, phase, role="secondary")
+    if alive:
+        host.units[UNIT] = RUNNING
+    result = run("colo_vm", name="h1", role=role, peer=PEER, check=check)
+    assert result["failed"] is True
+    assert result["msg"] == sentence
+    assert not any(word in call for call in host.calls for word in ("start", "stop"))
+
+
+@pytest.mark.usefixtures("helper")
+def test_a_state_from_before_the_last_boot_stands_in_nobodys_way(starts: FakeHost, run: Runner) -> None:
+    write_state(starts, "peer_lost", role="secondary", boot_id="boot-0")
+    result = run("colo_vm", name="h1", role="secondary", peer=PEER, wait=False)
+    assert result["changed"] is True
+
+
+@pytest.mark.usefixtures("helper")
+def test_giving_up_quotes_the_replicator(starts: FakeHost, run: Runner) -> None:
+    starts.domains = {"h1": (1, "-b----")}
+    write_state(starts, "failed", reason="The peer xb refused the key.")
+    result = run("colo_vm", name="h1", role="primary", peer=PEER)
+    assert result["failed"] is True
+    assert result["msg"] == (
+        "The replicator of h1 on xa ended as failed: The peer xb refused the key. "
+        "Look at: journalctl -u colo-replicator@h1.service"
+    )
+
+
+@pytest.mark.usefixtures("helper")
+def test_timeout_tells_the_progress_and_the_reason(starts: FakeHost, run: Runner) -> None:
+    starts.domains = {"h1": (1, "-b----")}
+    progress = {"step": "copy", "bytes": 50 << 20, "elapsed_s": 12.3}
+    write_state(starts, "copying", checkpoints=0, progress=progress)
+    result = run("colo_vm", name="h1", role="primary", peer=PEER, wait_timeout_s=0)
+    assert result["failed"] is True
+    assert result["msg"] == (
+        "h1 on xa is not protected after 0 s: its phase is copying, step copy, 50.0 MiB in 12 s. "
+        "The replicator says: It is copying. It goes on; run this again to wait longer."
+    )
+
+
+@pytest.mark.usefixtures("helper")
+def test_a_state_from_before_the_start_does_not_count(starts: FakeHost, run: Runner) -> None:
+    starts.domains = {"h1": (1, "-b----")}
+    write_state(starts, "replicating", updated_monotonic_s=0.5)
+    result = run("colo_vm", name="h1", role="primary", peer=PEER, wait_timeout_s=0)
+    assert result["failed"] is True
+    assert "its phase is not known yet" in result["msg"]
+
+
+def test_unprotecting_stops_and_removes_the_configuration(
+    starts: FakeHost, run: Runner, helper: dict[str, Any]
+) -> None:
+    starts.domains = {"h1": (1, "-b----")}
+    starts.units[UNIT] = RUNNING
+    write_config(starts)
+    write_state(starts, "replicating")
+    helper["stop"] = {"ok": True}
+    predicted = run("colo_vm", name="h1", state="unprotected", check=True)
+    result = run("colo_vm", name="h1", state="unprotected")
+    assert predicted["changed"] is result["changed"] is True
+    assert predicted["diff"]["after"] == result["diff"]["after"]
+    assert not (starts.root / "vms" / "h1.json").exists()
+    assert run("colo_vm", name="h1", state="unprotected")["changed"] is False
+
+
+def test_a_lonely_copy_is_not_removed_unasked(starts: FakeHost, run: Runner, helper: dict[str, Any]) -> None:
+    starts.domains = {"h1": (4, "-b----")}
+    starts.units[UNIT] = RUNNING
+    write_config(starts, "secondary")
+    write_state(starts, "peer_lost", role="secondary")
+    helper["stop"] = {"ok": True}
+    refused = run("colo_vm", name="h1", state="unprotected")
+    assert refused["msg"] == (
+        "The copy of h1 on xa has lost its primary and may be the only one left: run playbooks/failover.yml to go on with it, "
+        "or confirm with its name (h1) that it shall be destroyed."
+    )
+    assert run("colo_vm", name="h1", state="unprotected", confirm="h1")["changed"] is True
+
+
+def test_a_vm_that_took_over_keeps_running_when_its_protection_ends(
+    starts: FakeHost, run: Runner, helper: dict[str, Any]
+) -> None:
+    starts.domains = {"h1": (4, "-b----")}
+    starts.units[UNIT] = RUNNING
+    write_config(starts, "secondary")
+    write_state(starts, "active", role="secondary")
+    assert not helper
+    result = run("colo_vm", name="h1", state="unprotected")
+    assert result["changed"] is True
+    assert result["protection"] == "active"
+    assert run("colo_vm", name="h1", state="unprotected")["changed"] is False
+
+
+def lost_its_primary(host: FakeHost, phase: str = "peer_lost") -> None:
+    host.domains = {"h1": (4, "-b----")}
+    host.units[UNIT] = RUNNING
+    write_config(host, "secondary")
+    write_state(host, phase, role="secondary")
+
+
+def test_takeover_and_the_second_run(
+    host: FakeHost, run: Runner, helper: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ansible.module_utils.colo import gate
+
+    assert not helper
+    lost_its_primary(host)
+
+    def request(_vm: str, verb: str, _timeout_s: float) -> dict[str, Any]:
+        assert verb == "takeover"
+        write_state(host, "active", role="secondary")
+        return {"ok": True}
+
+    monkeypatch.setattr(gate, "request", request)
+    predicted = run("colo_vm", name="h1", state="active", confirm="h1", check=True)
+    result = run("colo_vm", name="h1", state="active", confirm="h1")
+    assert predicted["changed"] is result["changed"] is True
+    assert predicted["protection"] == result["protection"] == "active"
+    assert result["phase"] == "active"
+    assert run("colo_vm", name="h1", state="active", confirm="h1")["changed"] is False
+
+
+def test_takeover_of_a_copy_that_outlived_its_replicator(
+    starts: FakeHost, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ansible.module_utils.colo import gate
+
+    lost_its_primary(starts)
+    del starts.units[UNIT]
+
+    def request(_vm: str, _verb: str, _timeout_s: float) -> dict[str, Any]:
+        assert starts.ran("systemctl", "start", UNIT)
+        write_state(starts, "active", role="secondary")
+        return {"ok": True}
+
+    monkeypatch.setattr(gate, "request", request)
+    assert run("colo_vm", name="h1", state="active", confirm="h1")["protection"] == "active"
+
+
+def test_takeover_without_confirmation(host: FakeHost, run: Runner) -> None:
+    lost_its_primary(host)
+    result = run("colo_vm", name="h1", state="active", confirm="h2")
+    assert result["msg"] == "A takeover of h1 must be confirmed with its name: confirm: h1"
+
+
+def test_takeover_while_the_primary_lives_is_refused(
+    host: FakeHost, run: Runner, helper: dict[str, Any]
+) -> None:
+    lost_its_primary(host, "replicating")
+    sentence = "The primary of h1 is alive: its channels are up. Stop it first."
+    helper["takeover"] = {"ok": False, "code": "primary_alive", "error": sentence}
+    result = run("colo_vm", name="h1", state="active", confirm="h1")
+    assert result["msg"] == f"xa does not take over h1: {sentence}"
+    assert result["code"] == "primary_alive"
+    predicted = run("colo_vm", name="h1", state="active", confirm="h1", check=True)
+    assert predicted["msg"] == (
+        "xa would not take over h1 now: its phase is replicating, and only a copy that has lost its primary may. "
+        "It is replicating."
+    )
+
+
+def test_takeover_without_a_copy(host: FakeHost, run: Runner) -> None:
+    result = run("colo_vm", name="h1", state="active", confirm="h1")
+    assert result["msg"] == (
+        "xa has no running replicator of h1, so there is no copy that could take over: h1 on xa is not protected."
+    )
+
+
+def test_takeover_on_the_primary(host: FakeHost, run: Runner) -> None:
+    host.units[UNIT] = RUNNING
+    write_config(host)
+    write_state(host, "replicating")
+    result = run("colo_vm", name="h1", state="active", confirm="h1")
+    assert result["msg"] == "xa is not the secondary of h1: run this on the host that holds the copy."
+
+
+def test_a_name_that_could_leave_its_directory(host: FakeHost, run: Runner) -> None:
+    assert host.root
+    result = run("colo_vm", name="../h1", state="unprotected")
+    assert result["msg"] == (
+        "'../h1' is no name for a protected VM: letters, digits, '_', '.' and '-', at most 63, no '..', "
+        "and a letter or a digit first."
+    )
+
+
+def test_info_reports_a_dead_replicator(host: FakeHost, run: Runner) -> None:
+    host.domains = {"h1": (1, "-b----")}
+    host.units[UNIT] = ("failed", "failed", "signal")
+    write_config(host)
+    write_state(host, "replicating")
+    (host.root / "states" / "h1" / "verify.json").write_text('{"unexplained": []}')
+    result = run("colo_vm_info")
+    entry = result["vms"][0]
+    assert entry["name"] == "h1"
+    assert entry["alive"] is False
+    assert entry["protection"] == "stopped"
+    assert entry["domain"] == {"domid": 1, "memory_mib": 100, "state": "-b----"}
+    assert entry["verification"] == {"unexplained": []}
+    assert entry["may_run_vm"] is True
+    assert entry["sentence"] == (
+        "The replicator of h1 on xa died (signal) while replicating. It last said: It is replicating. "
+        "Look at: journalctl -u colo-replicator@h1.service"
+    )
+
+
+def test_info_of_an_unknown_vm_and_of_a_host_without_xen(host: FakeHost, run: Runner) -> None:
+    host.domains = None
+    entry = run("colo_vm_info", names=["h2"])["vms"][0]
+    assert entry["sentence"] == "h2 on xa is not protected."
+    assert entry["domains_known"] is False
+    assert entry["may_run_vm"] is True
+
+
+def test_info_of_half_a_state_file(host: FakeHost, run: Runner) -> None:
+    write_config(host)
+    (host.root / "states" / "h1").mkdir()
+    (host.root / "states" / "h1" / "state.json").write_text('{"phase": "repl')
+    entry = run("colo_vm_info")["vms"][0]
+    assert entry["state"] is None
+    assert entry["sentence"] == "The replicator of h1 on xa does not run."
+
+
+@pytest.fixture
+def replicating(host: FakeHost) -> FakeHost:
+    host.units[UNIT] = RUNNING
+    write_config(host)
+    write_state(host, "replicating")
+    return host
+
+
+@pytest.mark.usefixtures("replicating")
+def test_verify_counts_the_pages(run: Runner, helper: dict[str, Any]) -> None:
+    explained = [{"gfn": 1044476, "owner": "xenstore", "reason": "its ring"}]
+    helper["verify"] = {
+        "ok": True,
+        "epoch": 43,
+        "pages_compared": 25612,
+        "different": explained,
+        "unexplained": [],
+    }
+    result = run("colo_vm_verify", name="h1")
+    assert result["changed"] is False
+    assert (result["verified"], result["pages_compared"], result["different"]) == (True, 25612, explained)
+
+
+@pytest.mark.usefixtures("replicating")
+def test_verify_fails_for_unexplained_pages(run: Runner, helper: dict[str, Any]) -> None:
+    helper["verify"] = {
+        "ok": True,
+        "epoch": 43,
+        "pages_compared": 25612,
+        "different": [],
+        "unexplained": [4660, 4661],
+    }
+    result = run("colo_vm_verify", name="h1")
+    assert result["failed"] is True
+    assert result["msg"] == (
+        "2 of 25612 pages of h1 differ between xa and xb without an explanation (first: frame 0x1234): xb does not hold a copy "
+        "of it. Keep /var/lib/colo/h1/verify.json of xa for a report, then protect h1 anew."
+    )
+
+
+@pytest.mark.usefixtures("replicating")
+def test_verify_refused(run: Runner, helper: dict[str, Any]) -> None:
+    helper["verify"] = {"ok": False, "code": "not_replicating", "error": "h1 is copying, not replicating."}
+    result = run("colo_vm_verify", name="h1")
+    assert result["msg"] == "h1 on xa was not verified: h1 is copying, not replicating."
+
+
+@pytest.mark.usefixtures("replicating")
+def test_verify_compares_nothing_in_check_mode(run: Runner) -> None:
+    assert run("colo_vm_verify", name="h1", check=True)["verified"] is False
+
+
+def test_verify_without_replicator(host: FakeHost, run: Runner) -> None:
+    assert host.root
+    assert run("colo_vm_verify", name="h1")["msg"] == "h1 cannot be verified: h1 on xa is not protected."
+
+
+def test_gate_talks_to_the_client_of_the_release_in_use(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real client of this checkout against no socket: its sentence comes through."""
+    from ansible.module_utils.colo import base, gate
+
+    release = host.root / "opt" / "releases" / "d"
+    release.mkdir(parents=True)
+    (release / "site-packages").symlink_to(Path(__file__).resolve().parents[3])
+    (host.root / "opt" / "current").symlink_to("releases/d")
+    monkeypatch.setattr("sys.path", list(sys.path))
+    with pytest.raises(base.Failure) as failure:
+        gate.request("no-such-vm", "status", 1.0)
+    assert failure.value.sentence.startswith(
+        "No replicator of no-such-vm answers at /run/colo/no-such-vm/control.sock:"
+    )
+    assert failure.value.fields == {"code": "not_running"}

@@ -1,0 +1,130 @@
+"""What is documented is what is there: modules, roles, playbooks, operations pages."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.module_utils.basic import AnsibleModule
+
+from tests.unit.ansible.module_host import REPOSITORY, load
+
+MODULES = sorted(path.stem for path in (REPOSITORY / "library").glob("*.py"))
+ROLES = sorted(path.name for path in (REPOSITORY / "roles").iterdir())
+PLAYBOOKS = sorted(path.name for path in (REPOSITORY / "playbooks").glob("*.yml"))
+
+
+class ArgumentSpecSeen(Exception):
+    """Carries what a module hands to AnsibleModule."""
+
+
+@pytest.fixture
+def spec_of(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def call(name: str) -> dict[str, Any]:
+        def init(_self: AnsibleModule, **options: Any) -> None:
+            raise ArgumentSpecSeen(options)
+
+        monkeypatch.setattr(AnsibleModule, "__init__", init)
+        with pytest.raises(ArgumentSpecSeen) as seen:
+            load(REPOSITORY / "library" / f"{name}.py").main()
+        options: dict[str, Any] = seen.value.args[0]
+        return options
+
+    return call
+
+
+def documented(options: dict[str, Any]) -> dict[str, Any]:
+    """DOCUMENTATION's options in the form of an argument_spec."""
+    keys = ("type", "required", "default", "choices", "elements")
+    spec = {}
+    for name, option in options.items():
+        spec[name] = {key: option[key] for key in keys if key in option}
+        if "suboptions" in option:
+            spec[name]["options"] = documented(option["suboptions"])
+    return spec
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_documentation_is_the_argument_spec(name: str, spec_of: Any) -> None:
+    module = load(REPOSITORY / "library" / f"{name}.py")
+    documentation = yaml.safe_load(module.DOCUMENTATION)
+    given = spec_of(name)
+    assert documentation["module"] == name
+    assert documented(documentation.get("options", {})) == given["argument_spec"]
+    assert given["supports_check_mode"] is True
+    assert documentation["attributes"]["check_mode"]["support"] == "full"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_use_documented_options_and_returns_have_samples(name: str) -> None:
+    module = load(REPOSITORY / "library" / f"{name}.py")
+    options = yaml.safe_load(module.DOCUMENTATION).get("options", {})
+    tasks = [task for task in yaml.safe_load(module.EXAMPLES) if name in task]
+    assert tasks
+    assert all(set(task[name] or {}) <= set(options) for task in tasks)
+    assert all("sample" in value and value["returned"] for value in yaml.safe_load(module.RETURN).values())
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_defaults_are_the_optional_argument_specs(name: str) -> None:
+    role = REPOSITORY / "roles" / name
+    options = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text())["argument_specs"]["main"][
+        "options"
+    ]
+    defaults = yaml.safe_load((role / "defaults" / "main.yml").read_text())
+    assert defaults == {
+        key: option["default"] for key, option in options.items() if not option.get("required")
+    }
+    assert all(key.startswith(f"{name}_") for key in options)
+
+
+@pytest.mark.parametrize("name", PLAYBOOKS)
+def test_playbook_has_its_header_and_begins_with_the_checks(name: str) -> None:
+    text = (REPOSITORY / "playbooks" / name).read_text()
+    assert text.startswith("---\n# Purpose: ")
+    assert "\n# Usage: " in text
+    assert "\n# Variables: " in text
+    if name != "checks.yml":
+        assert yaml.safe_load(text)[0]["import_playbook"] == "checks.yml"
+        assert (REPOSITORY / "docs" / "operations" / name.replace(".yml", ".md")).is_file()
+
+
+def test_playbooks_pass_ansibles_syntax_check() -> None:
+    command = [
+        Path(sys.executable).with_name("ansible-playbook"),
+        "--syntax-check",
+        "-i",
+        "inventory/example",
+    ]
+    paths = [f"playbooks/{name}" for name in PLAYBOOKS]
+    done = subprocess.run([*command, *paths], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("playbook: ") == len(PLAYBOOKS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "Say which VM: -e colo_vm=NAME. The inventory's colo_vms has: h1."),
+        (["-e", "colo_vm=h7"], "colo_vms has no VM h7; it has: h1."),
+        (
+            ["-e", "colo_vm=h1"],
+            "This cannot be undone: confirm it with the VM's name, playbooks/failover.yml -e colo_vm=h1 -e colo_confirm=h1.",
+        ),
+    ],
+)
+def test_failover_asks_for_the_vm_and_its_confirmation_before_any_host(
+    arguments: list[str], sentence: str
+) -> None:
+    command = [
+        Path(sys.executable).with_name("ansible-playbook"),
+        "-i",
+        "inventory/example",
+        "playbooks/failover.yml",
+    ]
+    done = subprocess.run([*command, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert sentence in " ".join(done.stdout.split())
+    assert "xa" not in done.stdout
