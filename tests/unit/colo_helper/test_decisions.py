@@ -1,0 +1,267 @@
+"""Configuration and decisions: every rule with the sentence it gives."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from colo_helper.replication.config import ConfigError, load_config, parse_config
+from colo_helper.replication.decisions import (
+    Cause,
+    GuestFacts,
+    Idle,
+    PrimaryStep,
+    SecondaryEnd,
+    SecondaryStart,
+    Step,
+    attach_refusal,
+    guest_refusal,
+    idle_step,
+    pair_refusal,
+    primary_end,
+    secondary_end,
+    secondary_start,
+    verb_refusal,
+)
+
+PRIMARY = {
+    "format": 1,
+    "vm": "h1",
+    "role": "primary",
+    "peer": {"name": "xb", "address": "192.168.77.2", "port": 22},
+    "interval_ms": 1000,
+    "peer_timeout_ms": 5000,
+    "bridge": "xenbr0",
+}
+SECONDARY = {key: PRIMARY[key] for key in ("format", "vm", "peer_timeout_ms", "bridge")} | {
+    "role": "secondary",
+    "peer": {"name": "xa"},
+}
+
+
+def test_the_documented_configurations(tmp_path):
+    path = tmp_path / "h1.json"
+    path.write_text(json.dumps(PRIMARY))
+    config = load_config(path, "h1")
+    assert (config.peer_name, config.peer_address, config.peer_port, config.interval_ms) == (
+        "xb",
+        "192.168.77.2",
+        22,
+        1000,
+    )
+    assert parse_config(SECONDARY, "h1").peer_name == "xa"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"format": 2}, "field 'format' is 2, this program reads 1."),
+        ({"vm": "a/b"}, "field 'vm' is 'a/b', which is not the name of a VM."),
+        ({"vm": "a..b"}, "field 'vm' is 'a..b', which is not the name of a VM."),
+        ({"vm": "h2"}, "field 'vm' is 'h2', the file is 'h1''s."),
+        ({"role": "third"}, "field 'role' is 'third', neither 'primary' nor 'secondary'."),
+        ({"peer": "xb"}, "field 'peer' is not an object."),
+        ({"peer": {"name": "xb"}}, "field 'peer.address' is None, not a text."),
+        (
+            {"peer": {"name": "xb", "address": "x", "port": 0}},
+            "field 'peer.port' is 0, not a whole number from 1 to 65535.",
+        ),
+        ({"interval_ms": True}, "field 'interval_ms' is True, not a whole number from 10 to 3600000."),
+        (
+            {"peer_timeout_ms": "5000"},
+            "field 'peer_timeout_ms' is '5000', not a whole number from 500 to 600000.",
+        ),
+        (
+            {"bridge": "xenbr0; reboot"},
+            "field 'bridge' is 'xenbr0; reboot', which is not the name of an interface.",
+        ),
+    ],
+)
+def test_configurations_that_are_refused_by_field(change, sentence):
+    with pytest.raises(ConfigError) as caught:
+        parse_config(PRIMARY | change, "h1")
+    assert str(caught.value) == sentence
+
+
+def test_a_configuration_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match=r"h1\.json cannot be read: No such file or directory\."):
+        load_config(tmp_path / "h1.json", "h1")
+    (tmp_path / "h1.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"h1\.json is not JSON"):
+        load_config(tmp_path / "h1.json", "h1")
+
+
+@pytest.mark.parametrize(
+    ("primary", "secondary", "works"),
+    [
+        ("4.17", "4.17", True),
+        ("4.20", "4.20", True),
+        ("4.17", "4.20", True),
+        ("4.20", "4.17", False),
+        ("4.17", "4.18", False),
+    ],
+)
+def test_pairs(primary, secondary, works):
+    assert (pair_refusal(primary, secondary) == "") is works
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        (GuestFacts("h1", True, False, False, ()), ""),
+        (
+            GuestFacts("h1", False, False, False, ()),
+            "h1 is not an HVM guest; only those can be replaced while they run.",
+        ),
+        (GuestFacts("h1", True, True, False, ()), "h1 is shut down or suspended."),
+        (
+            GuestFacts("h1", True, False, True, ()),
+            "h1 uses PV drivers, which cannot be stopped without its help; start it with 'xen_nopv'.",
+        ),
+        (
+            GuestFacts("h1", True, False, False, ("ide0",)),
+            "h1 can write to the disks ide0, which are not copied yet.",
+        ),
+    ],
+)
+def test_guests(facts, sentence):
+    assert guest_refusal(facts) == sentence
+
+
+@pytest.mark.parametrize(
+    ("idle", "action", "sentence"),
+    [
+        (Idle(1.0, 2.0, "", ""), "wait", "The interval has not passed yet."),
+        (Idle(2.0, 2.0, "", ""), "checkpoint", "The interval has passed."),
+        (Idle(1.0, 2.0, "", "verify"), "checkpoint", "A checkpoint was asked for (verify)."),
+        (Idle(2.0, 2.0, "Enough.", "verify"), "stop", "Enough."),
+    ],
+)
+def test_idle(idle, action, sentence):
+    step = idle_step(idle)
+    assert (step.action, step.sentence) == (action, sentence)
+    assert step.wait_s == (1.0 if action == "wait" else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("step", "cause", "phase", "tell", "code", "sentence"),
+    [
+        (PrimaryStep.NO_GUEST, Cause.LOCAL_ERROR, "failed", "", 1, "It is so."),
+        (PrimaryStep.NO_GUEST, Cause.STOP, "stopped", "", 0, "It is so."),
+        (PrimaryStep.UNPROTECTED, Cause.STOP, "stopped", "end", 0, "It is so; h1 runs on unprotected."),
+        (PrimaryStep.UNPROTECTED, Cause.PEER_LOST, "failed", "", 1, "It is so; h1 was not protected yet and runs on."),
+        (PrimaryStep.UNPROTECTED, Cause.LOCAL_ERROR, "failed", "abort", 1, "It is so; h1 runs on unprotected."),
+        (PrimaryStep.PROTECTED, Cause.STOP, "stopped", "end", 0, "It is so; h1 runs on unprotected."),
+        (PrimaryStep.PROTECTED, Cause.LOCAL_ERROR, "failed", "abort", 1, "It is so; h1 runs on unprotected."),
+        (
+            PrimaryStep.PROTECTED, Cause.PEER_LOST, "unprotected", "", 1,
+            "The secondary on xb was lost: It is so; h1 runs on unprotected.",
+        ),
+        (
+            PrimaryStep.PROTECTED, Cause.PEER_REFUSED, "unprotected", "", 1,
+            "The secondary on xb gave up: It is so; h1 runs on unprotected.",
+        ),
+    ],
+)  # fmt: skip
+def test_how_the_primary_ends(step, cause, phase, tell, code, sentence):
+    end = primary_end("h1", "xb", step, cause, "It is so.")
+    assert (end.phase, end.tell, end.exit_code, end.sentence) == (phase, tell, code, sentence)
+
+
+@pytest.mark.parametrize("step", Step)
+@pytest.mark.parametrize("cause", Cause)
+@pytest.mark.parametrize("stop_asked", [False, True])
+def test_the_copy_runs_only_where_that_is_right(step, cause, stop_asked):
+    """The table of the rules, all of it: when the copy is kept, and what the operator reads."""
+    end = secondary_end("h1", "xa", step, cause, "It is so.", stop_asked)
+    ordered = stop_asked or cause in (Cause.END, Cause.STOP)
+    usable = step in (Step.RUNNING, Step.PARTIAL, Step.APPLIED)
+    if ordered:
+        assert end == SecondaryEnd("stopped", "destroy", 0, "It is so; the copy of h1 was destroyed.")
+    elif step in (Step.COPYING, Step.READY):
+        assert end == SecondaryEnd(
+            "waiting", "destroy", None, "It is so; the unfinished copy of h1 was destroyed."
+        )
+    elif cause is Cause.LOCAL_ERROR or not usable:
+        sentence = "It is so; the copy of h1 cannot be used and was destroyed."
+        assert end == SecondaryEnd("failed", "destroy", 1, sentence)
+    else:
+        assert (end.phase, end.copy, end.exit_code) == ("peer_lost", "run", None)
+        said = "The primary on xa gave up: It is so; its guest runs there; " if cause is Cause.ABORT else (
+            "The primary on xa was lost: It is so; "
+        )  # fmt: skip
+        assert end.sentence.startswith(said)
+        assert end.sentence.endswith(", off the network, until an operator decides.")
+
+
+SAVED = {"role": "secondary", "phase": "peer_lost", "domid": 5, "boot_id": "b", "reason": "It was lost."}
+
+
+@pytest.mark.parametrize(
+    ("domid", "saved", "start"),
+    [
+        (None, None, SecondaryStart("wait", "waiting", "Waiting for the primary.")),
+        (None, SAVED, SecondaryStart("wait", "waiting", "Waiting for the primary.")),
+        (5, SAVED, SecondaryStart("hold", "peer_lost", "Going on with domain 5: It was lost.")),
+        (
+            5,
+            SAVED | {"phase": "active"},
+            SecondaryStart("hold", "active", "Going on with domain 5: It was lost."),
+        ),
+    ],
+)
+def test_how_a_secondary_starts(domid, saved, start):
+    assert secondary_start("h1", domid, saved, "b") == start
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        None,
+        SAVED | {"boot_id": "another"},
+        SAVED | {"domid": 4},
+        SAVED | {"phase": "replicating"},
+        SAVED | {"role": "primary"},
+    ],
+)
+def test_a_domain_that_is_not_the_copy_left_behind_is_not_touched(saved):
+    assert secondary_start("h1", 5, saved, "b") == SecondaryStart(
+        "wait",
+        "waiting",
+        "The secondary's host already has a domain named h1 (number 5); it must go before a copy can come.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("role", "phase", "verb", "code"),
+    [
+        ("primary", "replicating", "checkpoint", None),
+        ("primary", "copying", "checkpoint", "not_replicating"),
+        ("secondary", "replicating", "verify", "wrong_side"),
+        ("primary", "replicating", "takeover", "wrong_side"),
+        ("secondary", "receiving", "takeover", "primary_alive"),
+        ("secondary", "replicating", "takeover", "primary_alive"),
+        ("secondary", "waiting", "takeover", "no_copy"),
+        ("secondary", "active", "takeover", "already_active"),
+        ("secondary", "peer_lost", "takeover", None),
+        ("secondary", "peer_lost", "stop", None),
+        ("secondary", "active", "stop", "active"),
+        ("primary", "copying", "stop", None),
+        ("secondary", "waiting", "status", None),
+    ],
+)
+def test_verbs(role, phase, verb, code):
+    refusal = verb_refusal("h1", role, phase, verb)
+    assert (refusal.code if refusal else None) == code
+    assert refusal is None or refusal.sentence.endswith((".", ")."))
+
+
+def test_takeover_while_the_primary_is_alive_says_so():
+    refusal = verb_refusal("h1", "secondary", "replicating", "takeover")
+    assert refusal.sentence == "The primary of h1 is alive: its channels are up. Stop it first."
+
+
+@pytest.mark.parametrize("phase", ["waiting", "receiving", "replicating", "peer_lost", "active", "failed"])
+def test_who_may_attach(phase):
+    assert (attach_refusal("h1", phase) == "") is (phase == "waiting")
