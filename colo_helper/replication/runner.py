@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from colo_helper.channel.ssh import ConnectError, PeerAddress, connect_pair
-from colo_helper.control.protocol import CONTROL_SOCKET, RefusedError, Request
+from colo_helper.control.protocol import RefusedError, Request
 from colo_helper.control.server import ControlServer
 from colo_helper.hypervisor.interface import HypervisorError
 from colo_helper.monitor.files import read_json
@@ -101,7 +101,7 @@ def run(vm: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: inbox.put_stop(_stopped_by(received)))
     desk = Desk(config, monitor, inbox)
-    server = ControlServer(Path(CONTROL_SOCKET.format(vm=vm)), desk.serve)
+    server = ControlServer(run_dir / "control.sock", desk.serve)
     server.start()
     try:
         return _serve(config, monitor, inbox, state_dir, run_dir, notifier.ready)

@@ -1,0 +1,116 @@
+"""The first copy through programs that behave like xl."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from colo_helper.replication.host import HostError
+from colo_helper.replication.xl import XenHost, XlRestore, XlSave
+
+
+@pytest.fixture
+def xl(tmp_path, monkeypatch):
+    """Put a shell script named xl first in the path."""
+
+    def install(body):
+        script = tmp_path / "xl"
+        script.write_text(f"#!/bin/sh\n{body}\n")
+        script.chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return install
+
+
+@pytest.fixture
+def host():
+    """A host that never opens Xen's libraries."""
+    return XenHost.__new__(XenHost)
+
+
+def everything(stream):
+    data = b""
+    while part := stream.read():
+        data += part
+    return data
+
+
+def test_the_stream_of_a_save(xl):
+    xl('[ "$*" = "save -p h1 /dev/stdout" ] || exit 9; head -c 1000000 /dev/zero > "$4"; echo saved >&2')
+    assert everything(XlSave("h1")) == bytes(1_000_000)
+
+
+def test_a_save_that_fails_says_why(xl):
+    xl("head -c 100 /dev/zero; echo 'libxl: error: no memory' >&2; exit 3")
+    with pytest.raises(HostError, match=r"'xl save -p h1' failed with status 3: libxl: error: no memory\."):
+        everything(XlSave("h1"))
+
+
+def test_a_save_that_is_given_up_is_let_finish(xl, tmp_path):
+    xl(f"head -c 5000000 /dev/zero; touch {tmp_path}/finished")
+    stream = XlSave("h1")
+    stream.read()
+    stream.abandon()
+    assert (tmp_path / "finished").exists()
+
+
+def test_a_restore_gets_every_byte_and_tells_the_domains_number(xl, host, tmp_path):
+    xl(f'case "$1" in domid) echo 12;; restore) cat "$3" > {tmp_path}/image;; esac')
+    stream = XlRestore("h1", host)
+    for _ in range(20):
+        stream.write(b"i" * 100_000)
+    assert stream.finish() == 12
+    assert (tmp_path / "image").read_bytes() == b"i" * 2_000_000
+
+
+def test_a_restore_that_dies_says_why(xl, host):
+    xl("echo 'libxl: error: not enough memory' >&2; exit 3")
+    stream = XlRestore("h1", host)
+    with pytest.raises(HostError, match=r"ended with status 3: libxl: error: not enough memory\."):
+        stream.write(bytes(10_000_000))
+    stream.abandon()
+
+
+def eventually_gone(pid, deadline):
+    """Wait until a process is gone, or dead and waiting for its parent."""
+    stat = Path(f"/proc/{pid}/stat")
+    while time.monotonic() < deadline:
+        try:
+            if stat.read_text().split()[2] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+    return False
+
+
+def test_a_restore_that_is_given_up_leaves_no_process_and_no_domain(xl, host, tmp_path):
+    xl(
+        f'case "$1" in domid) echo 12;; destroy) echo $2 > {tmp_path}/destroyed;; '
+        f"restore) sleep 60 & echo $! > {tmp_path}/child; cat > /dev/null; wait;; esac"
+    )
+    stream = XlRestore("h1", host)
+    stream.write(b"x")
+    deadline = time.monotonic() + 5
+    while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text():
+        assert time.monotonic() < deadline
+    stream.abandon()
+    assert (tmp_path / "destroyed").read_text() == "12\n"
+    child = int((tmp_path / "child").read_text())
+    assert eventually_gone(child, deadline)
+
+
+def test_domains_by_name(xl, host):
+    xl('[ "$2" = h1 ] && echo 3 || { echo "h2 is an invalid domain identifier (rc=-6)" >&2; exit 1; }')
+    assert host.find("h1") == 3
+    assert host.find("h2") is None
+
+
+def test_a_domain_that_is_gone_needs_no_destroying(xl, host):
+    xl("exit 1")
+    host.destroy(5)
+    xl('[ "$1" = domname ] && echo h1 || { echo refused >&2; exit 1; }')
+    with pytest.raises(HostError, match="'xl destroy 5' failed with status 1: refused"):
+        host.destroy(5)
