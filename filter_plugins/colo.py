@@ -171,7 +171,7 @@ def _row(
         str(lead.get("epoch", "-")),
         "-" if pause is None else f"{pause:.0f}",
         *("-" if number is None else str(number) for number in numbers),
-        _reason(name, vm, primary, secondary, sides),
+        _reason(name, vm, (primary, secondary), sides, known),
     )
 
 
@@ -187,7 +187,7 @@ def _side(host: str, entry: Mapping[str, Any] | None, known: Mapping[str, Any]) 
     if host == "-":
         return "-"
     if entry is None:
-        return f"{host} {'unreachable' if known.get(host) is None else 'unprotected'}"
+        return f"{host} {'unreachable' if known.get(host) is None else 'not protected'}"
     phase = entry["phase"] or ("no state" if entry["alive"] else "not protected")
     dead = not entry["alive"] and phase not in ("stopped", "failed", "unprotected", "active", "not protected")
     return f"{host} {phase}{' (dead)' if dead else ''}"
@@ -196,14 +196,15 @@ def _side(host: str, entry: Mapping[str, Any] | None, known: Mapping[str, Any]) 
 def _reason(
     name: str,
     vm: Mapping[str, Any] | None,
-    primary: str,
-    secondary: str,
+    hosts: tuple[str, str],
     sides: Sequence[Mapping[str, Any] | None],
+    known: Mapping[str, Any],
 ) -> str:
     first, second = sides
     if first and second and second["protection"] == "active" and first["may_run_vm"]:
-        return f"TWO COPIES may be running: {secondary} took over, and {primary} may still run {name}."
+        return f"TWO COPIES may be running: {hosts[1]} took over, and {hosts[0]} may still run {name}."
     sentences = [] if vm else [f"{name} is not in the inventory's colo_vms."]
+    sentences += [f"{host} does not answer." for host in hosts if host != "-" and known.get(host) is None]
     if (
         first
         and second
@@ -212,12 +213,8 @@ def _reason(
         and second["alive"]
     ):
         return " ".join([*sentences, first["sentence"]])
-    for host, side in ((primary, first), (secondary, second)):
-        if side and side["sentence"] not in sentences:
-            sentences.append(side["sentence"])
-        elif not side and host != "-":
-            sentences.append(f"{host} does not answer." if vm else "")
-    return " ".join(sentence for sentence in sentences if sentence)
+    sentences += [side["sentence"] for side in sides if side]
+    return " ".join(sentences) or f"{name} is not protected."
 
 
 class FilterModule:

@@ -86,7 +86,7 @@ def examine(facts: Facts, minimum_memory_mib: int) -> list[dict[str, Any]]:
     debians = " or ".join(XEN_RELEASES.values())
     distribution = f"{facts.os.get('ID', 'unknown')} {facts.os.get('VERSION_ID', '')}".strip()
     features = facts.xen.get("virt_caps", "").split()
-    check("the kernel's place", facts.dom0, "Xen's dom0" if facts.dom0 else "not Xen's dom0", "Xen's dom0",
+    check("the kernel's place", facts.dom0, "Xen's dom0" if facts.dom0 else "outside Xen", "Xen's dom0",
           "boot it into Xen (package xen-hypervisor-amd64, then the Xen entry of the boot menu)")  # fmt: skip
     check("the Xen release", facts.xen_release in XEN_RELEASES, facts.xen_release or "unknown", releases,
           "install Debian's own Xen packages; 'xl info' must answer")  # fmt: skip

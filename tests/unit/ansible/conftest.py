@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from tests.unit.ansible.module_host import REPOSITORY, FakeHost, Runner, load
+
+from tests.unit.ansible.module_host import REPOSITORY, FakeHost, Runner, load, utility
 
 
 @pytest.fixture
@@ -27,16 +28,16 @@ def run(capsys: pytest.CaptureFixture[str]) -> Runner:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     """A host named xa whose files are below a temporary directory."""
-    from ansible.module_utils.colo import base, channel, filetree, gate, preflight, release, snapshot, vm
+    names = ("base", "channel", "filetree", "gate", "preflight", "release", "snapshot", "vm")
+    modules = {name: utility(name) for name in names}
+    gate, preflight, release, snapshot = (
+        modules[name] for name in ("gate", "preflight", "release", "snapshot")
+    )
 
     fake = FakeHost(tmp_path)
-    monkeypatch.setattr(
-        AnsibleModule,
-        "run_command",
-        lambda module, argv, **options: fake.run_command(module, argv, **options),
-    )
+    monkeypatch.setattr(AnsibleModule, "run_command", fake.run_command)
     monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda _module, name, **_options: f"/usr/sbin/{name}")
-    for module in (base, channel, filetree, gate, release, snapshot, vm):
+    for module in modules.values():
         if hasattr(module, "host_name"):
             monkeypatch.setattr(module, "host_name", lambda: "xa")
     monkeypatch.setattr(preflight.platform, "node", lambda: "xa")
@@ -52,5 +53,5 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     monkeypatch.setattr(preflight, "OS_RELEASE", tmp_path / "etc" / "os-release")
     monkeypatch.setattr(preflight, "DEVICE_MODEL", tmp_path / "etc" / "device-model")
     monkeypatch.setattr(preflight, "NETWORK", tmp_path / "net")
-    monkeypatch.setattr(vm, "_POLL_S", 0.01)
+    monkeypatch.setattr(modules["vm"], "_POLL_S", 0.01)
     return fake

@@ -1,5 +1,6 @@
 """The repository's files and a host that a test describes."""
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -8,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import ansible.module_utils
-from ansible.module_utils.basic import AnsibleModule
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ansible.module_utils.__path__.append(str(REPOSITORY / "module_utils"))
+
+
+def utility(name: str) -> Any:
+    """A module of module_utils/colo, which ansible only finds through the line above."""
+    return importlib.import_module(f"ansible.module_utils.colo.{name}")
 
 
 def load(path: Path) -> Any:
@@ -40,7 +45,7 @@ class FakeHost:
     answers: dict[str, Callable[[list[str]], tuple[int, str, str]]] = field(default_factory=dict)
     calls: list[list[str]] = field(default_factory=list)
 
-    def run_command(self, _module: AnsibleModule, argv: list[str], **_options: Any) -> tuple[int, str, str]:
+    def run_command(self, argv: list[str], **_options: Any) -> tuple[int, str, str]:
         words = [Path(argv[0]).name, *argv[1:]]
         self.calls.append(words)
         if words[0] in self.answers:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.ansible.module_host import FakeHost, Runner
+from tests.unit.ansible.module_host import FakeHost, Runner, utility
 
 UNIT = "colo-replicator@h1.service"
 PEER = {"name": "xb", "address": "192.168.77.2"}
@@ -46,11 +46,9 @@ def write_config(host: FakeHost, role: str = "primary") -> dict[str, Any]:
 @pytest.fixture
 def helper(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     """colo_helper is installed; what its control socket answers to which verb."""
-    from ansible.module_utils.colo import gate
-
     (host.root / "opt" / "current" / "site-packages" / "colo_helper").mkdir(parents=True)
     answers: dict[str, dict[str, Any]] = {}
-    monkeypatch.setattr(gate, "request", lambda _vm, verb, _timeout_s: answers[verb])
+    monkeypatch.setattr(utility("gate"), "request", lambda _vm, verb, _timeout_s: answers[verb])
     return answers
 
 
@@ -245,14 +243,12 @@ def test_a_lonely_copy_is_not_removed_unasked(starts: FakeHost, run: Runner, hel
     assert run("colo_vm", name="h1", state="unprotected", confirm="h1")["changed"] is True
 
 
-def test_a_vm_that_took_over_keeps_running_when_its_protection_ends(
-    starts: FakeHost, run: Runner, helper: dict[str, Any]
-) -> None:
+@pytest.mark.usefixtures("helper")
+def test_a_vm_that_took_over_keeps_running_when_its_protection_ends(starts: FakeHost, run: Runner) -> None:
     starts.domains = {"h1": (4, "-b----")}
     starts.units[UNIT] = RUNNING
     write_config(starts, "secondary")
     write_state(starts, "active", role="secondary")
-    assert not helper
     result = run("colo_vm", name="h1", state="unprotected")
     assert result["changed"] is True
     assert result["protection"] == "active"
@@ -266,12 +262,7 @@ def lost_its_primary(host: FakeHost, phase: str = "peer_lost") -> None:
     write_state(host, phase, role="secondary")
 
 
-def test_takeover_and_the_second_run(
-    host: FakeHost, run: Runner, helper: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ansible.module_utils.colo import gate
-
-    assert not helper
+def test_takeover_and_the_second_run(host: FakeHost, run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     lost_its_primary(host)
 
     def request(_vm: str, verb: str, _timeout_s: float) -> dict[str, Any]:
@@ -279,7 +270,7 @@ def test_takeover_and_the_second_run(
         write_state(host, "active", role="secondary")
         return {"ok": True}
 
-    monkeypatch.setattr(gate, "request", request)
+    monkeypatch.setattr(utility("gate"), "request", request)
     predicted = run("colo_vm", name="h1", state="active", confirm="h1", check=True)
     result = run("colo_vm", name="h1", state="active", confirm="h1")
     assert predicted["changed"] is result["changed"] is True
@@ -291,8 +282,6 @@ def test_takeover_and_the_second_run(
 def test_takeover_of_a_copy_that_outlived_its_replicator(
     starts: FakeHost, run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ansible.module_utils.colo import gate
-
     lost_its_primary(starts)
     del starts.units[UNIT]
 
@@ -301,7 +290,7 @@ def test_takeover_of_a_copy_that_outlived_its_replicator(
         write_state(starts, "active", role="secondary")
         return {"ok": True}
 
-    monkeypatch.setattr(gate, "request", request)
+    monkeypatch.setattr(utility("gate"), "request", request)
     assert run("colo_vm", name="h1", state="active", confirm="h1")["protection"] == "active"
 
 
@@ -327,7 +316,8 @@ def test_takeover_while_the_primary_lives_is_refused(
     )
 
 
-def test_takeover_without_a_copy(host: FakeHost, run: Runner) -> None:
+@pytest.mark.usefixtures("host")
+def test_takeover_without_a_copy(run: Runner) -> None:
     result = run("colo_vm", name="h1", state="active", confirm="h1")
     assert result["msg"] == (
         "xa has no running replicator of h1, so there is no copy that could take over: h1 on xa is not protected."
@@ -342,8 +332,8 @@ def test_takeover_on_the_primary(host: FakeHost, run: Runner) -> None:
     assert result["msg"] == "xa is not the secondary of h1: run this on the host that holds the copy."
 
 
-def test_a_name_that_could_leave_its_directory(host: FakeHost, run: Runner) -> None:
-    assert host.root
+@pytest.mark.usefixtures("host")
+def test_a_name_that_could_leave_its_directory(run: Runner) -> None:
     result = run("colo_vm", name="../h1", state="unprotected")
     assert result["msg"] == (
         "'../h1' is no name for a protected VM: letters, digits, '_', '.' and '-', at most 63, no '..', "
@@ -440,8 +430,8 @@ def test_verify_compares_nothing_in_check_mode(run: Runner) -> None:
     assert run("colo_vm_verify", name="h1", check=True)["verified"] is False
 
 
-def test_verify_without_replicator(host: FakeHost, run: Runner) -> None:
-    assert host.root
+@pytest.mark.usefixtures("host")
+def test_verify_without_replicator(run: Runner) -> None:
     assert run("colo_vm_verify", name="h1")["msg"] == "h1 cannot be verified: h1 on xa is not protected."
 
 
@@ -449,15 +439,13 @@ def test_gate_talks_to_the_client_of_the_release_in_use(
     host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real client of this checkout against no socket: its sentence comes through."""
-    from ansible.module_utils.colo import base, gate
-
     release = host.root / "opt" / "releases" / "d"
     release.mkdir(parents=True)
     (release / "site-packages").symlink_to(Path(__file__).resolve().parents[3])
     (host.root / "opt" / "current").symlink_to("releases/d")
     monkeypatch.setattr("sys.path", list(sys.path))
-    with pytest.raises(base.Failure) as failure:
-        gate.request("no-such-vm", "status", 1.0)
+    with pytest.raises(utility("base").Failure) as failure:
+        utility("gate").request("no-such-vm", "status", 1.0)
     assert failure.value.sentence.startswith(
         "No replicator of no-such-vm answers at /run/colo/no-such-vm/control.sock:"
     )

@@ -16,7 +16,7 @@ ROLES = sorted(path.name for path in (REPOSITORY / "roles").iterdir())
 PLAYBOOKS = sorted(path.name for path in (REPOSITORY / "playbooks").glob("*.yml"))
 
 
-class ArgumentSpecSeen(Exception):
+class ArgumentSpecSeenError(Exception):
     """Carries what a module hands to AnsibleModule."""
 
 
@@ -24,10 +24,10 @@ class ArgumentSpecSeen(Exception):
 def spec_of(monkeypatch: pytest.MonkeyPatch) -> Any:
     def call(name: str) -> dict[str, Any]:
         def init(_self: AnsibleModule, **options: Any) -> None:
-            raise ArgumentSpecSeen(options)
+            raise ArgumentSpecSeenError(options)
 
         monkeypatch.setattr(AnsibleModule, "__init__", init)
-        with pytest.raises(ArgumentSpecSeen) as seen:
+        with pytest.raises(ArgumentSpecSeenError) as seen:
             load(REPOSITORY / "library" / f"{name}.py").main()
         options: dict[str, Any] = seen.value.args[0]
         return options

@@ -1,0 +1,188 @@
+"""What the playbooks decide and show."""
+
+from typing import Any
+
+import pytest
+
+from tests.unit.ansible.module_host import REPOSITORY, load
+
+FILTERS = load(REPOSITORY / "filter_plugins" / "colo.py").FilterModule().filters()
+H1 = {"primary": "xa", "secondary": "xb", "interval_ms": 1000, "peer_timeout_ms": 5000, "bridge": "xenbr0"}
+ADDRESSES = {"xa": {"colo_channel_address": "192.168.77.1"}, "xb": {"colo_channel_address": "192.168.77.2"}}
+LAST = {"a_pages": 120, "b_pages": 300, "d_pages": 350, "bytes": 812345, "pause_ms": 400.4}
+
+
+def side(phase: str, **fields: Any) -> dict[str, Any]:
+    """An entry of colo_vm_info."""
+    return {
+        "name": "h1", "config": {"role": "primary"}, "alive": True, "stale": False, "phase": phase, "protection": "running",
+        "state": {"mode": "colo", "epoch": 42, "last": LAST}, "domain": {"domid": 3, "state": "-b----"},
+        "domains_known": True, "may_run_vm": True, "sentence": f"It is {phase}.", **fields,
+    }  # fmt: skip
+
+
+def test_the_example_inventory_has_no_problem() -> None:
+    assert FILTERS["colo_inventory_problems"]({"h1": H1}, ["xa", "xb"], ADDRESSES) == []
+
+
+@pytest.mark.parametrize(
+    ("vm", "sentence"),
+    [
+        ({**H1, "secondary": "xa"}, "colo_vms: primary and secondary of h1 are both xa."),
+        (
+            {**H1, "secondary": "xc"},
+            "colo_vms: the secondary of h1 is xc, which is not in the group colo_hosts (xa, xb).",
+        ),
+        ({"primary": "xa"}, "colo_vms: h1 has no secondary."),
+        (
+            {**H1, "interval_ms": "fast"},
+            "colo_vms: interval_ms of h1 is 'fast', not a whole number from 10 to 3600000.",
+        ),
+        (
+            {**H1, "peer_timeout_ms": 5},
+            "colo_vms: peer_timeout_ms of h1 is 5, not a whole number from 500 to 600000.",
+        ),
+        ("xa", "colo_vms: h1 is not a mapping of settings: see inventory/example."),
+    ],
+)
+def test_inventory_problems(vm: Any, sentence: str) -> None:
+    assert FILTERS["colo_inventory_problems"]({"h1": vm}, ["xa", "xb"], ADDRESSES) == [sentence]
+
+
+def test_inventory_without_addresses_or_of_another_shape() -> None:
+    problems = FILTERS["colo_inventory_problems"]
+    assert problems({"h1": H1}, ["xa", "xb"], {"xa": {}, "xb": ADDRESSES["xb"]}) == [
+        "xa has no colo_channel_address: the address at which its peer's channels reach its sshd."
+    ]
+    assert problems([], ["xa"], {}) == [
+        "colo_vms is not a mapping of VM names to their settings: see inventory/example."
+    ]
+    assert problems({"a/b": H1}, ["xa", "xb"], ADDRESSES) == [
+        "colo_vms: 'a/b' is no name for a VM: letters, digits, '_', '.', '-', at most 63."
+    ]
+
+
+def test_selection() -> None:
+    problems = FILTERS["colo_selection_problems"]
+    assert problems({"h1": H1}, "h1") == []
+    assert problems({"h1": H1}, "h1", "h1", "playbooks/failover.yml") == []
+    assert problems({"h1": H1, "h2": H1}, "") == [
+        "Say which VM: -e colo_vm=NAME. The inventory's colo_vms has: h1, h2."
+    ]
+    assert problems({}, "h1") == ["colo_vms has no VM h1; it has: none yet."]
+    assert problems({"h1": H1}, "h1", "", "playbooks/failover.yml") == [
+        "This cannot be undone: confirm it with the VM's name, playbooks/failover.yml -e colo_vm=h1 -e colo_confirm=h1."
+    ]
+
+
+def test_peers_and_bridges_whichever_way_round() -> None:
+    vms = {
+        "h1": H1,
+        "h2": {"primary": "xc", "secondary": "xa", "bridge": "br1"},
+        "h3": {"primary": "xb", "secondary": "xc"},
+    }
+    assert FILTERS["colo_peers"](vms, "xa") == ["xb", "xc"]
+    assert FILTERS["colo_peers"]({}, "xa") == []
+    assert FILTERS["colo_bridges"](vms, "xa") == ["br1", "xenbr0"]
+
+
+def test_pairs_of_releases() -> None:
+    problems = FILTERS["colo_pair_problems"]
+    assert problems({"h1": H1}, {"xa": "4.17", "xb": "4.17"}) == []
+    assert problems({"h1": H1}, {"xa": "4.17", "xb": "4.20"}) == []
+    assert problems({"h1": H1}, {"xa": "4.17"}) == []
+    assert problems({"h1": H1}, {"xa": "4.20", "xb": "4.17"}) == [
+        "h1: its primary xa runs Xen 4.20 and its secondary xb Xen 4.17. Both must run the same release, or the primary 4.17 "
+        "and the secondary 4.20."
+    ]
+
+
+def gone(**fields: Any) -> dict[str, Any]:
+    return side("", alive=False, domain=None, may_run_vm=False, **fields)
+
+
+def test_failover_is_allowed_when_the_primary_is_silent_or_empty() -> None:
+    problems = FILTERS["colo_failover_problems"]
+    assert problems(side("peer_lost"), None, H1) == []
+    assert problems(side("peer_lost"), gone(), H1) == []
+    assert problems(side("active", protection="active"), gone(), H1) == []
+
+
+@pytest.mark.parametrize(
+    ("primary", "evidence"),
+    [
+        (
+            side("replicating"),
+            "domain h1 exists there (state -b----) and its replicator runs (phase replicating)",
+        ),
+        (side("unprotected", alive=False), "domain h1 exists there (state -b----)"),
+        (side("connecting", domain=None), "its replicator runs (phase connecting)"),
+        (side("", alive=False, domain=None, domains_known=False), "Xen there does not tell its domains"),
+    ],
+)
+def test_failover_is_refused_while_the_vm_may_run_on_its_primary(
+    primary: dict[str, Any], evidence: str
+) -> None:
+    assert FILTERS["colo_failover_problems"](side("peer_lost"), primary, H1) == [
+        f"h1 is not failed over, because it may still run on its primary xa, which answers: {evidence}. Two running copies "
+        "would be worse than none. If the VM on xa is broken, end it first: 'systemctl stop colo-replicator@h1' and "
+        "'xl destroy h1' there, then run this again."
+    ]
+
+
+def test_two_copies_are_shouted() -> None:
+    assert FILTERS["colo_failover_problems"](
+        side("active", protection="active"), side("unprotected", alive=False), H1
+    ) == [
+        "TWO COPIES of h1 may be running: xb took over, and xa answers: domain h1 exists there (state -b----). Decide at once "
+        "which one is right and remove the other with 'xl destroy h1' on its host."
+    ]
+
+
+def test_a_copy_may_go_when_confirmed_or_when_the_vm_runs() -> None:
+    confirmation = FILTERS["colo_discard_confirmation"]
+    assert confirmation("h1", "", None) == ""
+    assert confirmation("h1", "h2", gone()) == ""
+    assert confirmation("h1", "h1", None) == "h1"
+    assert confirmation("h1", "", side("unprotected")) == "h1"
+
+
+def test_table_of_a_protected_vm_one_with_a_dead_host_and_one_that_is_not_protected() -> None:
+    h2 = {**H1, "primary": "xc"}
+    reports = {
+        "xa": {"vms": [side("replicating", sentence="The interval has passed.")]},
+        "xb": {"vms": [
+            side("replicating", config={"role": "secondary"}),
+            side("peer_lost", name="h2", sentence="The primary on xc was lost: silent for 5.1 s."),
+        ]},
+        "xc": {"unreachable": True},
+    }  # fmt: skip
+    table = FILTERS["colo_status_table"](reports, {"h1": H1, "h2": h2, "h3": H1})
+    assert table == "\n".join(
+        [
+            "VM  MODE  PRIMARY           SECONDARY         EPOCHS  PAUSE_MS  |A|  |B|  |D|  BYTES   REASON",
+            "h1  colo  xa replicating    xb replicating    42      400       120  300  350  812345  The interval has passed.",
+            "h2  colo  xc unreachable    xb peer_lost      42      400       120  300  350  812345  xc does not answer. "
+            "The primary on xc was lost: silent for 5.1 s.",
+            "h3  -     xa not protected  xb not protected  -       -         -    -    -    -       h3 is not protected.",
+        ]
+    )
+
+
+def test_table_shows_dead_replicators_stale_states_strangers_and_two_copies() -> None:
+    h2 = side("active", name="h2", alive=False, protection="active", config=None, sentence="It took over.")
+    reports = {
+        "xa": {"vms": [
+            side("replicating", alive=False, sentence="The replicator died."),
+            side("unprotected", name="h2", alive=False, sentence="The peer was lost."),
+            side("", name="old", alive=False, stale=True, state={"role": "primary"}, config=None, sentence="Not since."),
+        ]},
+        "xb": {"vms": [h2]},
+    }  # fmt: skip
+    rows = FILTERS["colo_status_table"](reports, {"h1": H1, "h2": H1}).splitlines()
+    assert "xa replicating (dead)  xb not protected" in rows[1]
+    assert rows[1].endswith("The replicator died.")
+    assert "xa unprotected         xb active" in rows[2]
+    assert rows[2].endswith("TWO COPIES may be running: xb took over, and xa may still run h2.")
+    assert rows[3].startswith("old  -     xa not protected")
+    assert rows[3].endswith("old is not in the inventory's colo_vms. Not since.")

@@ -1,0 +1,198 @@
+"""Preflight, files and the channel's key."""
+
+import grp
+import os
+import pwd
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.ansible.module_host import FakeHost, Runner
+
+XL_INFO = """\
+host                   : xa
+release                : 6.1.0-56-amd64
+virt_caps              : pv hvm hap gnttab-v1 gnttab-v2
+free_memory            : 902
+xen_major              : 4
+xen_minor              : 17
+xen_extra              : .7
+xen_version            : 4.17.7
+xen_commandline        : console=com1 com1=115200,8n1 dom0_mem=512M,max:512M
+"""
+OWNER = pwd.getpwuid(os.getuid()).pw_name
+GROUP = grp.getgrgid(os.getgid()).gr_name
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@pytest.fixture
+def xen_host(host: FakeHost) -> FakeHost:
+    """A host in order."""
+    host.info = XL_INFO
+    (host.root / "etc" / "capabilities").write_text("control_d\n")
+    (host.root / "etc" / "os-release").write_text(
+        'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_ID="12"\n'
+    )
+    (host.root / "etc" / "device-model").write_text("")
+    (host.root / "net" / "xenbr0" / "bridge").mkdir(parents=True)
+    return host
+
+
+def test_preflight_of_a_host_in_order(xen_host: FakeHost, run: Runner) -> None:
+    result = run(
+        "colo_preflight_info", bridges=["xenbr0"], minimum_memory_mib=256, prefix=str(xen_host.root / "opt")
+    )
+    assert result["problems"] == []
+    assert result["ok"] is True
+    assert result["changed"] is False
+    assert (result["xen_release"], result["xen_version"], result["debian_release"]) == (
+        "4.17",
+        "4.17.7",
+        "12",
+    )
+    assert (result["python_version"], result["free_memory_mib"]) == (PYTHON, 902)
+    assert result["helper"] == {"digest": None, "releases": []}
+    assert len(result["findings"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("xen_minor              : 17", "xen_minor              : 16",
+         "xa: the Xen release is 4.16, not 4.17 or 4.20: install Debian's own Xen packages; 'xl info' must answer."),
+        ("hvm hap", "hvm",
+         "xa: the processor's virtualisation is pv hvm gnttab-v1 gnttab-v2, not one with hvm and hap: turn on VT-x with EPT or "
+         "AMD-V with NPT in the firmware."),
+        (": 902", ": 100",
+         "xa: Xen's free memory is 100 MiB, not 256 MiB or more: give dom0 less (dom0_mem=) or stop domains."),
+    ],
+)  # fmt: skip
+def test_preflight_names_what_xen_lacks(
+    xen_host: FakeHost, run: Runner, old: str, new: str, sentence: str
+) -> None:
+    xen_host.info = xen_host.info.replace(old, new)
+    result = run("colo_preflight_info", minimum_memory_mib=256)
+    assert result["ok"] is False
+    assert result["problems"] == [sentence]
+
+
+def test_preflight_of_something_else_entirely(host: FakeHost, run: Runner) -> None:
+    (host.root / "etc" / "os-release").write_text('ID=ubuntu\nVERSION_ID="24.04"\n')
+    result = run("colo_preflight_info", bridges=["xenbr9"])
+    assert result["problems"] == [
+        "xa: the kernel's place is outside Xen, not Xen's dom0: boot it into Xen (package xen-hypervisor-amd64, "
+        "then the Xen entry of the boot menu).",
+        "xa: the Xen release is unknown, not 4.17 or 4.20: install Debian's own Xen packages; 'xl info' must answer.",
+        "xa: the distribution is ubuntu 24.04, not debian 12 or 13: COLO is proved on these releases only.",
+        "xa: the processor's virtualisation is unknown, not one with hvm and hap: turn on VT-x with EPT or AMD-V with NPT "
+        "in the firmware.",
+        "xa: the device model is missing, not installed: apt install qemu-system-xen.",
+        "xa: the bridge xenbr9 is missing, not there: make the bridge xenbr9 in /etc/network/interfaces, "
+        "or name another in colo_vms.",
+    ]
+
+
+def entry(path: Path, **options: Any) -> dict[str, Any]:
+    return {"path": str(path), "owner": OWNER, "group": GROUP, **options}
+
+
+def test_files_are_made_and_the_second_run_changes_nothing(host: FakeHost, run: Runner) -> None:
+    files = [
+        entry(host.root / "d", state="directory", mode="0750"),
+        entry(host.root / "d" / "f", content="text\n", mode="0640"),
+        entry(host.root / "gone", state="absent"),
+    ]
+    (host.root / "gone").write_text("old")
+    predicted = run("colo_files", files=files, check=True)
+    assert predicted["changed"] is True
+    assert not (host.root / "d").exists()
+    result = run("colo_files", files=files)
+    assert result["changed"] is True
+    assert result["diff"] == predicted["diff"]
+    assert [part["before_header"] for part in result["diff"]] == [item["path"] for item in files]
+    assert (host.root / "d" / "f").read_text() == "text\n"
+    assert (host.root / "d" / "f").stat().st_mode & 0o777 == 0o640
+    assert (host.root / "d").stat().st_mode & 0o777 == 0o750
+    assert not (host.root / "gone").exists()
+    assert run("colo_files", files=files)["changed"] is False
+
+
+def test_refused_files_are_put_back(host: FakeHost, run: Runner) -> None:
+    (host.root / "one").write_text("old\n")
+    (host.root / "one").chmod(0o644)
+    host.answers["sshd"] = lambda _words: (255, "", "colo.conf line 2: Bad option\n")
+    files = [entry(host.root / "one", content="new\n"), entry(host.root / "two", content="new\n")]
+    result = run("colo_files", files=files, validate=["sshd", "-t"])
+    assert result["failed"] is True
+    assert result["msg"] == (
+        "sshd -t on xa refuses the new files: colo.conf line 2: Bad option. Everything was put back as it was."
+    )
+    assert (host.root / "one").read_text() == "old\n"
+    assert not (host.root / "two").exists()
+
+
+def test_unknown_group_and_wrong_kind(host: FakeHost, run: Runner) -> None:
+    path = host.root / "f"
+    result = run("colo_files", files=[entry(path, content="x") | {"group": "no-such-group"}])
+    assert result["msg"] == "There is no group no-such-group on xa: run playbooks/site.yml, which makes it."
+    assert not path.exists()
+    path.mkdir()
+    result = run("colo_files", files=[entry(path, content="x")])
+    assert result["msg"] == f"{path} on xa is a directory, not a file: move it away and run again."
+    result = run("colo_files", files=[entry(host.root / "g")])
+    assert result["msg"] == f"{host.root / 'g'} has no content: give it one, or make it a directory."
+
+
+@pytest.fixture
+def keys(host: FakeHost) -> dict[str, str]:
+    """Where keys are; ssh-keygen makes a pair."""
+    ssh = host.root / "ssh"
+    ssh.mkdir()
+    (ssh / "ssh_host_rsa_key.pub").write_text("ssh-rsa AAAAB3 root@xa\n")
+    (ssh / "ssh_host_ed25519_key.pub").write_text("ssh-ed25519 AAAAC3 root@xa\n")
+
+    def keygen(words: list[str]) -> tuple[int, str, str]:
+        path = Path(words[-1])
+        path.write_text("private")
+        path.with_name(path.name + ".pub").write_text(f"ssh-ed25519 AAAAnew {words[words.index('-C') + 1]}\n")
+        return 0, "", ""
+
+    host.answers["ssh-keygen"] = keygen
+    return {"path": str(host.root / "colo" / "id_ed25519"), "host_key_directory": str(ssh)}
+
+
+def test_key_is_made_once(host: FakeHost, keys: dict[str, str], run: Runner) -> None:
+    predicted = run("colo_channel_key", check=True, **keys)
+    assert (predicted["changed"], predicted["public_key"]) == (True, "")
+    assert predicted["host_keys"] == ["ssh-ed25519 AAAAC3"]
+    assert host.calls == []
+    made = run("colo_channel_key", **keys)
+    assert (made["changed"], made["public_key"]) == (True, "ssh-ed25519 AAAAnew")
+    assert "private" not in str(made)
+    again = run("colo_channel_key", **keys)
+    assert (again["changed"], again["public_key"]) == (False, "ssh-ed25519 AAAAnew")
+
+
+def test_a_public_half_alone_is_no_key(keys: dict[str, str], run: Runner) -> None:
+    run("colo_channel_key", **keys)
+    Path(keys["path"]).unlink()
+    assert run("colo_channel_key", **keys)["changed"] is True
+
+
+def test_keygen_fails(host: FakeHost, keys: dict[str, str], run: Runner) -> None:
+    host.answers["ssh-keygen"] = lambda _words: (1, "", "No space left on device\n")
+    result = run("colo_channel_key", **keys)
+    assert result["msg"] == (
+        f"ssh-keygen on xa made no key {keys['path']}: No space left on device. Install openssh-client there."
+    )
+
+
+def test_sshd_without_host_keys(host: FakeHost, keys: dict[str, str], run: Runner) -> None:
+    for path in (host.root / "ssh").iterdir():
+        path.unlink()
+    result = run("colo_channel_key", check=True, **keys)
+    assert result["msg"] == (
+        f"sshd on xa has no host keys in {host.root / 'ssh'}: run 'ssh-keygen -A' there, then this again."
+    )
