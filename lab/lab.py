@@ -63,12 +63,10 @@ class Lab:
             recipe = recipe_for(debian)
             ensure_image(recipe, self.settings.cache, self._say)
             plan = self._plan()
-            wanted = (debian, recipe.image_digest)
-            if (
-                plan
-                and (plan.debian, plan.image) == wanted
-                and all(h.has_snapshot(READY) for h in self._hosts(plan))
-            ):
+            accelerator, why = accel.choose()
+            wanted = (debian, recipe.image_digest, accelerator)
+            made_so = plan is not None and (plan.debian, plan.image, plan.accelerator) == wanted
+            if plan and made_so and all(host.has_snapshot(READY) for host in self._hosts(plan)):
                 if all(host.pid for host in self._hosts(plan)):
                     _on_both(self._greet)
                     self._say("both hosts are running already")
@@ -76,7 +74,8 @@ class Lab:
                     self._back_to_snapshot(plan)
                 return
             self._stop_all()
-            self._make(debian, recipe.image_digest, first_port)
+            self._say(why)
+            self._make(debian, recipe.image_digest, accelerator, first_port)
 
     def reset(self, *, with_guest: bool = False) -> None:
         """Both hosts as they were right after the first boot, whatever has happened to them.
@@ -156,11 +155,9 @@ class Lab:
             )
         return rows
 
-    def _make(self, debian: int, digest: str, first_port: int | None) -> None:
+    def _make(self, debian: int, digest: str, accelerator: list[str], first_port: int | None) -> None:
         settings = self.settings
         self._check_space()
-        accelerator, why = accel.choose()
-        self._say(why)
         self._plan_path.unlink(missing_ok=True)
         plan = Plan(debian, digest, _choose_ports(settings, first_port), accelerator)
         seed.make_keys(settings, plan.ports)
