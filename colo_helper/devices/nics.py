@@ -21,6 +21,11 @@ def tap_names(domid: int, interfaces: Sequence[str]) -> list[str]:
     return sorted(name for name in interfaces if pattern.fullmatch(name))
 
 
+def preload() -> None:
+    """Import what changing a tap needs, so that no guest stands still for it later."""
+    import pyroute2  # noqa: F401, PLC0415
+
+
 class HostNics:
     """See Nics. Reads by sysfs, which needs no library; the slow import of pyroute2 waits for the first change."""
 

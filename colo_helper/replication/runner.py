@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from colo_helper.channel.ssh import ConnectError, PeerAddress, connect_pair
 from colo_helper.control.protocol import RefusedError, Request
 from colo_helper.control.server import ControlServer
 from colo_helper.hypervisor.interface import HypervisorError
@@ -25,15 +24,12 @@ from colo_helper.replication.config import (
     ConfigError,
     load_config,
 )
-from colo_helper.replication.conversation import Conversation
-from colo_helper.replication.decisions import Cause, SessionEndedError, attach_refusal, verb_refusal
+from colo_helper.replication.decisions import attach_refusal, verb_refusal
 from colo_helper.replication.guest import LOCAL_ERRORS
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.primary import Primary
 from colo_helper.replication.secondary import Secondary
 
-#: SSH has to be set up on a host that may be slow; afterwards the peer's own timeout counts.
-CONNECT_TIMEOUT_S = 60.0
 #: How long an end waits for the answers of those who asked to be written.
 _GOODBYE_S = 2.0
 
@@ -68,16 +64,6 @@ class Desk:
                 request.refuse(
                     "ended", f"The replicator of {self._config.vm} has ended: {self._monitor.state.reason}"
                 )
-
-
-def connect(config: Config, inbox: Inbox) -> Conversation:
-    """Connect to the peer by SSH; raises SessionEndedError with the cause as a sentence."""
-    peer = PeerAddress(config.peer_name, config.peer_address, config.peer_port)
-    try:
-        forward, back = connect_pair(peer, config.vm, CONNECT_TIMEOUT_S)
-    except ConnectError as error:
-        raise SessionEndedError(Cause.PEER_LOST, str(error)) from error
-    return Conversation(forward, back, config.peer_timeout_ms / 1000, inbox)
 
 
 def run(vm: str) -> int:
@@ -122,8 +108,11 @@ def _serve(
     host = XenHost(run_dir, device_timeout_s=max(10.0, config.peer_timeout_ms / 1000))
     if config.role == "primary":
         ready()
+        from colo_helper.replication.connect import connect  # noqa: PLC0415  (paramiko: only the primary needs it)
+
         return Primary(config, host, monitor, inbox, connect).run()
     from colo_helper.channel.listener import AttachListener  # noqa: PLC0415
+    from colo_helper.devices.nics import preload  # noqa: PLC0415
 
     listener = AttachListener(
         run_dir / "attach.sock",
@@ -135,6 +124,7 @@ def _serve(
     listener.start()
     try:
         ready()
+        preload()
         return secondary.run()
     finally:
         listener.close()
