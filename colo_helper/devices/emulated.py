@@ -72,9 +72,7 @@ class EmulatedDevices:
 class EmulatedNics:
     """Taps of an emulated domain."""
 
-    current: list[Tap] = field(
-        default_factory=lambda: [Tap("vif7.0-emu", 11, "xenbr0"), Tap("vif7.0", 12, "xenbr0")]
-    )
+    current: list[Tap] = field(default_factory=lambda: [Tap("vif7.0-emu", "xenbr0"), Tap("vif7.0", "xenbr0")])
 
     def taps(self) -> list[Tap]:
         """See Nics."""

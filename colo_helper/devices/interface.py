@@ -44,7 +44,6 @@ class Tap:
     """One network interface of the host that carries a guest's packets; ``bridge`` is empty when on none."""
 
     name: str
-    index: int
     bridge: str
 
 

@@ -1,4 +1,4 @@
-"""A domain's network taps on the host's bridge, by netlink.
+"""A domain's network taps on the host's bridge.
 
 libxl makes two interfaces for each emulated NIC: ``vifD.N-emu`` carries the device model's packets, ``vifD.N`` those of
 a PV driver. libxl's hotplug script puts both on the bridge.
@@ -7,12 +7,14 @@ a PV driver. libxl's hotplug script puts both on the bridge.
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from colo_helper.devices.interface import DeviceError, Tap
 
 _NET = Path("/sys/class/net")
+_IP_TIMEOUT_S = 30.0
 
 
 def tap_names(domid: int, interfaces: Sequence[str]) -> list[str]:
@@ -21,13 +23,8 @@ def tap_names(domid: int, interfaces: Sequence[str]) -> list[str]:
     return sorted(name for name in interfaces if pattern.fullmatch(name))
 
 
-def preload() -> None:
-    """Import what changing a tap needs, so that no guest stands still for it later."""
-    import pyroute2  # noqa: F401, PLC0415
-
-
 class HostNics:
-    """See Nics. Reads by sysfs, which needs no library; the slow import of pyroute2 waits for the first change."""
+    """See Nics. Reads by sysfs, changes by iproute2."""
 
     def __init__(self, domid: int, net: Path = _NET) -> None:
         self._domid = domid
@@ -44,12 +41,12 @@ class HostNics:
     def _tap(self, name: str) -> Tap:
         master = self._net / name / "master"
         bridge = master.resolve().name if master.is_symlink() else ""
-        return Tap(name, int((self._net / name / "ifindex").read_text()), bridge)
+        return Tap(name, bridge)
 
     def isolate(self) -> list[Tap]:
         """See Nics."""
         before = self.taps()
-        self._set_masters([Tap(tap.name, tap.index, "") for tap in before if tap.bridge])
+        self._set_masters([Tap(tap.name, "") for tap in before if tap.bridge])
         still = [f"{tap.name} on {tap.bridge}" for tap in self.taps() if tap.bridge]
         if still:
             raise DeviceError(f"Taps of domain {self._domid} are still on a bridge: {', '.join(still)}.")
@@ -66,20 +63,31 @@ class HostNics:
             )
 
     def _set_masters(self, changes: Sequence[Tap]) -> None:
-        if not changes:
-            return
-        from pyroute2 import IPRoute  # noqa: PLC0415  (its import takes seconds on a slow host)
-        from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415
+        """Change all bridges in one run of `ip -batch` (iproute2, which Xen's own hotplug scripts need).
 
-        with IPRoute() as route:
-            for tap in changes:
-                try:
-                    master = 0
-                    if tap.bridge:
-                        master = int((self._net / tap.bridge / "ifindex").read_text())
-                    route.link("set", index=tap.index, master=master)
-                    if tap.bridge:
-                        route.link("set", index=tap.index, state="up")
-                except (NetlinkError, OSError) as error:
-                    where = f"onto {tap.bridge}" if tap.bridge else "off its bridge"
-                    raise DeviceError(f"The tap {tap.name} cannot be taken {where}: {error}.") from error
+        Not by a netlink library: importing one takes longer than everything else of a take-over.
+        """
+        lines = [
+            f"link set dev {tap.name} master {tap.bridge} up"
+            if tap.bridge
+            else f"link set dev {tap.name} nomaster"
+            for tap in changes
+        ]
+        if not lines:
+            return
+        try:
+            done = subprocess.run(
+                ["ip", "-batch", "-"],
+                input="\n".join(lines) + "\n",
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_IP_TIMEOUT_S,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise DeviceError(f"The taps of domain {self._domid} cannot be moved: {error}.") from error
+        if done.returncode:
+            said = " ".join(done.stderr.split())
+            raise DeviceError(
+                f"The taps of domain {self._domid} cannot be moved ({'; '.join(lines)}): {said}."
+            )

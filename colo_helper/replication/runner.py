@@ -112,7 +112,6 @@ def _serve(
 
         return Primary(config, host, monitor, inbox, connect).run()
     from colo_helper.channel.listener import AttachListener  # noqa: PLC0415
-    from colo_helper.devices.nics import preload  # noqa: PLC0415
 
     listener = AttachListener(
         run_dir / "attach.sock",
@@ -124,7 +123,6 @@ def _serve(
     listener.start()
     try:
         ready()
-        preload()
         return secondary.run()
     finally:
         listener.close()
