@@ -76,9 +76,9 @@ class SshStream:
                 patience()
                 continue
             except (OSError, EOFError, paramiko.SSHException) as error:
-                raise ChannelLostError(self._ending(error)) from error
+                raise ChannelLostError(self.ending(error)) from error
             if not part:
-                raise ChannelLostError(self._ending(None))
+                raise ChannelLostError(self.ending(None))
             self.last_read = time.monotonic()
             data += part
         return bytes(data)
@@ -95,12 +95,12 @@ class SshStream:
                 patience()
                 continue
             except (OSError, EOFError, paramiko.SSHException) as error:
-                raise ChannelLostError(self._ending(error)) from error
+                raise ChannelLostError(self.ending(error)) from error
             if sent == 0:
-                raise ChannelLostError(self._ending(None))
+                raise ChannelLostError(self.ending(None))
             done += sent
 
-    def _ending(self, error: Exception | None) -> str:
+    def ending(self, error: Exception | None) -> str:
         """Say why the channel ended: what the forced command said, or what broke."""
         said = b""
         while self._channel.recv_stderr_ready() and len(said) < _MAX_REASON_BYTES:
@@ -129,24 +129,27 @@ def connect_pair(peer: PeerAddress, vm: str, timeout_s: float) -> tuple[ByteStre
 
 def _open_channel(peer: PeerAddress, vm: str, channel: str, session: str, timeout_s: float) -> SshStream:
     client = _connect(peer, timeout_s)
+    command = f"attach {vm} {channel}"
+    stream: SshStream | None = None
+
+    def expired() -> None:
+        raise ChannelLostError(f"{peer.name} takes no data.")
+
     try:
         transport = client.get_transport()
         assert transport is not None
         ssh_channel = transport.open_session(timeout=timeout_s)
         ssh_channel.settimeout(timeout_s)
-        ssh_channel.exec_command(f"attach {vm} {channel}")
         stream = SshStream(client, ssh_channel, peer)
-
-        def expired() -> None:
-            raise ChannelLostError(f"{peer.name} takes no data.")
-
+        ssh_channel.exec_command(command)
         opening = encode(Kind.OPEN, {"session": session, "channel": channel, "vm": vm})
         write_frame(stream, opening, expired, timeout_s)
     except (paramiko.SSHException, OSError, EOFError, ChannelLostError) as error:
+        said = str(error) if isinstance(error, ChannelLostError) or not stream else stream.ending(error)
         client.close()
+        reason = said.rstrip(".") or "no reason given"
         raise ConnectError(
-            "command_refused",
-            f"{peer.name} refused the command 'attach {vm} {channel}': {error or 'no reason given'}.",
+            "command_refused", f"{peer.name} refused the command '{command}': {reason}."
         ) from error
     return stream
 

@@ -32,7 +32,6 @@ class QmpDeviceModel:
         self._work_dir = work_dir
         self._timeout_s = timeout_s
         self._loads = 0
-        self._loop = asyncio.new_event_loop()
         self._client = self._connect(path or SOCKET.format(domid=domid))
 
     def _connect(self, path: str) -> QMPClient:
@@ -51,13 +50,16 @@ class QmpDeviceModel:
                 f"The device model of domain {self.domid} does not answer at {path} within {self._timeout_s:g} s; "
                 "another program may hold its only connection."
             )
+        self._loop = asyncio.new_event_loop()
         client = QMPClient(f"domain-{self.domid}")
         client.events.names.add("JOB_STATUS_CHANGE")  # the others would pile up with every checkpoint
         try:
             self._wait(client.connect(channel))
         except (TimeoutError, QMPError, OSError) as error:
+            self._loop.close()
+            why = str(error) or f"no answer within {self._timeout_s:g} s"
             raise DeviceError(
-                f"The device model of domain {self.domid} speaks no QMP at {path}: {error}."
+                f"The device model of domain {self.domid} speaks no QMP at {path}: {why}."
             ) from error
         return client
 

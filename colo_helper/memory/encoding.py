@@ -72,16 +72,7 @@ def decode_bitmap(head: BitmapHead, payload: bytes, frame_limit: int) -> DirtyBi
     if head.frames > frame_limit + slack:
         raise EncodingError(f"A dirty bitmap of {head.frames} frames came for a guest of {frame_limit}.")
     needed = (head.frames + 7) // 8
-    if head.encoding == "zstd":
-        try:
-            raw = zstandard.ZstdDecompressor().decompress(payload, max_output_size=needed)
-            declared = zstandard.frame_content_size(payload)
-        except zstandard.ZstdError as error:
-            raise EncodingError(f"The dirty bitmap cannot be unpacked: {error}.") from error
-        if declared not in (needed, -1):
-            raise EncodingError(f"The dirty bitmap unpacks to {declared} bytes instead of {needed}.")
-    else:
-        raw = payload
+    raw = _unpack(payload, needed) if head.encoding == "zstd" else payload
     if len(raw) != needed:
         raise EncodingError(f"The dirty bitmap has {len(raw)} bytes instead of {needed}.")
     if zlib.crc32(raw) != head.crc32:
@@ -95,3 +86,14 @@ def decode_bitmap(head: BitmapHead, payload: bytes, frame_limit: int) -> DirtyBi
         gfn = bitmap.bits.find(1, frame_limit)
         raise EncodingError(f"The dirty bitmap names frame {gfn:#x}, the guest ends at {frame_limit:#x}.")
     return bitmap
+
+
+def _unpack(payload: bytes, length: int) -> bytes:
+    """Unpack exactly ``length`` bytes; the size a frame claims is checked first, because zstd takes memory for it."""
+    try:
+        claimed = zstandard.frame_content_size(payload)
+        if claimed != length:
+            raise EncodingError(f"The dirty bitmap unpacks to {claimed} bytes instead of {length}.")
+        return zstandard.ZstdDecompressor().decompress(payload)
+    except zstandard.ZstdError as error:
+        raise EncodingError(f"The dirty bitmap cannot be unpacked: {error}.") from error

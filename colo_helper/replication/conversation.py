@@ -17,6 +17,8 @@ from colo_helper.replication.inbox import Inbox
 STEP_TIMEOUT_S = 120.0
 #: The same for the first copy: the peer's toolstack has to build a domain.
 COPY_TIMEOUT_S = 600.0
+#: How long a peer's last word may take to be read after the first channel broke, in seconds.
+_HEAR_OUT_S = 0.5
 #: How often a wait without a deadline lets its caller look at the clock, in seconds.
 _LOOK_UP_S = 30.0
 
@@ -37,8 +39,15 @@ class Conversation:
         try:
             return self._link.send(kind, head, parts)
         except ChannelLostError as error:
-            self.check()  # a refusal that arrived before the loss says more
+            self._hear_out()
             raise SessionEndedError(Cause.PEER_LOST, str(error)) from error
+
+    def _hear_out(self) -> None:
+        """After a write has failed: a peer that gave up has said why on the other channel, which says more."""
+        deadline = time.monotonic() + _HEAR_OUT_S
+        while not self._inbox.loss and self._inbox.wait(deadline - time.monotonic()):
+            self.check()
+        self.check()
 
     def tell(self, kind: Kind, head: dict[str, Any]) -> str:
         """Send a last word; returns why it could not be said, or an empty string."""

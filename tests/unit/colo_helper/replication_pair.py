@@ -63,6 +63,7 @@ class Relay:
         self.cut: tuple[Kind, int] | None = None
         self.cut_after = False
         self.frozen = threading.Event()
+        self.other: Relay = self
         self.on_cut: Callable[[], None] = lambda: None
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -75,6 +76,7 @@ class Relay:
                     continue
                 self.seen.append(frame.kind)
                 if self.cut == (frame.kind, self.seen.count(frame.kind)):
+                    self.other.frozen.set()  # nothing of an answer gets through either
                     if self.cut_after:
                         write_frame(
                             self.target, encode(frame.kind, frame.head, frame.parts), lambda: None, 1.0
@@ -162,6 +164,7 @@ class Pair:
         forward, forward_in, back, back_out = streams
         self.forward = Relay(forward_in, forward_peer)
         self.back = Relay(back_peer, back_out)
+        self.forward.other, self.back.other = self.back, self.forward
         self.streams += [*streams, forward_peer, back_peer]
         self.forward.on_cut = self.back.on_cut = self.cut_line
         self.before_link(self)

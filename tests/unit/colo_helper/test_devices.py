@@ -61,20 +61,23 @@ def test_a_state_that_does_not_fit_is_refused(state):
 
 @pytest.fixture
 def qemu(tmp_path):
-    """Start QEMU without a machine; returns the path of its QMP socket."""
+    """Return what starts a QEMU without a machine and connects to it."""
     processes = []
 
-    def start(name):
-        path = tmp_path / f"{name}.qmp"
+    def start(domid):
+        path = tmp_path / f"{domid}.qmp"
         command = ["qemu-system-x86_64", "-M", "none", "-S", "-nodefaults", "-display", "none"]
         process = subprocess.Popen(
             [*command, "-qmp", f"unix:{path},server=on,wait=off"], stderr=subprocess.PIPE
         )
         processes.append(process)
         deadline = time.monotonic() + 10
-        while not path.exists() and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.01)
-        return str(path)
+        while True:
+            try:
+                return QmpDeviceModel(domid, tmp_path, 10.0, str(path))
+            except DeviceError:  # it does not listen yet
+                assert time.monotonic() < deadline
+                assert process.poll() is None
 
     yield start
     for process in processes:
@@ -85,13 +88,13 @@ def qemu(tmp_path):
 @needs_qemu
 def test_a_state_of_one_qemu_is_loaded_into_another(qemu, tmp_path):
     state = tmp_path / "migrated"
-    source = QmpDeviceModel(1, tmp_path, 10.0, qemu("source"))
+    source = qemu(1)
     source.command("migrate", uri=f"exec:cat > {state}")
     deadline = time.monotonic() + 10
     while source.command("query-migrate").get("status") != "completed" and time.monotonic() < deadline:
         time.sleep(0.01)
     source.close()
-    target = QmpDeviceModel(2, tmp_path, 10.0, qemu("target"))
+    target = qemu(2)
     for _ in range(3):  # names of nodes and jobs must not clash
         target.stop()
         target.load_state(state.read_bytes())
@@ -103,8 +106,8 @@ def test_a_state_of_one_qemu_is_loaded_into_another(qemu, tmp_path):
 
 
 @needs_qemu
-def test_a_state_that_is_none_is_reported_and_cleaned_up(qemu, tmp_path):
-    target = QmpDeviceModel(2, tmp_path, 10.0, qemu("target"))
+def test_a_state_that_is_none_is_reported_and_cleaned_up(qemu):
+    target = qemu(2)
     with pytest.raises(DeviceError, match=r"'snapshot-load' of domain 2 failed: "):
         target.load_state(b"this is no device state")
     assert target.command("query-jobs") == []
@@ -113,8 +116,8 @@ def test_a_state_that_is_none_is_reported_and_cleaned_up(qemu, tmp_path):
 
 
 @needs_qemu
-def test_a_command_that_qemu_refuses(qemu, tmp_path):
-    model = QmpDeviceModel(3, tmp_path, 10.0, qemu("any"))
+def test_a_command_that_qemu_refuses(qemu):
+    model = qemu(3)
     with pytest.raises(DeviceError, match="The device model of domain 3 refused 'object-del'"):
         model.command("object-del", id="nothing")
     model.close()

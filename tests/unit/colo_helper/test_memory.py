@@ -97,7 +97,7 @@ def sparse():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"frames": 80_001}, r"10000 bytes instead of 10001"),
+        ({"frames": 80_001}, r"to 10000 bytes instead of 10001"),
         ({"frames": 79_992}, r"to 10000 bytes instead of 9999"),
         ({"frames": 1 << 40}, r"came for a guest of 80000"),
         ({"dirty": 2}, r"has 1 frames set, its header says 2"),

@@ -13,6 +13,7 @@ import pytest
 
 from colo_helper.channel import listener
 from colo_helper.control.client import ask
+from colo_helper.control.protocol import RefusedError
 from colo_helper.replication import runner, xl
 from tests.unit.colo_helper.emulated_host import EmulatedHost, running_guest
 from tests.unit.colo_helper.replication_pair import eventually
@@ -73,13 +74,18 @@ def test_a_secondary_waits_until_the_service_manager_stops_it(program):
     program.configure(SECONDARY)
     seen = {}
 
+    def waits():
+        try:
+            return ask("h1", "status", program.control)["reason"] == "Waiting for the primary."
+        except RefusedError:  # the socket is not there yet
+            return False
+
     def watch():
-        eventually(lambda: os.path.exists(program.control), "the control socket")
-        eventually(
-            lambda: ask("h1", "status", program.control)["reason"] == "Waiting for the primary.", "waiting"
-        )
-        seen.update(ask("h1", "takeover", program.control))
-        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            eventually(waits, "waiting")
+            seen.update(ask("h1", "takeover", program.control))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=watch)
     thread.start()
