@@ -35,7 +35,7 @@ lab-tests: setup ## the lab itself, the playbooks' error paths and the demo's jo
 	$(BIN)/pytest -v tests/lab
 
 molecule: setup lab-up ## the roles on the lab's hosts: converge, idempotence, verify
-	PATH=$(CURDIR)/$(BIN):$$PATH scripts/molecule
+	PATH=$(CURDIR)/$(BIN):$$PATH molecule/run
 
 test: lint types unit molecule lab-tests ## all of it: what CI runs
 
