@@ -143,8 +143,14 @@ class QmpDeviceModel:
             raise DeviceError(f"'{command}' of domain {self.domid} failed: {failures[0]}.")
 
     def log_dirty(self, enable: bool) -> None:
-        """See DeviceModel."""
-        self.command("xen-set-global-dirty-log", enable=enable)
+        """See DeviceModel.
+
+        Starting twice is harmless, but QEMU aborts when logging is stopped that was not started (seen in 7.2: assertion
+        in memory_global_dirty_log_do_stop), and it does not tell which is the case. So a stop starts first.
+        """
+        self.command("xen-set-global-dirty-log", enable=True)
+        if not enable:
+            self.command("xen-set-global-dirty-log", enable=False)
 
     def announce(self) -> None:
         """See DeviceModel."""

@@ -199,3 +199,15 @@ def test_a_tap_that_does_not_join_is_noticed(sysfs, monkeypatch):
 def test_a_bridge_that_does_not_exist(sysfs):
     with pytest.raises(DeviceError, match=r"\(link set dev vif3\.0 master nobr up\): "):
         HostNics(3, sysfs).connect([Tap("vif3.0", "nobr")])
+
+
+def test_logging_is_never_stopped_without_having_been_started(monkeypatch):
+    """QEMU aborts on a stop without a start, and a take-over after a lost primary stops twice."""
+    enabled = []
+    model = object.__new__(QmpDeviceModel)
+    monkeypatch.setattr(
+        QmpDeviceModel, "command", lambda _self, name, **arguments: enabled.append(arguments["enable"])
+    )
+    model.log_dirty(False)
+    model.log_dirty(False)
+    assert enabled == [True, False, True, False]
