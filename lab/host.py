@@ -18,7 +18,7 @@ from lab.errors import LabError
 from lab.image import Image
 from lab.settings import PATHS, SUBNETS, Settings, host_number, mac
 
-#: Snapshots of a host: right after its first boot, and with the guest h1 running on it.
+#: Snapshots of a host: right after its first boot, and with the guest h1 on it, booted and paused.
 READY, WITH_GUEST = "ready", "with-guest"
 _READY_MARK = b"COLO-LAB-READY"
 _MEMORY_MIB = 1536
@@ -128,7 +128,7 @@ class Host:
                 seen = seen[-len(_READY_MARK) :] + data
 
     def take_snapshot(self, tag: str) -> None:
-        """Save memory and disk under `tag`, a state that resets go back to."""
+        """Save memory and disk under `tag`, a state that resets go back to. No HVM or PVH guest may be running."""
         with self.monitor() as monitor:
             answer = monitor.cmd("human-monitor-command", **{"command-line": f"savevm {tag}"})
         if answer:

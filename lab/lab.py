@@ -24,6 +24,8 @@ from lab.settings import HOSTS, RUN_ROOT, Settings, namespace_of
 
 _BOOT_TIMEOUT_S = 600
 _GUEST_TIMEOUT_S = 300
+#: The guest of the snapshot `with-guest`.
+_GUEST = "h1"
 _ANSWER_TIMEOUT_S = 60
 _NEEDED_BYTES = 5 * 2**30
 _PROGRAMS = {
@@ -90,14 +92,21 @@ class Lab:
             first = self._host(plan, HOSTS[0])
             if not with_guest:
                 self._back_to_snapshot(plan)
-            elif first.has_snapshot(WITH_GUEST):
-                self._back_to_snapshot(plan, {first.name: WITH_GUEST})
             else:
-                self._back_to_snapshot(plan)
-                self._say("booting the guest h1 for the first time (about a minute under software emulation)")
-                guests.create(self.settings, "h1", first.name)
-                guests.wait_answer(self.settings, "h1", _GUEST_TIMEOUT_S)
-                first.take_snapshot(WITH_GUEST)
+                if not first.has_snapshot(WITH_GUEST):
+                    self._save_guest(plan, first)
+                self._back_to_snapshot(plan, {first.name: WITH_GUEST})
+                ssh.run(self.settings, first.name, f"xl unpause {_GUEST}", _ANSWER_TIMEOUT_S)
+
+    def _save_guest(self, plan: Plan, first: Host) -> None:
+        """Boot the guest once and save its host."""
+        self._back_to_snapshot(plan)
+        self._say(f"booting the guest {_GUEST} for the first time (about a minute under software emulation)")
+        guests.create(self.settings, _GUEST, first.name)
+        guests.wait_answer(self.settings, _GUEST, _GUEST_TIMEOUT_S)
+        # QEMU refuses to load what it saved while its processor ran a nested guest.
+        ssh.run(self.settings, first.name, f"xl pause {_GUEST}", _ANSWER_TIMEOUT_S)
+        first.take_snapshot(WITH_GUEST)
 
     def down(self, *, purge: bool = False) -> None:
         """Nothing of the lab runs any more; `purge` removes disks, keys and snapshots too."""

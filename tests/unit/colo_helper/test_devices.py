@@ -206,7 +206,7 @@ def test_logging_is_never_stopped_without_having_been_started(monkeypatch):
     enabled = []
     model = object.__new__(QmpDeviceModel)
     monkeypatch.setattr(
-        QmpDeviceModel, "command", lambda _self, name, **arguments: enabled.append(arguments["enable"])
+        QmpDeviceModel, "command", lambda _self, _name, **arguments: enabled.append(arguments["enable"])
     )
     model.log_dirty(False)
     model.log_dirty(False)
