@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import hashlib
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ansible.module_utils.colo.base import Failure
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from ansible.module_utils.colo.files import exclusive
 
 #: Raise when the way a release is built changes: the digest of every release changes with it.
 FORMAT = 1
@@ -31,6 +26,8 @@ PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(36, 16, -1)), "m
 #: stubs, the packages' own tests, and zstandard's second back-end (12 MiB; it takes the C one under CPython).
 PRUNED = ("bin", "*.dist-info/RECORD", "*.dist-info/REQUESTED", "*.dist-info/direct_url.json", "**/*.pyi",
           "*/test_*.py", "zstandard/_cffi*.so")  # fmt: skip
+#: Bundles that stay on the controller, to go back to without building.
+KEPT_BUNDLES = 5
 #: Where tracebacks shall look for the sources of what was compiled here.
 INSTALLED = "/opt/colo-helper/current"
 MANIFEST = "release.json"
@@ -184,6 +181,14 @@ class BundleBuilder:
             temporary.replace(path)
         return path
 
+    def tidy(self, made: Path) -> None:
+        """Remove bundles of this Python but the newest few, and never the one just made."""
+        bundles = made.parent.glob(f"colo-helper-*-py{self.python}-*.tar.gz")
+        newest = sorted(bundles, key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in newest[KEPT_BUNDLES:]:
+            if path != made:
+                path.unlink(missing_ok=True)
+
     def _install(self, work: Path, packages: Path, wheels: dict[str, str]) -> None:
         """Make the project's own wheel from a clean copy, then install it beside the others."""
         self._tools.fill()
@@ -264,15 +269,6 @@ def pack(tree: Path) -> bytes:
     return gzip.compress(raw.getvalue(), compresslevel=6, mtime=0)
 
 
-@contextmanager
-def build_lock(build: Path) -> Iterator[None]:
-    """One build at a time: the play delegates one task for each host."""
-    build.mkdir(parents=True, exist_ok=True)
-    with (build / ".bundle.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
 def make_bundle(source: Path, build: Path, python: str, *, predict: bool) -> dict[str, Any]:
     """Build unless it is there; with ``predict`` only say what would be. ``digest`` is empty when unknowable offline."""
     builder = BundleBuilder(read_project(source), build, python)
@@ -289,12 +285,13 @@ def make_bundle(source: Path, build: Path, python: str, *, predict: bool) -> dic
             "version": version,
             "built": not missing,
         }
-    with build_lock(build):
+    # The play delegates one task for each host, and they run at once.
+    with exclusive(build / ".bundle.lock"):
         wheels = builder.wheels.fill()
         digest = builder.digest(wheels)
         path = builder.path(digest)
         missing = not path.exists()
         if missing:
             builder.make(wheels)
-        os.utime(path)  # the newest is the one in use, for whoever tidies up
+            builder.tidy(path)
     return {"changed": missing, "digest": digest, "path": str(path), "version": version, "built": True}

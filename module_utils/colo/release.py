@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.colo.base import DesiredState, Failure, host_name
-from ansible.module_utils.colo.files import read_json, switch_link
+from ansible.module_utils.colo.files import exclusive, read_json, switch_link
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -119,12 +119,14 @@ class HelperRelease(DesiredState):
         if not self.present:
             shutil.rmtree(self.prefix)
             return
-        if self.digest not in before["releases"]:
-            self._install(before["digest"])
-        if before["digest"] != self.digest:
-            switch_link(self.prefix / "current", f"releases/{self.digest}")
-        for digest in set(before["releases"]) - set(desired["releases"]):
-            shutil.rmtree(self.releases / digest)
+        with exclusive(self.prefix / ".lock"):
+            # Somebody else's run may have installed it since it was looked for.
+            if self.digest not in installed(self.prefix):
+                self._install(before["digest"])
+            if current_digest(self.prefix) != self.digest:
+                switch_link(self.prefix / "current", f"releases/{self.digest}")
+            for digest in set(before["releases"]) - set(desired["releases"]):
+                shutil.rmtree(self.releases / digest, ignore_errors=True)
 
     def finish(self) -> None:
         """Remove the archive when asked to, now that nothing is to be had from it any more."""

@@ -95,6 +95,16 @@ def test_the_digest_follows_what_goes_into_a_release(source: Path, run: Runner) 
     assert digest() != first
 
 
+@pytest.mark.usefixtures("pip")
+def test_old_bundles_go(source: Path, run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(utility("bundle"), "KEPT_BUNDLES", 1)
+    for text in ("X = 1\n", "X = 2\n", "X = 3\n"):
+        (source / "colo_helper" / "__init__.py").write_text(text)
+        result = run("colo_bundle", source=str(source), python_version="3.11")
+    assert Path(result["path"]) in (source / "build" / "bundles").iterdir()
+    assert len(list((source / "build" / "bundles").iterdir())) <= 2
+
+
 def test_check_mode_builds_nothing(source: Path, pip: list[str], run: Runner) -> None:
     fresh = run("colo_bundle", source=str(source), python_version="3.11", check=True)
     assert (fresh["changed"], fresh["built"], fresh["digest"], fresh["path"]) == (True, False, "", "")

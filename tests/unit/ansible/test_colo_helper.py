@@ -85,6 +85,24 @@ def test_going_back_to_an_old_release_needs_no_archive(install: Any, run: Runner
     assert (prefix / "current").readlink() == Path("releases/d1")
 
 
+def test_a_second_run_at_the_same_time_finds_the_release_installed(
+    install: Any, prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = utility("release")
+    install("d1")
+    look = release.HelperRelease.read
+
+    def read_before_the_other_run(self: Any) -> dict[str, Any]:
+        monkeypatch.setattr(release.HelperRelease, "read", look)
+        return {"digest": None, "releases": []}
+
+    monkeypatch.setattr(release.HelperRelease, "read", read_before_the_other_run)
+    monkeypatch.setattr(release, "extract", None)
+    result = install("d1")
+    assert (result["digest"], result["releases"]) == ("d1", ["d1"])
+    assert (prefix / "current").readlink() == Path("releases/d1")
+
+
 def refused(prefix: Path, result: dict[str, Any], digest: str = "d1") -> str:
     """The sentence; the old release is untouched and nothing half done is left."""
     assert result["failed"] is True
