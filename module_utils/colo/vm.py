@@ -18,6 +18,8 @@ FORMAT = 1
 _POLL_S = 0.5
 _STOP_TIMEOUT_S = 120.0
 _TAKEOVER_TIMEOUT_S = 120.0
+#: What the replicator may need beyond its time-out to say that its primary is lost, seconds.
+_NOTICE_S = 10.0
 
 
 def configuration(params: dict[str, Any]) -> dict[str, Any]:
@@ -258,11 +260,16 @@ class ProtectedVm(DesiredState):
             )
 
     def _take_over(self) -> None:
-        if not self.look().alive:
+        now = self.look()
+        if not now.alive:
             # The copy outlived its replicator; a new one goes on with it where the old one was.
             self._started = time.monotonic()
             self._systemctl("start")
             self._wait(lambda now: now.phase == "peer_lost", _TAKEOVER_TIMEOUT_S)
+        elif not now.alone:
+            # A primary that has just died is noticed when it has been silent for long enough; one that lives stays heard.
+            silence_s = float((now.config or {}).get("peer_timeout_ms", 0)) / 1000
+            self._wait(lambda now: now.alone, silence_s + _NOTICE_S)
         answer = gate.request(self.vm, "takeover", _TAKEOVER_TIMEOUT_S)
         if answer.get("ok"):
             now = self._wait(lambda now: now.taken_over, _TAKEOVER_TIMEOUT_S)

@@ -128,3 +128,58 @@ def test_failover_asks_for_the_vm_and_its_confirmation_before_any_host(
     assert done.returncode != 0
     assert sentence in " ".join(done.stdout.split())
     assert "xa" not in done.stdout
+
+
+@pytest.fixture(scope="module")
+def silent_hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example inventory with hosts at a port where nobody listens."""
+    inventory = yaml.safe_load((REPOSITORY / "inventory" / "example" / "hosts.yml").read_text())
+    for host in inventory["all"]["children"]["colo_hosts"]["hosts"].values():
+        host |= {"ansible_host": "127.0.0.1", "ansible_port": 1}
+    path = tmp_path_factory.mktemp("inventory") / "hosts.yml"
+    path.write_text(yaml.safe_dump(inventory))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("playbook", "sentence"),
+    [
+        ("site", "xa does not answer on ssh (127.0.0.1:1). Both hosts of a VM must be up for this"),
+        (
+            "protect",
+            "xa, the primary of h1, does not answer on ssh (127.0.0.1:1). A VM is protected by two hosts",
+        ),
+        (
+            "unprotect",
+            "xb, the secondary of h1, does not answer on ssh (127.0.0.1:1). If the primary is dead, run",
+        ),
+        (
+            "verify",
+            "xa, the primary of h1, does not answer on ssh (127.0.0.1:1), so nothing can be compared. If it",
+        ),
+        (
+            "failover",
+            "xb, the secondary of h1, does not answer on ssh (127.0.0.1:1), so nothing there can take",
+        ),
+    ],
+)
+def test_a_silent_host_is_told_in_a_sentence(silent_hosts: Path, playbook: str, sentence: str) -> None:
+    command = [
+        Path(sys.executable).with_name("ansible-playbook"),
+        "-i",
+        silent_hosts,
+        f"playbooks/{playbook}.yml",
+    ]
+    options = ["-e", "colo_vm=h1", "-e", "colo_confirm=h1"]
+    done = subprocess.run([*command, *options], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    said = " ".join((done.stdout + done.stderr).split())
+    assert sentence in said
+
+
+def test_status_shows_silent_hosts_and_succeeds(silent_hosts: Path) -> None:
+    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", silent_hosts, "playbooks/status.yml"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "xa unreachable" in done.stdout
+    assert "xa does not answer. xb does not answer." in done.stdout
