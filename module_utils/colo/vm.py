@@ -244,6 +244,7 @@ class ProtectedVm(DesiredState):
         if now.taken_over:
             return
         if not (now.alive or now.alone):
+            gate.require_helper()
             raise Failure(
                 f"{now.host} has no running replicator of {self.vm}, so there is no copy that could take over: "
                 f"{now.sentence()}"
@@ -321,6 +322,7 @@ def verify(module: AnsibleModule) -> dict[str, Any]:
         return {"changed": False, "verified": False, "pages_compared": 0, "different": [], "unexplained": []}
     now = snapshot.take(module, vm, host.read_domains(module))
     if not now.alive:
+        gate.require_helper()
         raise Failure(f"{vm} cannot be verified: {now.sentence()}")
     answer = gate.request(vm, "verify", float(module.params["timeout_s"]))
     if not answer.get("ok"):

@@ -317,6 +317,7 @@ def test_takeover_while_the_primary_lives_is_refused(
 
 
 @pytest.mark.usefixtures("host")
+@pytest.mark.usefixtures("helper")
 def test_takeover_without_a_copy(run: Runner) -> None:
     result = run("colo_vm", name="h1", state="active", confirm="h1")
     assert result["msg"] == (
@@ -431,8 +432,15 @@ def test_verify_compares_nothing_in_check_mode(run: Runner) -> None:
 
 
 @pytest.mark.usefixtures("host")
+@pytest.mark.usefixtures("helper")
 def test_verify_without_replicator(run: Runner) -> None:
     assert run("colo_vm_verify", name="h1")["msg"] == "h1 cannot be verified: h1 on xa is not protected."
+
+
+def test_without_the_helper_that_is_what_is_said(run: Runner) -> None:
+    sentence = "colo_helper is not installed on xa: run playbooks/site.yml first."
+    assert run("colo_vm_verify", name="h1")["msg"] == sentence
+    assert run("colo_vm", name="h1", state="active", confirm="h1")["msg"] == sentence
 
 
 def test_gate_talks_to_the_client_of_the_release_in_use(
