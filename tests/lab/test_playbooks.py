@@ -49,9 +49,9 @@ def test_a_failover_wants_the_name_twice(fresh, play):
     )
 
 
-def test_without_the_helper_every_verb_says_what_to_run(fresh, play):
-    for name, arguments in (("protect", ()), ("verify", ()), ("failover", ("-e", "colo_confirm=h1"))):
-        played = play(name, "-e", "colo_vm=h1", *arguments)
+def test_without_the_helper_the_playbooks_say_what_to_run(fresh, play):
+    for name in ("protect", "verify"):
+        played = play(name, "-e", "colo_vm=h1")
         assert played.code != 0
         assert "colo_helper is not installed on x" in played.text, name
         assert "run playbooks/site.yml first." in played.text, name
