@@ -1,7 +1,6 @@
 """The protection of a VM as a state, and everything that it refuses."""
 
 import json
-import re
 import sys
 import time
 from pathlib import Path
@@ -438,10 +437,10 @@ def test_verify_without_replicator(run: Runner) -> None:
     assert run("colo_vm_verify", name="h1")["msg"] == "h1 cannot be verified: h1 on xa is not protected."
 
 
-def test_without_the_helper_that_is_what_is_said(run: Runner) -> None:
-    sentence = re.compile(r"colo_helper is not installed on \w+: run playbooks/site\.yml first\.")
-    assert sentence.fullmatch(run("colo_vm_verify", name="h1")["msg"])
-    assert sentence.fullmatch(run("colo_vm", name="h1", state="active", confirm="h1")["msg"])
+def test_without_the_helper_that_is_what_is_said(host: FakeHost, run: Runner) -> None:
+    sentence = "colo_helper is not installed on xa: run playbooks/site.yml first."
+    assert run("colo_vm_verify", name="h1")["msg"] == sentence
+    assert run("colo_vm", name="h1", state="active", confirm="h1")["msg"] == sentence
 
 
 def test_gate_talks_to_the_client_of_the_release_in_use(
