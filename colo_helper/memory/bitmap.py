@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -40,6 +41,13 @@ class DirtyBitmap:
         del bits[frames:]
         return cls(bits)
 
+    @classmethod
+    def from_gfns(cls, gfns: Iterable[int], frames: int) -> Self:
+        """Return a bitmap of ``frames`` with these dirty. Raises IndexError when one is not below ``frames``."""
+        bitmap = cls.empty(frames)
+        bitmap.bits[list(gfns)] = 1
+        return bitmap
+
     @property
     def frames(self) -> int:
         """The number of guest frames the bitmap speaks about."""
@@ -72,4 +80,4 @@ class DirtyBitmap:
 
     def gfns(self) -> array[int]:
         """Return the dirty frames' numbers, ascending, as an array of u64 (8 bytes a frame)."""
-        return array("Q", self.bits.search(bitarray("1")))
+        return array("Q", self.bits.search(1))
