@@ -80,11 +80,11 @@ def first_list_is_suspicious(entries: array[int]) -> bool:
     return not entries or entries[0] == 0
 
 
-def mend_shifted(entries: array[int], tail: int, size_frames: int) -> array[int]:
+def mend_shifted(entries: array[int], tail: int) -> array[int]:
     """Return what a shifted list means: the entries without the zero before them, and ``tail`` at their end.
 
-    ``tail`` is what the 8 bytes behind the record say. Raises StreamError when that cannot be: then the list was
-    sound and the 8 bytes are the next record's, or the stream is broken.
+    ``tail`` is what the 8 bytes behind the record say; nobody has held it against the guest's size yet. Raises
+    StreamError when the two do not belong together: then the list was sound, or the stream is broken.
     """
     if not entries:
         if tail == 0:
@@ -92,15 +92,13 @@ def mend_shifted(entries: array[int], tail: int, size_frames: int) -> array[int]
         raise StreamError(f"An empty list of dirty frames is followed by {tail:#x}, which is no part of it.")
     if entries[0] != 0:
         raise StreamError(f"A list of dirty frames beginning with {entries[0]:#x} is not shifted.")
-    if tail >= size_frames:
-        raise StreamError(
-            f"A shifted list of dirty frames ends with frame {tail:#x}; the guest ends at {size_frames:#x}."
-        )
     if len(entries) > 1 and tail <= entries[-1]:
         raise StreamError(
             f"A shifted list of dirty frames goes back from {entries[-1]:#x} to {tail:#x}: it is something else."
         )
-    return array("Q", (*entries[1:], tail))
+    mended = entries[1:]
+    mended.append(tail)
+    return mended
 
 
 def _check_length(length: int, size_frames: int) -> None:
