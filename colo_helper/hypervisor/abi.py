@@ -22,6 +22,9 @@ FLAG_DYING = 1 << 0
 FLAG_HVM = 1 << 1
 FLAG_SHUTDOWN = 1 << 2
 FLAG_PAUSED = 1 << 3
+#: The reason of a shutdown stands in bits 16..23.
+SHUTDOWN_SHIFT = 16
+SHUTDOWN_SUSPEND = 2
 
 PROT_READ = 1
 PROT_WRITE = 2
@@ -34,12 +37,42 @@ PARAM_CALLBACK_IRQ = 0
 PARAM_STORE_PFN = 1
 PARAM_IOREQ_PFN = 5
 PARAM_BUFIOREQ_PFN = 6
+PARAM_STORE_EVTCHN = 2
+PARAM_PAE_ENABLED = 4
+PARAM_VIRIDIAN = 9
+PARAM_IDENT_PT = 12
 PARAM_CONSOLE_PFN = 17
+PARAM_CONSOLE_EVTCHN = 18
+PARAM_ACPI_IOPORTS_LOCATION = 19
 PARAM_PAGING_RING_PFN = 27
 PARAM_MONITOR_RING_PFN = 28
 PARAM_SHARING_RING_PFN = 29
 PARAM_IOREQ_SERVER_PFN = 32
 PARAM_NR_IOREQ_SERVER_PAGES = 33
+PARAM_VM_GENERATION_ID_ADDR = 34
+PARAM_X87_FIP_WIDTH = 36
+PARAM_VM86_TSS_SIZED = 37
+PARAM_MCA_CAP = 38
+
+#: The parameters that a saved guest takes along, in the order of Xen's own writer; those that are 0 are left out.
+SAVED_PARAMS = (
+    PARAM_STORE_PFN,
+    PARAM_IOREQ_PFN,
+    PARAM_BUFIOREQ_PFN,
+    PARAM_PAGING_RING_PFN,
+    PARAM_MONITOR_RING_PFN,
+    PARAM_SHARING_RING_PFN,
+    PARAM_VM86_TSS_SIZED,
+    PARAM_CONSOLE_PFN,
+    PARAM_ACPI_IOPORTS_LOCATION,
+    PARAM_VIRIDIAN,
+    PARAM_IDENT_PT,
+    PARAM_VM_GENERATION_ID_ADDR,
+    PARAM_IOREQ_SERVER_PFN,
+    PARAM_NR_IOREQ_SERVER_PAGES,
+    PARAM_X87_FIP_WIDTH,
+    PARAM_MCA_CAP,
+)
 
 #: Parameters that name a frame which belongs to the host: (parameter, owner, reason its content may differ).
 SPECIAL_PARAMS: tuple[tuple[int, str, str], ...] = (
@@ -135,6 +168,41 @@ _XENCTRL: Mapping[str, Signature] = {
     "xc_domain_hvm_getcontext": (_INT, [_H, _DOM, _PTR, c.c_uint32]),
     "xc_domain_hvm_setcontext": (_INT, [_H, _DOM, _PTR, c.c_uint32]),
     "xc_hvm_param_get": (_INT, [_H, _DOM, c.c_uint32, c.POINTER(c.c_uint64)]),
+    "xc_hvm_param_set": (_INT, [_H, _DOM, c.c_uint32, c.c_uint64]),
+    "xc_domain_shutdown": (_INT, [_H, _DOM, _INT]),
+    # The nanoseconds stand before the frequency.
+    "xc_domain_get_tsc_info": (
+        _INT,
+        [
+            _H,
+            _DOM,
+            c.POINTER(c.c_uint32),
+            c.POINTER(c.c_uint64),
+            c.POINTER(c.c_uint32),
+            c.POINTER(c.c_uint32),
+        ],
+    ),
+    "xc_domain_set_tsc_info": (_INT, [_H, _DOM, c.c_uint32, c.c_uint64, c.c_uint32, c.c_uint32]),
+    "xc_domain_populate_physmap": (_INT, [_H, _DOM, _ULONG, _UINT, _UINT, c.POINTER(c.c_uint64)]),
+    "xc_domain_decrease_reservation_exact": (_INT, [_H, _DOM, _ULONG, _UINT, c.POINTER(c.c_uint64)]),
+}
+
+#: libxenguest has no stable interface either; it is opened only by a save or a restore.
+_XENGUEST: Mapping[str, Signature] = {
+    "xc_domain_resume": (_INT, [_H, _DOM, _INT]),
+    "xc_dom_gnttab_seed": (_INT, [_H, _DOM, c.c_bool, c.c_uint64, c.c_uint64, _DOM, _DOM]),
+    "xc_cpu_policy_init": (_PTR, []),
+    "xc_cpu_policy_destroy": (None, [_PTR]),
+    "xc_cpu_policy_get_domain": (_INT, [_H, _DOM, _PTR]),
+    "xc_cpu_policy_get_size": (_INT, [_H, c.POINTER(c.c_uint32), c.POINTER(c.c_uint32)]),
+    "xc_cpu_policy_serialise": (
+        _INT,
+        [_H, _PTR, _PTR, c.POINTER(c.c_uint32), _PTR, c.POINTER(c.c_uint32)],
+    ),
+    "xc_set_domain_cpu_policy": (
+        _INT,
+        [_H, _DOM, c.c_uint32, _PTR, c.c_uint32, _PTR, *([c.POINTER(c.c_uint32)] * 3)],
+    ),
 }
 
 _FOREIGN_MEMORY: Mapping[str, Signature] = {
@@ -152,6 +220,8 @@ class Abi:
     release: str
     xenctrl_soname: str
     xenctrl: Mapping[str, Signature]
+    xenguest_soname: str
+    xenguest: Mapping[str, Signature]
     foreign_memory_soname: str
     foreign_memory: Mapping[str, Signature]
     domain_info_bytes: int
@@ -163,6 +233,8 @@ def _abi(release: str) -> Abi:
         release=release,
         xenctrl_soname=f"libxenctrl.so.{release}",
         xenctrl=_XENCTRL,
+        xenguest_soname=f"libxenguest.so.{release}",
+        xenguest=_XENGUEST,
         foreign_memory_soname="libxenforeignmemory.so.1",
         foreign_memory=_FOREIGN_MEMORY,
         domain_info_bytes=112,

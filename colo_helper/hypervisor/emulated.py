@@ -7,17 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from colo_helper.hypervisor import abi as x
 from colo_helper.hypervisor.interface import (
     MAX_TYPE_BATCH,
     PAGE_BYTES,
+    CpuPolicy,
     DomainInfo,
     HypervisorError,
     MappedFrames,
     SpecialFrame,
+    TscInfo,
 )
 from colo_helper.memory.bitmap import DirtyBitmap
 
 _HOLE = 0xF
+_TSC = TscInfo(0, 2_000_000, 0, 0)
+_NO_POLICY = CpuPolicy(b"", b"")
 
 
 @dataclass
@@ -25,11 +30,12 @@ class EmulatedDomain:
     """A domain whose memory is a dictionary of pages.
 
     ``faults`` maps an operation's name to how many more times it succeeds before it fails once.
-    ``journal`` records the operations that change what the domain does.
+    ``journal`` records the operations that change what the domain does. ``size_frames`` None: as large as its highest
+    frame, so a new domain has none, as in Xen.
     """
 
     domid: int
-    size_frames: int = 4096
+    size_frames: int | None = 4096
     memory: dict[int, bytearray] = field(default_factory=dict)
     context: bytes = b"context 0"
     specials: dict[int, SpecialFrame] = field(default_factory=dict)
@@ -40,6 +46,15 @@ class EmulatedDomain:
     journal: list[str] = field(default_factory=list)
     pv_drivers: bool = False
     own_pauses: int = 0
+    hvm: bool = True
+    suspended: bool = False
+    max_pages: int = 1 << 16
+    tsc: TscInfo = _TSC
+    cpu_policy: CpuPolicy = _NO_POLICY
+    params: dict[int, int] = field(default_factory=dict)
+    grants: tuple[tuple[int, int], tuple[int, int]] | None = None
+    superpages: bool = True
+    xen_version: tuple[int, int] = (4, 17)
 
     def _step(self, operation: str) -> None:
         self.journal.append(operation)
@@ -67,7 +82,7 @@ class EmulatedDomain:
     @property
     def running(self) -> bool:
         """Whether its vCPUs run."""
-        return self.pause_count == 0
+        return self.pause_count == 0 and not self.suspended
 
     def pause(self) -> None:
         """See Domain."""
@@ -93,12 +108,19 @@ class EmulatedDomain:
     def info(self) -> DomainInfo:
         """See Domain."""
         return DomainInfo(
-            self.domid, len(self.memory), not self.running, shutdown=False, dying=False, hvm=True
+            self.domid,
+            len(self.memory),
+            paused=self.pause_count > 0,
+            shutdown=self.suspended,
+            dying=False,
+            hvm=self.hvm,
+            suspended=self.suspended,
+            max_pages=self.max_pages,
         )
 
     def nr_frames(self) -> int:
         """See Domain."""
-        return self.size_frames
+        return max(self.memory, default=0) + 1 if self.size_frames is None else self.size_frames
 
     def pv_drivers_active(self) -> bool:
         """See Domain."""
@@ -118,7 +140,7 @@ class EmulatedDomain:
     def clean_dirty(self, final: bool) -> DirtyBitmap:
         """See Domain."""
         self._step("clean_final" if final else "clean")
-        bitmap = DirtyBitmap.empty(self.size_frames)
+        bitmap = DirtyBitmap.empty(-(-self.nr_frames() // 8) * 8)
         for gfn in self.dirty:
             bitmap.mark(gfn)
         self.dirty.clear()
@@ -156,6 +178,74 @@ class EmulatedDomain:
     def special_frames(self) -> dict[int, SpecialFrame]:
         """See Domain."""
         return self.specials
+
+    def suspend(self) -> None:
+        """See Domain."""
+        self._step("suspend")
+        self.suspended = True
+
+    def resume(self) -> None:
+        """See Domain."""
+        self._step("resume")
+        self.suspended = False
+
+    def get_tsc(self) -> TscInfo:
+        """See Domain."""
+        self._step("get_tsc")
+        return self.tsc
+
+    def set_tsc(self, tsc: TscInfo) -> None:
+        """See Domain."""
+        self._step("set_tsc")
+        self.tsc = tsc
+
+    def get_cpu_policy(self) -> CpuPolicy:
+        """See Domain."""
+        self._step("get_cpu_policy")
+        return self.cpu_policy
+
+    def set_cpu_policy(self, policy: CpuPolicy) -> None:
+        """See Domain."""
+        self._step("set_cpu_policy")
+        self.cpu_policy = policy
+
+    def get_param(self, index: int) -> int:
+        """See Domain."""
+        return self.params.get(index, 0)
+
+    def set_param(self, index: int, value: int) -> None:
+        """See Domain. Some parameters of Xen's can be set once only, or to the same value again."""
+        self._step("set_param")
+        once = (x.PARAM_VIRIDIAN, x.PARAM_IOREQ_PFN, x.PARAM_BUFIOREQ_PFN, x.PARAM_IOREQ_SERVER_PFN)
+        if index in once and self.params.get(index, value) != value:
+            raise HypervisorError(
+                f"HVM parameter {index} is set already.", operation="set_param", errno_name="EEXIST"
+            )
+        self.params[index] = value
+
+    def populate(self, extents: array[int], order: int = 0) -> int:
+        """See Domain."""
+        self._step("populate")
+        if order and not self.superpages:
+            return 0
+        frames = 1 << order
+        for done, start in enumerate(extents):
+            if len(self.memory) + frames > self.max_pages:
+                return done
+            for gfn in range(start, start + frames):
+                self.memory[gfn] = bytearray(PAGE_BYTES)
+        return len(extents)
+
+    def depopulate(self, gfns: array[int]) -> None:
+        """See Domain."""
+        self._step("depopulate")
+        for gfn in gfns:
+            del self.memory[gfn]
+
+    def seed_grant_table(self, store: tuple[int, int], console: tuple[int, int]) -> None:
+        """See Domain."""
+        self._step("seed_grant_table")
+        self.grants = (store, console)
 
     def close(self) -> None:
         """See Domain."""

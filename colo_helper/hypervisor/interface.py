@@ -5,23 +5,29 @@ from __future__ import annotations
 from array import array
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from colo_helper.memory.bitmap import DirtyBitmap
 from colo_helper.memory.hashes import PAGE_BYTES
+from colo_helper.stream.libxc import TscInfo
 
 __all__ = [
     "MAX_TYPE_BATCH",
     "PAGE_BYTES",
+    "SUPERPAGE_ORDER",
+    "CpuPolicy",
     "Domain",
     "DomainInfo",
     "HypervisorError",
     "MappedFrames",
     "SpecialFrame",
+    "TscInfo",
 ]
 
 #: The most frames one question for frame types may name (Xen answers E2BIG to more).
 MAX_TYPE_BATCH = 1024
+#: 2 MiB: the larger extent that Xen's page tables and dom0's privileges allow everywhere.
+SUPERPAGE_ORDER = 9
 
 
 class HypervisorError(Exception):
@@ -38,7 +44,10 @@ class HypervisorError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DomainInfo:
-    """A domain as the hypervisor describes it; ``pages`` counts its 4 KiB pages."""
+    """A domain as the hypervisor describes it; ``pages`` counts its 4 KiB pages, ``max_pages`` what it may have.
+
+    ``hvm`` is true for PVH as well. ``suspended``: shut down with the reason "suspend", as libxl does before it saves.
+    """
 
     domid: int
     pages: int
@@ -46,6 +55,15 @@ class DomainInfo:
     shutdown: bool
     dying: bool
     hvm: bool
+    suspended: bool = False
+    max_pages: int = 0
+
+
+class CpuPolicy(NamedTuple):
+    """What CPU a guest sees, as Xen serialises it: CPUID leaves of 24 bytes and MSR entries of 16 bytes."""
+
+    leaves: bytes
+    msrs: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +124,8 @@ class Domain(Protocol):
     def clean_dirty(self, final: bool) -> DirtyBitmap:
         """Return the frames written since the last clean and forget them.
 
-        ``final`` also reports the frames the hypervisor itself has mapped. The size is asked anew every time.
+        ``final`` also reports the frames the hypervisor itself has mapped. The size is asked anew every time, and
+        rounded up to whole bytes. The bitmap may be changed in place; it is good until the next clean or close.
         """
 
     def frame_types(self, gfns: array[int]) -> bytes:
@@ -123,6 +142,48 @@ class Domain(Protocol):
 
     def special_frames(self) -> dict[int, SpecialFrame]:
         """Return the frames that belong to this host, by frame number."""
+
+    # What a save and a restore need beyond checkpoints of a running pair.
+
+    @property
+    def xen_version(self) -> tuple[int, int]:
+        """Major and minor number of the running Xen."""
+
+    def suspend(self) -> None:
+        """Shut the domain down with the reason "suspend", as libxl does for a guest without PV drivers."""
+
+    def resume(self) -> None:
+        """Let a suspended domain run on."""
+
+    def get_tsc(self) -> TscInfo:
+        """Return how the guest's time stamp counter goes on."""
+
+    def set_tsc(self, tsc: TscInfo) -> None:
+        """Let the guest's time stamp counter go on like the other copy's."""
+
+    def get_cpu_policy(self) -> CpuPolicy:
+        """Return what CPU the guest sees."""
+
+    def set_cpu_policy(self, policy: CpuPolicy) -> None:
+        """Give a guest that has not run yet the CPU it saw elsewhere; an empty part is left as it is."""
+
+    def get_param(self, index: int) -> int:
+        """Return an HVM parameter."""
+
+    def set_param(self, index: int, value: int) -> None:
+        """Set an HVM parameter; some can be set only once, or only to the same value again."""
+
+    def populate(self, extents: array[int], order: int = 0) -> int:
+        """Give the domain memory at each of ``extents``, 2**order frames long; returns how many it got.
+
+        Fewer than asked for is no error: the host may have no whole superpage left, or the domain's limit is reached.
+        """
+
+    def depopulate(self, gfns: array[int]) -> None:
+        """Take single frames away from the domain."""
+
+    def seed_grant_table(self, store: tuple[int, int], console: tuple[int, int]) -> None:
+        """Let (domain, frame) of the xenstore and of the console ring be reached by grants, as a new guest expects."""
 
     def close(self) -> None:
         """Give memory of this program back; the domain stays as it is."""

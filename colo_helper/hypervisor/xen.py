@@ -1,106 +1,31 @@
-"""A Xen domain, by ctypes on libxenctrl and libxenforeignmemory.
-
-The handles must not be used by a child process. They are opened with close-on-exec, their buffers are not copied to
-children (MADV_DONTFORK), and ``subprocess`` executes another program at once (vfork), so starting ``xl`` beside open
-handles is safe; forking without exec is not.
-"""
+"""A Xen domain, by ctypes on libxenctrl, libxenforeignmemory and libxenguest."""
 
 from __future__ import annotations
 
 import ctypes as c
-import errno as errno_module
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+from bitarray import bitarray
 
 from colo_helper.hypervisor import abi as x
 from colo_helper.hypervisor.interface import (
     MAX_TYPE_BATCH,
     PAGE_BYTES,
+    CpuPolicy,
     DomainInfo,
     HypervisorError,
     MappedFrames,
     SpecialFrame,
+    TscInfo,
 )
+from colo_helper.hypervisor.libraries import XenLibraries, failure
 from colo_helper.memory.bitmap import DirtyBitmap
+from colo_helper.stream.libxc import CPUID_LEAF_BYTES, MSR_ENTRY_BYTES
 
 #: bytes.translate table: bits 28..31 of a frame's type word, seen from its byte 3.
 _UPPER_HALF = bytes(byte >> (x.TYPE_SHIFT - 24) for byte in range(256))
-
-
-@dataclass(slots=True)
-class XenLibraries:
-    """The two libraries of the running release, opened and bound, with one handle of each."""
-
-    release: str
-    ctrl: c.CDLL
-    ctrl_handle: int
-    foreign: c.CDLL
-    foreign_handle: int
-
-    def close(self) -> None:
-        """Give both handles back."""
-        self.foreign.xenforeignmemory_close(self.foreign_handle)
-        self.ctrl.xc_interface_close(self.ctrl_handle)
-
-
-def _failure(operation: str, doing: str, domid: int | None = None) -> HypervisorError:
-    code = c.get_errno()
-    name = errno_module.errorcode.get(code, str(code))
-    of = "" if domid is None else f" domain {domid}"
-    return HypervisorError(
-        f"Xen refused to {doing}{of}: {name} ({operation}).",
-        operation=operation,
-        domid=domid,
-        errno_name=name,
-    )
-
-
-def _load(abi: x.Abi) -> c.CDLL:
-    library = c.CDLL(abi.xenctrl_soname, use_errno=True)
-    x.bind(library, abi.xenctrl)
-    return library
-
-
-def running_release() -> str:
-    """Return the release of the running hypervisor, such as ``4.17``, by xc_version of any libxenctrl we know."""
-    for abi in x.ABIS.values():
-        try:
-            library = _load(abi)
-        except OSError:
-            continue  # a release that is not installed; the next may be
-        handle = library.xc_interface_open(None, None, 0)
-        if not handle:
-            raise _failure("xc_interface_open", "open its control interface (is this dom0, and are we root?)")
-        version = library.xc_version(handle, 0, None)
-        library.xc_interface_close(handle)
-        if version < 0:
-            raise _failure("xc_version", "tell its version")
-        return x.release_of(version)
-    names = ", ".join(abi.xenctrl_soname for abi in x.ABIS.values())
-    raise HypervisorError(f"No Xen library we know is installed ({names}).", operation="dlopen")
-
-
-def open_libraries() -> XenLibraries:
-    """Open the libraries of the running release; raises HypervisorError with the reason."""
-    try:
-        abi = x.abi_of(running_release())
-        x.check_sizes(abi)
-        ctrl = _load(abi)
-        foreign = c.CDLL(abi.foreign_memory_soname, use_errno=True)
-        x.bind(foreign, abi.foreign_memory)
-    except x.UnknownReleaseError as error:
-        raise HypervisorError(str(error), operation="xc_version") from error
-    except OSError as error:
-        raise HypervisorError(f"A Xen library cannot be loaded: {error}.", operation="dlopen") from error
-    ctrl_handle = ctrl.xc_interface_open(None, None, 0)
-    if not ctrl_handle:
-        raise _failure("xc_interface_open", "open its control interface")
-    foreign_handle = foreign.xenforeignmemory_open(None, 0)
-    if not foreign_handle:
-        raise _failure("xenforeignmemory_open", "open its foreign memory interface")
-    return XenLibraries(abi.release, ctrl, ctrl_handle, foreign, foreign_handle)
 
 
 class XenDomain:
@@ -128,7 +53,7 @@ class XenDomain:
 
     def _check(self, result: int, operation: str, doing: str) -> int:
         if result < 0:
-            raise _failure(operation, doing, self._domid)
+            raise failure(operation, doing, self._domid)
         return result
 
     def pause(self) -> None:
@@ -170,6 +95,9 @@ class XenDomain:
             shutdown=bool(data.flags & x.FLAG_SHUTDOWN),
             dying=bool(data.flags & x.FLAG_DYING),
             hvm=bool(data.flags & x.FLAG_HVM),
+            suspended=bool(data.flags & x.FLAG_SHUTDOWN)
+            and data.flags >> x.SHUTDOWN_SHIFT & 0xFF == x.SHUTDOWN_SUSPEND,
+            max_pages=data.max_pages,
         )
 
     def nr_frames(self) -> int:
@@ -179,7 +107,8 @@ class XenDomain:
         self._check(result, "xc_domain_nr_gpfns", "tell the size of")
         return frames.value
 
-    def _param(self, index: int) -> int:
+    def get_param(self, index: int) -> int:
+        """See Domain."""
         value = c.c_uint64(0)
         result = self._xc.xc_hvm_param_get(self._h, self._domid, index, c.byref(value))
         self._check(result, "xc_hvm_param_get", f"read HVM parameter {index} of")
@@ -187,7 +116,7 @@ class XenDomain:
 
     def pv_drivers_active(self) -> bool:
         """See Domain. The guest's PV drivers set the callback parameter; without them it stays 0."""
-        return self._param(x.PARAM_CALLBACK_IRQ) != 0
+        return self.get_param(x.PARAM_CALLBACK_IRQ) != 0
 
     def _shadow(self, operation: int) -> int:
         result: int = self._xc.xc_shadow_control(self._h, self._domid, operation, None, 0)
@@ -210,7 +139,7 @@ class XenDomain:
             self._free_buffer()
             address = self._xc.xc__hypercall_buffer_alloc_pages(self._h, c.byref(self._buffer), pages)
             if not address:
-                raise _failure(
+                raise failure(
                     "xc__hypercall_buffer_alloc_pages", f"give {pages} pages for the bitmap of", self._domid
                 )
             self._buffer_pages = pages
@@ -240,7 +169,8 @@ class XenDomain:
                 operation="xc_logdirty_control CLEAN",
                 domid=self._domid,
             )
-        return DirtyBitmap.from_bytes(c.string_at(address, length), frames)
+        # Not a copy: the bits lie where the hypervisor wrote them.
+        return DirtyBitmap(bitarray(buffer=(c.c_char * length).from_address(address), endian="little"))
 
     def frame_types(self, gfns: array[int]) -> bytes:
         """See Domain."""
@@ -263,7 +193,7 @@ class XenDomain:
         handle = self._lib.foreign_handle
         address = foreign.xenforeignmemory_map(handle, self._domid, prot, count, numbers, errors)
         if not address:
-            raise _failure("xenforeignmemory_map", f"map {count} frames of", self._domid)
+            raise failure("xenforeignmemory_map", f"map {count} frames of", self._domid)
         failed = [gfn for gfn, error in zip(gfns, errors, strict=True) if error] if any(errors) else []
         view = memoryview((c.c_char * (count * PAGE_BYTES)).from_address(address)).cast("B")
         try:
@@ -294,14 +224,117 @@ class XenDomain:
         """See Domain."""
         found: dict[int, SpecialFrame] = {}
         for param, owner, reason in x.SPECIAL_PARAMS:
-            gfn = self._param(param)
+            gfn = self.get_param(param)
             if gfn:
                 found.setdefault(gfn, SpecialFrame(gfn, owner, reason))
-        base = self._param(x.PARAM_IOREQ_SERVER_PFN)
+        base = self.get_param(x.PARAM_IOREQ_SERVER_PFN)
         if base:
-            for gfn in range(base, base + self._param(x.PARAM_NR_IOREQ_SERVER_PAGES)):
+            for gfn in range(base, base + self.get_param(x.PARAM_NR_IOREQ_SERVER_PAGES)):
                 found.setdefault(gfn, SpecialFrame(gfn, *x.IOREQ_SERVER))
         return found
+
+    # ------------------------------------------------------------------------------- for a save and a restore
+
+    @property
+    def xen_version(self) -> tuple[int, int]:
+        """See Domain."""
+        major, minor = self._lib.release.split(".")
+        return int(major), int(minor)
+
+    def suspend(self) -> None:
+        """See Domain."""
+        result = self._xc.xc_domain_shutdown(self._h, self._domid, x.SHUTDOWN_SUSPEND)
+        self._check(result, "xc_domain_shutdown", "suspend")
+
+    def resume(self) -> None:
+        """See Domain. Fast: without PV drivers nothing of the guest has to know."""
+        result = self._lib.guest.xc_domain_resume(self._h, self._domid, 1)
+        self._check(result, "xc_domain_resume", "resume")
+
+    def set_param(self, index: int, value: int) -> None:
+        """See Domain."""
+        result = self._xc.xc_hvm_param_set(self._h, self._domid, index, value)
+        self._check(result, "xc_hvm_param_set", f"set HVM parameter {index} to {value:#x} of")
+
+    def get_tsc(self) -> TscInfo:
+        """See Domain."""
+        mode, khz, incarnation, elapsed = c.c_uint32(), c.c_uint32(), c.c_uint32(), c.c_uint64()
+        result = self._xc.xc_domain_get_tsc_info(
+            self._h, self._domid, c.byref(mode), c.byref(elapsed), c.byref(khz), c.byref(incarnation)
+        )
+        self._check(result, "xc_domain_get_tsc_info", "tell the time stamp counter of")
+        return TscInfo(mode.value, khz.value, elapsed.value, incarnation.value)
+
+    def set_tsc(self, tsc: TscInfo) -> None:
+        """See Domain."""
+        result = self._xc.xc_domain_set_tsc_info(
+            self._h, self._domid, tsc.mode, tsc.elapsed_ns, tsc.khz, tsc.incarnation
+        )
+        self._check(result, "xc_domain_set_tsc_info", "set the time stamp counter of")
+
+    def get_cpu_policy(self) -> CpuPolicy:
+        """See Domain."""
+        guest = self._lib.guest
+        nr_leaves, nr_msrs = c.c_uint32(), c.c_uint32()
+        result = guest.xc_cpu_policy_get_size(self._h, c.byref(nr_leaves), c.byref(nr_msrs))
+        self._check(result, "xc_cpu_policy_get_size", "size the CPU policy of")
+        policy = guest.xc_cpu_policy_init()
+        if not policy:
+            raise failure("xc_cpu_policy_init", "give memory for the CPU policy of", self._domid)
+        try:
+            result = guest.xc_cpu_policy_get_domain(self._h, self._domid, policy)
+            self._check(result, "xc_cpu_policy_get_domain", "tell the CPU policy of")
+            leaves = c.create_string_buffer(nr_leaves.value * CPUID_LEAF_BYTES)
+            msrs = c.create_string_buffer(nr_msrs.value * MSR_ENTRY_BYTES)
+            result = guest.xc_cpu_policy_serialise(
+                self._h, policy, leaves, c.byref(nr_leaves), msrs, c.byref(nr_msrs)
+            )
+            self._check(result, "xc_cpu_policy_serialise", "write down the CPU policy of")
+        finally:
+            guest.xc_cpu_policy_destroy(policy)
+        return CpuPolicy(
+            leaves.raw[: nr_leaves.value * CPUID_LEAF_BYTES], msrs.raw[: nr_msrs.value * MSR_ENTRY_BYTES]
+        )
+
+    def set_cpu_policy(self, policy: CpuPolicy) -> None:
+        """See Domain."""
+        nr_leaves, nr_msrs = len(policy.leaves) // CPUID_LEAF_BYTES, len(policy.msrs) // MSR_ENTRY_BYTES
+        leaf, subleaf, msr = c.c_uint32(0xFFFFFFFF), c.c_uint32(0xFFFFFFFF), c.c_uint32(0xFFFFFFFF)
+        result = self._lib.guest.xc_set_domain_cpu_policy(
+            self._h,
+            self._domid,
+            nr_leaves,
+            policy.leaves or None,
+            nr_msrs,
+            policy.msrs or None,
+            c.byref(leaf),
+            c.byref(subleaf),
+            c.byref(msr),
+        )
+        where = f"leaf {leaf.value:#x}, subleaf {subleaf.value:#x}, MSR {msr.value:#x}"
+        self._check(result, "xc_set_domain_cpu_policy", f"give the saved CPU ({where} does not fit) to")
+
+    def populate(self, extents: array[int], order: int = 0) -> int:
+        """See Domain."""
+        frames = (c.c_uint64 * len(extents)).from_buffer_copy(extents)
+        done = self._xc.xc_domain_populate_physmap(self._h, self._domid, len(extents), order, 0, frames)
+        return self._check(
+            done, "xc_domain_populate_physmap", f"give {len(extents)} extents of order {order} to"
+        )
+
+    def depopulate(self, gfns: array[int]) -> None:
+        """See Domain."""
+        frames = (c.c_uint64 * len(gfns)).from_buffer_copy(gfns)
+        result = self._xc.xc_domain_decrease_reservation_exact(self._h, self._domid, len(gfns), 0, frames)
+        self._check(result, "xc_domain_decrease_reservation_exact", f"take {len(gfns)} frames from")
+
+    def seed_grant_table(self, store: tuple[int, int], console: tuple[int, int]) -> None:
+        """See Domain."""
+        (store_domid, store_gfn), (console_domid, console_gfn) = store, console
+        result = self._lib.guest.xc_dom_gnttab_seed(
+            self._h, self._domid, True, console_gfn, store_gfn, console_domid, store_domid
+        )
+        self._check(result, "xc_dom_gnttab_seed", "seed the grant table of")
 
     def close(self) -> None:
         """See Domain."""

@@ -66,17 +66,30 @@ class DirtyBitmap:
         """Make one frame dirty."""
         self.bits[gfn] = 1
 
+    def copy(self) -> DirtyBitmap:
+        """Return a bitmap of its own, whatever happens to this one's memory."""
+        return DirtyBitmap(self.bits.copy())
+
+    def forget(self, gfns: Iterable[int]) -> None:
+        """Make frames clean; those beyond the end are clean already."""
+        for gfn in gfns:
+            if gfn < self.frames:
+                self.bits[gfn] = 0
+
     def unite(self, other: DirtyBitmap) -> None:
-        """Add the dirty frames of ``other`` in place; the longer of the two sizes stays.
+        """Add the dirty frames of ``other``, in place unless it has one beyond our end: then this one grows.
 
         The sizes may differ by right: each side asks its own hypervisor anew before every clean.
         """
-        if other.frames > self.frames:
-            self.bits.extend(bitarray(other.frames - self.frames, endian="little"))
-        if other.frames == self.frames:
+        if other.frames > self.frames and other.bits.find(1, self.frames) >= 0:
+            self.bits = self.bits + bitarray(
+                other.frames - self.frames, endian="little"
+            )  # zeros; a buffer cannot grow
+        common = min(self.frames, other.frames)
+        if common == self.frames == other.frames:
             self.bits |= other.bits
         else:
-            self.bits[: other.frames] |= other.bits
+            self.bits[:common] |= other.bits[:common]
 
     def gfns(self) -> array[int]:
         """Return the dirty frames' numbers, ascending, as an array of u64 (8 bytes a frame)."""

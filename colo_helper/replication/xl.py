@@ -16,7 +16,8 @@ from typing import IO
 
 from colo_helper.devices.nics import HostNics
 from colo_helper.devices.qmp import QmpDeviceModel
-from colo_helper.hypervisor.xen import XenDomain, XenLibraries, open_libraries
+from colo_helper.hypervisor.libraries import XenLibraries, open_libraries
+from colo_helper.hypervisor.xen import XenDomain
 from colo_helper.replication.guest import Guest
 from colo_helper.replication.host import MAX_CHUNK_BYTES, HostError
 

@@ -37,6 +37,8 @@ RECORD_HEADER_BYTES = 8
 MAX_RECORD_BYTES = 128 << 20
 #: Pages in one PAGE_DATA record of ours; Xen's own writer keeps the same limit.
 MAX_BATCH_PAGES = 1024
+#: Entries that a reader takes: every writer known stays at MAX_BATCH_PAGES, a record's length allows half of this.
+MAX_RECORD_ENTRIES = 1 << 16
 #: Bodies that are not pages are small: the HVM context of 128 vCPUs has less than a quarter of this.
 MAX_SMALL_RECORD_BYTES = 4 << 20
 
@@ -94,6 +96,10 @@ class RecordType(IntEnum):
     COLO_OFFER = OPTIONAL | 0x434F4C
     #: Ours, on the back channel only, to a writer that offered it: a packed dirty bitmap (memory.encoding).
     COLO_DIRTY_BITMAP = OPTIONAL | 0x434F44
+
+
+#: Records whose length follows from the guest's size; who reads them bounds them by it.
+_LARGE = (RecordType.PAGE_DATA, RecordType.CHECKPOINT_DIRTY_PFN_LIST, RecordType.COLO_DIRTY_BITMAP)
 
 
 class DomainHeader(NamedTuple):
@@ -197,7 +203,7 @@ def parse_record_header(data: bytes) -> tuple[int, int]:
     kind, length = _RECORD_HEADER.unpack(data)
     if length > MAX_RECORD_BYTES:
         raise StreamError(f"{name_of(kind)} claims {length} bytes; a record has at most {MAX_RECORD_BYTES}.")
-    if length > MAX_SMALL_RECORD_BYTES and kind != RecordType.PAGE_DATA:
+    if length > MAX_SMALL_RECORD_BYTES and kind not in _LARGE:
         raise StreamError(
             f"{name_of(kind)} claims {length} bytes, more than the {MAX_SMALL_RECORD_BYTES} it may have."
         )
@@ -242,7 +248,7 @@ def parse_page_count(data: bytes, length: int) -> int:
     count, _ = _COUNT.unpack(data)
     if count == 0:
         raise StreamError("A PAGE_DATA record has no pages.")
-    if _COUNT.size + 8 * count > length:
+    if count > MAX_RECORD_ENTRIES or _COUNT.size + 8 * count > length:
         raise StreamError(f"A PAGE_DATA record of {length} bytes claims {count} pages.")
     return int(count)
 
@@ -323,6 +329,9 @@ def check_policy(kind: int, length: int) -> None:
 #: Version of our own records, and what a writer may say that it understands.
 OFFER_VERSION = 1
 FEATURE_DIRTY_BITMAP = 1 << 0
+#: The copy was made equal before and stands still: it has memory, rings in use and a CPU policy already.
+FEATURE_BASELINE = 1 << 1
+_FEATURES = FEATURE_DIRTY_BITMAP | FEATURE_BASELINE
 
 
 def pack_offer(features: int) -> bytes:
@@ -335,4 +344,4 @@ def parse_offer(body: bytes) -> int:
     if len(body) != _OFFER.size:
         raise StreamError(f"An offer has {len(body)} bytes instead of {_OFFER.size}.")
     version, features = _OFFER.unpack(body)
-    return features & FEATURE_DIRTY_BITMAP if version == OFFER_VERSION else 0
+    return features & _FEATURES if version == OFFER_VERSION else 0

@@ -1,0 +1,220 @@
+"""Saving a domain: plain, as a series of Remus checkpoints, or as a COLO primary.
+
+Order of callbacks and records as Xen 4.17's own helper keeps it (tools/libs/guest/xg_sr_save.c), which its parent relies
+on. Whatever happens, at the end log-dirty is off in Xen and in the device model.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from dataclasses import dataclass, field
+
+from colo_helper.helper import policy
+from colo_helper.helper.argv import FLAG_BASELINE, FLAG_LIVE, SaveRequest, StreamType
+from colo_helper.helper.back_channel import DirtyReader
+from colo_helper.helper.errors import AnswerError, HelperError, ParentLostError, errno_of
+from colo_helper.helper.fds import Fd
+from colo_helper.helper.frames_out import FrameWriter
+from colo_helper.helper.messages import Callback, Level
+from colo_helper.helper.parent import EPOCH, Parent
+from colo_helper.hypervisor import abi
+from colo_helper.hypervisor.interface import Domain, HypervisorError
+from colo_helper.memory.bitmap import DirtyBitmap
+from colo_helper.stream import libxc
+from colo_helper.stream.libxc import DomainHeader, RecordType
+
+
+@dataclass(slots=True)
+class Saver:
+    """One save. ``run`` does everything; it raises AnswerError, HelperError, HypervisorError or ParentLostError."""
+
+    domain: Domain
+    request: SaveRequest
+    parent: Parent
+    stream: Fd
+    back: Fd | None
+    _frames: FrameWriter = field(init=False)
+    _reader: DirtyReader | None = field(init=False, default=None)
+    #: Dirty frames of a live round that was not sent any more; the last round sends them.
+    _left: DirtyBitmap | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self._frames = FrameWriter(self.domain, self.stream)
+
+    @property
+    def _checkpointed(self) -> bool:
+        return self.request.stream_type is not StreamType.PLAIN
+
+    @property
+    def _baseline(self) -> bool:
+        return bool(self.request.flags & FLAG_BASELINE)
+
+    def run(self) -> None:
+        """Save the domain; returns when the image is complete, or when the parent ends a checkpointed one in order."""
+        if self.request.stream_type is StreamType.COLO:
+            if self.back is None:
+                raise HelperError("COLO needs a back channel, and the parent gave none.", errno.EINVAL)
+            self._reader = DirtyReader(self.back)
+        self._qemu_logging(True)
+        failure: Exception | None = None
+        try:
+            self._save()
+        except (HelperError, HypervisorError, ParentLostError, OSError, ValueError) as error:
+            failure = error
+        problems = self._stop_logging()
+        if failure:
+            raise failure
+        if problems:
+            raise problems[0]
+
+    def _save(self) -> None:
+        self._write_static()
+        live = bool(self.request.flags & FLAG_LIVE) and not self._baseline
+        if live or self._checkpointed:
+            self.domain.log_dirty_on()
+        if live:
+            self._live_rounds()
+        epoch = 0
+        while True:
+            epoch += 1
+            self._suspend()
+            self._send_memory(epoch, first_walk=epoch == 1 and not live and not self._baseline)
+            self._write_state()
+            if not self._checkpointed:
+                break
+            self.stream.write(libxc.pack_record(RecordType.CHECKPOINT))
+            if not self._between_checkpoints():
+                return
+        self.stream.write(libxc.pack_record(RecordType.END))
+
+    # ------------------------------------------------------------------------------------------------- the parts
+
+    def _write_static(self) -> None:
+        header = DomainHeader(libxc.TYPE_HVM, *self.domain.xen_version)
+        self.stream.write(libxc.pack_image_header(), libxc.pack_domain_header(header))
+        if not self._baseline:  # the copy has the policy already, and a guest that has run cannot get another
+            policy_of_guest = self.domain.get_cpu_policy()
+            for kind, body in (
+                (RecordType.X86_CPUID_POLICY, policy_of_guest.leaves),
+                (RecordType.X86_MSR_POLICY, policy_of_guest.msrs),
+            ):
+                if body:
+                    self.stream.write(libxc.pack_record(kind, body))
+        self.stream.write(libxc.pack_record(RecordType.STATIC_DATA_END))
+        if self._reader:
+            features = libxc.FEATURE_DIRTY_BITMAP | (libxc.FEATURE_BASELINE if self._baseline else 0)
+            self.stream.write(libxc.pack_record(RecordType.COLO_OFFER, libxc.pack_offer(features)))
+
+    def _live_rounds(self) -> None:
+        """Send memory while the guest runs, until the rest can go while it stands still."""
+        rounds: list[policy.Round] = []
+        self._log("Round 0: all frames.")
+        started, before = time.monotonic(), self._frames.pages
+        self._walk()
+        while True:
+            sent = self._frames.pages - before
+            dirty = self.domain.clean_dirty(final=False)
+            rounds.append(policy.Round(sent, time.monotonic() - started, dirty.count))
+            verdict = policy.after_round(rounds, self.domain.info().pages)
+            self._log(
+                f"Round {len(rounds) - 1}: {sent} pages in {rounds[-1].seconds:.2f} s; {verdict.sentence}"
+            )
+            if verdict.stop:
+                self._left = dirty.copy()
+                return
+            started, before = time.monotonic(), self._frames.pages
+            gfns = dirty.gfns()
+            self._frames.send(gfns)
+            self.parent.progress(f"Round {len(rounds)}", len(gfns), len(gfns))
+
+    def _walk(self) -> None:
+        self._frames.send_all(lambda done, total: self.parent.progress("Frames", done, total))
+
+    def _send_memory(self, epoch: int, *, first_walk: bool) -> None:
+        """Send what the other side needs while the guest stands still."""
+        before = self._frames.pages
+        if first_walk:
+            if self._checkpointed:
+                self.domain.clean_dirty(final=True)
+            self._walk()
+            return
+        dirty = self.domain.clean_dirty(final=True)
+        a_pages = dirty.count
+        if self._left:
+            dirty.unite(self._left)
+            self._left = None
+        b_pages = self._unite_with_secondary(dirty) if self._reader and epoch > 1 else 0
+        d_pages = dirty.count
+        if epoch > 1 or self._baseline:
+            # Rings and request pages belong to the host: the copy's own ones are in use.
+            dirty.forget(self.domain.special_frames())
+        self._frames.send(dirty.gfns())
+        sent = self._frames.pages - before
+        for what, count in (
+            ("a_pages", a_pages),
+            ("b_pages", b_pages),
+            ("d_pages", d_pages),
+            ("sent_pages", sent),
+        ):
+            self.parent.progress(what, count, dirty.frames, EPOCH)
+
+    def _unite_with_secondary(self, dirty: DirtyBitmap) -> int:
+        assert self._reader is not None
+        theirs = self._reader.read(dirty.frames)
+        dirty.unite(theirs)
+        return theirs.count
+
+    def _write_state(self) -> None:
+        params = [(index, value) for index in abi.SAVED_PARAMS if (value := self.domain.get_param(index))]
+        self.stream.write(
+            libxc.pack_record(RecordType.X86_TSC_INFO, libxc.pack_tsc_info(self.domain.get_tsc())),
+            libxc.pack_record(RecordType.HVM_CONTEXT, self.domain.get_context()),
+            libxc.pack_record(RecordType.HVM_PARAMS, libxc.pack_hvm_params(params)) if params else b"",
+        )
+
+    # ----------------------------------------------------------------------------------------------- the parent
+
+    def _suspend(self) -> None:
+        if self.parent.ask(Callback.SUSPEND) == 0:
+            raise HelperError(f"The parent could not suspend domain {self.domain.domid}.")
+        info = self.domain.info()
+        if not (info.suspended or (self._baseline and info.paused)):
+            raise HelperError(f"Domain {self.domain.domid} is not suspended, although the parent says so.")
+
+    def _between_checkpoints(self) -> bool:
+        """Let the parent do its part between two checkpoints; returns whether there is another one."""
+        if self.request.stream_type is StreamType.REMUS:
+            return self._goes_on(Callback.POSTCOPY) and self._goes_on(Callback.CHECKPOINT)
+        if self.parent.ask(Callback.CHECKPOINT) == 0:
+            raise HelperError("The parent could not complete the checkpoint.")
+        return self._goes_on(Callback.POSTCOPY) and self._goes_on(Callback.WAIT_CHECKPOINT)
+
+    def _goes_on(self, callback: Callback) -> bool:
+        answer = self.parent.ask(callback)
+        if answer < 0:
+            name = callback.name.lower()
+            raise AnswerError(f"The parent's {name} failed with {answer}.", answer, errno.EIO)
+        return answer > 0
+
+    def _qemu_logging(self, enable: bool) -> None:
+        if self.parent.ask(Callback.SWITCH_QEMU_LOGDIRTY, self.domain.domid, int(enable)):
+            word = "log" if enable else "stop logging"
+            raise HelperError(f"The parent could not make the device model {word} its writes.")
+
+    def _stop_logging(self) -> list[Exception]:
+        """Log-dirty off in Xen and in the device model, whatever has happened; returns what failed."""
+        problems: list[Exception] = []
+        # Also when it was not on: a call to turn it on that failed may have left it half on.
+        for step in (self.domain.log_dirty_off, lambda: self._qemu_logging(False)):
+            try:
+                step()
+            except (HelperError, HypervisorError, ParentLostError) as error:
+                problems.append(error)
+        for problem in problems:
+            if not isinstance(problem, ParentLostError):
+                self.parent.log(Level.ERROR, str(problem), errno_of(problem))
+        return problems
+
+    def _log(self, text: str) -> None:
+        self.parent.log(Level.DETAIL, text)
