@@ -1,0 +1,158 @@
+"""Small valid inputs, made by our own writers: what the tests walk through and what the fuzzer starts from."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+
+from colo_helper.helper import messages
+from colo_helper.helper.messages import Callback, Message
+from colo_helper.memory.bitmap import DirtyBitmap
+from colo_helper.memory.encoding import pack_bitmap
+from colo_helper.stream import libxc, libxl
+from colo_helper.stream.dirty_list import pack_dirty_list
+from colo_helper.stream.libxc import PAGE_BYTES, DomainHeader, RecordType, TscInfo
+from colo_helper.stream.libxl import CheckpointState, Emulator, LibxlRecordType
+
+PARAMS = [(1, 0xFEFFF), (17, 0xFEFFE), (10, 1)]
+
+
+def page(gfn: int) -> bytes:
+    """Return what a frame has in it in every stream here."""
+    return struct.pack("<Q", gfn) * (PAGE_BYTES // 8)
+
+
+def page_data(gfns: list[int], types: bytes = b"") -> bytes:
+    """Return a PAGE_DATA record."""
+    numbers = array("Q", gfns)
+    kinds = types or bytes(len(gfns))
+    content = [gfn for gfn, kind in zip(gfns, kinds, strict=True) if kind in libxc.WITH_CONTENT]
+    return libxc.pack_page_head(numbers, types) + b"".join(map(page, content))
+
+
+def image_head(version: int = libxc.VERSION) -> bytes:
+    """Return an image up to the end of its static data."""
+    head = libxc.pack_image_header(version) + libxc.pack_domain_header(DomainHeader(libxc.TYPE_HVM, 4, 17))
+    if version < libxc.VERSION:
+        return head
+    return b"".join(
+        (
+            head,
+            libxc.pack_record(RecordType.X86_CPUID_POLICY, bytes(48)),
+            libxc.pack_record(RecordType.X86_MSR_POLICY, bytes(16)),
+            libxc.pack_record(RecordType.STATIC_DATA_END),
+        )
+    )
+
+
+def state(context: bytes = b"context") -> bytes:
+    """Return what ends every part of an image."""
+    return b"".join(
+        (
+            libxc.pack_record(RecordType.X86_TSC_INFO, libxc.pack_tsc_info(TscInfo(2, 2_000_000, 5, 1))),
+            libxc.pack_record(RecordType.HVM_CONTEXT, context),
+            libxc.pack_record(RecordType.HVM_PARAMS, libxc.pack_hvm_params(PARAMS)),
+        )
+    )
+
+
+def device_model() -> bytes:
+    """Return libxl's records about an HVM guest's device model."""
+    emulator = Emulator()
+    pairs = [(b"physmap/c0000/start_addr", b"f0000000"), (b"physmap/c0000/size", b"800000")]
+    return b"".join(
+        (
+            libxl.pack_record(
+                LibxlRecordType.EMULATOR_XENSTORE_DATA, libxl.pack_xenstore_data(emulator, pairs)
+            ),
+            libxl.pack_record(
+                LibxlRecordType.EMULATOR_CONTEXT, libxl.pack_emulator_context(emulator, b"QEVM" * 5)
+            ),
+        )
+    )
+
+
+def plain_image(version: int = libxc.VERSION) -> bytes:
+    """Return the image of a plain save."""
+    pages = page_data([0, 1, 2]) + page_data(
+        [5, 6, 7], bytes((libxc.NORMAL, libxc.NOT_PRESENT, libxc.BROKEN))
+    )
+    return image_head(version) + pages + state() + libxc.pack_record(RecordType.END)
+
+
+def checkpoints(count: int, *, colo: bool) -> bytes:
+    """Return an image with so many checkpoints, libxl's records between them; it stops in the middle, as they do."""
+    parts = [image_head()]
+    if colo:
+        parts.append(libxc.pack_record(RecordType.COLO_OFFER, libxc.pack_offer(libxc.FEATURE_DIRTY_BITMAP)))
+    for number in range(count):
+        parts += [
+            page_data([number, 9]),
+            state(b"context %d" % number),
+            libxc.pack_record(RecordType.CHECKPOINT),
+        ]
+        parts += [device_model(), libxl.pack_record(LibxlRecordType.CHECKPOINT_END)]
+        if colo:
+            new = libxl.pack_checkpoint_state(CheckpointState.NEW)
+            parts.append(libxl.pack_record(LibxlRecordType.CHECKPOINT_STATE, new))
+    return b"".join(parts)
+
+
+def in_libxl(image: bytes, *, emulator: bool = True) -> bytes:
+    """Return libxl's stream around a whole image."""
+    after = device_model() if emulator else b""
+    start = libxl.pack_header() + libxl.pack_record(LibxlRecordType.LIBXC_CONTEXT)
+    return start + image + after + libxl.pack_record(LibxlRecordType.END)
+
+
+def in_xl(image: bytes, *, emulator: bool = True) -> bytes:
+    """Return what xl saves around a whole image."""
+    return libxl.pack_preamble(b'{"c_info": {"type": "hvm"}}') + in_libxl(image, emulator=emulator)
+
+
+def images() -> list[bytes]:
+    """Return images as a restoring helper reads them."""
+    return [plain_image(), plain_image(2), checkpoints(2, colo=False), checkpoints(2, colo=True)]
+
+
+def saved_files() -> list[bytes]:
+    """Return whole streams of xl."""
+    series = checkpoints(2, colo=False) + libxc.pack_record(RecordType.END)
+    return [in_xl(plain_image()), in_xl(plain_image(), emulator=False), in_xl(series)]
+
+
+def bitmaps() -> list[DirtyBitmap]:
+    """Return one bitmap for each encoding."""
+    return [
+        DirtyBitmap.from_gfns((n for n in range(64) if n * n % 7 in (1, 2)), 64),
+        DirtyBitmap.from_gfns((n for start in range(0, 61_000, 61) for n in range(start, start + 9)), 70_000),
+        DirtyBitmap.from_gfns({n * n * 40_503 % 90_000 for n in range(300)}, 90_000),
+        DirtyBitmap.from_gfns((n for start in (5, 3000, 90_000) for n in range(start, start + 300)), 95_000),
+    ]
+
+
+def packed_bitmaps() -> list[bytes]:
+    """Return the bitmaps as they travel."""
+    return [pack_bitmap(bitmap) for bitmap in bitmaps()]
+
+
+def back_channel() -> list[bytes]:
+    """Return what a restoring helper says on the back channel: ours, stock, and stock of 4.18 and later."""
+    ours = [libxc.pack_record(RecordType.COLO_DIRTY_BITMAP, packed) for packed in packed_bitmaps()]
+    lists = [pack_dirty_list(array("Q", gfns)) for gfns in ([], [0], [0, 5, 9], [3, 70_000])]
+    shifted = [whole[:8] + bytes(8) + whole[8:] for whole in lists]
+    return [*ours, *lists, *shifted]
+
+
+def helper_messages() -> list[bytes]:
+    """Return every message a helper sends."""
+    some = [
+        Message(Callback.LOG, (5, messages.NO_ERRNO, "xc", "starting save")),
+        Message(Callback.PROGRESS, ("xc", "Frames", 1024, 4096)),
+        *(Message(Callback(number), ()) for number in range(3, 7)),
+        Message(Callback.SWITCH_QEMU_LOGDIRTY, (7, 1)),
+        Message(Callback.RESTORE_RESULTS, (0xFEFFF, 0xFEFFE)),
+        Message(Callback.COMPLETE, (-1, 32)),
+    ]
+    modern = [*map(messages.pack, some), messages.pack(Message(Callback.STATIC_DATA_DONE, (3,)))]
+    return modern + [messages.pack(message, modern=False) for message in some]
