@@ -7,6 +7,7 @@ stdin and stdout are the protocol, and its environment is ours.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import subprocess
@@ -24,6 +25,8 @@ HELPER_VARIABLE = "LIBXL_SAVE_HELPER"
 _LOWEST_FD = 3
 #: How long a helper may take to put things back after it was told to stop, in seconds.
 _TIDY_S = 30.0
+#: The answers that mean no where 0 means yes; everywhere else 0 is the no.
+_NO = {Callback.SWITCH_QEMU_LOGDIRTY: 1, Callback.STATIC_DATA_DONE: -1}
 
 
 class Callbacks(Protocol):
@@ -160,12 +163,24 @@ class MessageServer:
         poll.register(self._read_fd, select.POLLIN)
         while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             try:
-                self._handle(messages.read_message(self._read_exact), callbacks, only_tidying=True)
+                message = messages.read_message(self._read_exact)
             except (EOFError, MessageError):
                 return True
+            # A callback that fails here as well has got its no; the first failure is the one that is told.
+            with contextlib.suppress(Exception):
+                self._handle(message, callbacks, only_tidying=True)
         return False
 
     def _handle(self, message: Message, callbacks: Callbacks, *, only_tidying: bool = False) -> None:
+        """Serve one message. If the callback raises, the helper gets a no first: it would wait for an answer for ever."""
+        try:
+            self._dispatch(message, callbacks, only_tidying=only_tidying)
+        except BaseException:
+            if message.callback not in messages.WITHOUT_REPLY:
+                self._reply(_NO.get(message.callback, 0))
+            raise
+
+    def _dispatch(self, message: Message, callbacks: Callbacks, *, only_tidying: bool) -> None:
         arguments = message.arguments
         match message.callback:
             case Callback.LOG:
@@ -182,7 +197,8 @@ class MessageServer:
             case Callback.SWITCH_QEMU_LOGDIRTY:
                 self._reply(callbacks.switch_qemu_logdirty(int(arguments[0]), bool(arguments[1])))
             case Callback.STATIC_DATA_DONE:
-                self._reply(-1 if only_tidying else callbacks.static_data_done(int(arguments[0])))
+                no = _NO[message.callback]
+                self._reply(no if only_tidying else callbacks.static_data_done(int(arguments[0])))
             case _:
                 answer: Callable[[], int] = getattr(callbacks, message.callback.name.lower())
                 self._reply(0 if only_tidying else answer())
