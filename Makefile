@@ -5,7 +5,7 @@ LAB := $(BIN)/python -m lab
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types unit lab-tests molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
+.PHONY: help setup lint types unit fuzz lab-tests molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ types: setup ## mypy, strict
 
 unit: setup ## unit, property and contract tests: under a minute, no lab
 	$(BIN)/pytest -q tests/unit
+
+fuzz: setup ## every reader of a peer's bytes, coverage-guided, FUZZ_S seconds (60) each
+	$(BIN)/pip install --quiet --constraint constraints.txt --group fuzz
+	$(BIN)/python -m tests.fuzz.fuzz_streams --seconds $(or $(FUZZ_S),60)
 
 lab-tests: setup ## the lab itself, the playbooks' error paths and the demo's job, on real Xen
 	$(BIN)/pytest -v tests/lab

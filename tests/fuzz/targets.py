@@ -1,0 +1,257 @@
+"""What the fuzzer calls: every reader of bytes that a peer sent, each with the memory it may take.
+
+A target takes any bytes. It returns when they were read or refused with a sentence; every other exception is a find,
+and so is an allocation beyond ``bound_bytes``.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from colo_helper.helper import messages
+from colo_helper.helper.argv import RestoreRequest, StreamType
+from colo_helper.helper.back_channel import DirtyReader
+from colo_helper.helper.errors import HelperError
+from colo_helper.helper.fds import Fd, Stop
+from colo_helper.helper.messages import Callback, MessageError
+from colo_helper.helper.restore import Restorer
+from colo_helper.helper.spool import MEMORY_BYTES
+from colo_helper.hypervisor.emulated import EmulatedDomain
+from colo_helper.hypervisor.interface import PAGE_BYTES, HypervisorError
+from colo_helper.memory.encoding import (
+    UNPACK_COPIES,
+    UNPACK_FIXED_BYTES,
+    Encoding,
+    EncodingError,
+    _decode,
+    max_packed_bytes,
+    unpack_bitmap,
+)
+from colo_helper.stream import libxl, walk
+from colo_helper.stream.dirty_list import mend_shifted, parse_dirty_list, parse_list_header
+from colo_helper.stream.libxc import MAX_RECORD_ENTRIES, MAX_SMALL_RECORD_BYTES, StreamError
+from tests.fuzz import seeds
+
+#: The guest that all of this is about; its peer's words must not cost more than it warrants.
+FRAMES = 100_000
+_MAX_PAGES = 512
+#: Python's objects around the buffers: small beside any of the bounds, but not nothing.
+_OBJECTS_BYTES = 1 << 20
+_STOP = Stop()
+
+
+@dataclass(frozen=True)
+class Target:
+    """One reader. ``bound_bytes`` is beside the input itself."""
+
+    run: Callable[[bytes], object]
+    seeds: Callable[[], list[bytes]]
+    bound_bytes: int
+
+
+class BoundError(AssertionError):
+    """An input took more memory than its reader may take."""
+
+
+def measure(target: Target, data: bytes) -> int:
+    """Run a target and return the most memory it had, in bytes; tracemalloc must be on."""
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    target.run(data)
+    taken = tracemalloc.get_traced_memory()[1] - before
+    if taken > target.bound_bytes:
+        raise BoundError(
+            f"An input of {len(data)} bytes took {taken} bytes; {target.bound_bytes} are the bound."
+        )
+    return taken
+
+
+# ----------------------------------------------------------------------------------------------------- the sources
+
+
+class _Source:
+    """Reads exactly from bytes, and takes memory for what is asked before it looks whether it is there: as a pipe does."""
+
+    def __init__(self, data: bytes) -> None:
+        self._left = memoryview(data)
+
+    def __call__(self, length: int) -> bytes:
+        buffer = bytearray(length)
+        if length > len(self._left):
+            raise EOFError
+        buffer[:] = self._left[:length]
+        self._left = self._left[length:]
+        return bytes(buffer)
+
+
+@contextmanager
+def _file(data: bytes, name: str, *, writing: bool = False) -> Iterator[Fd]:
+    fd = os.memfd_create(name)
+    try:
+        os.write(fd, data)
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield Fd(fd, name, _STOP, writing=writing)
+    finally:
+        os.close(fd)
+
+
+# ----------------------------------------------------------------------------------------------------- the targets
+
+
+def _walk(walker: Callable[..., Iterator[object]], data: bytes, colo: bool) -> None:
+    with suppress(StreamError, EOFError):
+        for _ in walker(_Source(data), colo=colo):
+            pass
+
+
+def libxc_image(data: bytes) -> None:
+    """Walk through an image; the first byte says whether it is COLO's."""
+    _walk(walk.walk_image, data[1:], bool(data[:1] > b"\x7f"))
+
+
+def saved_file(data: bytes) -> None:
+    """Walk through what xl saves."""
+    _walk(walk.walk_xl, data[1:], bool(data[:1] > b"\x7f"))
+
+
+class _Libxl:
+    """The restoring helper's parent: takes libxl's records out of the stream, answers yes as long as they are good."""
+
+    def __init__(self, domain: EmulatedDomain, stream: Fd, stream_type: StreamType) -> None:
+        self._domain, self._stream, self._type = domain, stream, stream_type
+
+    def log(self, level: messages.Level, text: str, errnoval: int | None = None) -> None:
+        assert text, (level, errnoval)
+
+    def progress(self, what: str, done: int, total: int, context: str = "") -> None:
+        assert 0 <= done <= total, (what, context)
+
+    def serves(self, callback: Callback) -> bool:
+        return callback is not Callback.SWITCH_QEMU_LOGDIRTY
+
+    def ask(self, callback: Callback, *arguments: int) -> int:
+        if callback is Callback.STATIC_DATA_DONE:
+            return int(arguments[0] > 3)
+        try:
+            if callback is Callback.CHECKPOINT:
+                while self._record() != libxl.LibxlRecordType.CHECKPOINT_END:
+                    pass
+            elif callback is Callback.WAIT_CHECKPOINT:
+                self._record()
+                self._domain.guest_write(min(self._domain.memory, default=0), b"the copy's own")
+        except (StreamError, HelperError):
+            return 2
+        return 1
+
+    def tell(self, callback: Callback, *arguments: int) -> None:
+        assert callback is Callback.RESTORE_RESULTS, arguments
+
+    def _record(self) -> int:
+        kind, length = libxl.parse_record_header(self._stream.read_exact(8))
+        self._stream.read_exact(length + -length % 8)
+        return kind
+
+
+def restorer(data: bytes) -> EmulatedDomain:
+    """Restore into a domain and return it; the first byte says which kind of stream it is."""
+    stream_type = StreamType(data[0] % 3) if data else StreamType.PLAIN
+    domain = EmulatedDomain(9, size_frames=None, max_pages=_MAX_PAGES)
+    with _file(data[1:], "the stream") as stream, _file(b"", "the back channel", writing=True) as back:
+        request = RestoreRequest(9, 5, 6, stream_type=stream_type)
+        parent = _Libxl(domain, stream, stream_type)
+        restore = Restorer(domain, request, parent, stream, back, Path(tempfile.gettempdir()))
+        with suppress(HelperError, StreamError, HypervisorError):
+            restore.run()
+    assert len(domain.memory) <= _MAX_PAGES
+    assert all(gfn < restore._frames.limit for gfn in domain.memory)
+    return domain
+
+
+def dirty_list(data: bytes) -> None:
+    """Read upstream's list, sound and shifted."""
+    with suppress(StreamError):
+        length = parse_list_header(data[:8].ljust(8, b"\0"), FRAMES)
+        entries = parse_dirty_list(data[8 : 8 + length], FRAMES)
+        assert all(gfn < FRAMES for gfn in entries)
+        tail = data[8 + length : 16 + length]
+        mended = mend_shifted(entries, int.from_bytes(tail, "little"))
+        assert len(mended) == len(entries)
+        assert parse_dirty_list(mended.tobytes(), FRAMES) == mended
+
+
+def packed_bitmap(data: bytes) -> None:
+    """Unpack a bitmap; then its payload alone, because the checksum keeps nearly all damage from the decoders."""
+    with suppress(EncodingError):
+        bitmap = unpack_bitmap(data, FRAMES)
+        assert bitmap.bits.find(1, FRAMES) < 0
+    if len(data) < 28:
+        return
+    frames = int.from_bytes(data[8:11], "little") % (FRAMES + 1)
+    with suppress(EncodingError):
+        bitmap, raw = _decode(Encoding(data[1] % 4), memoryview(data)[28:][: -(-frames // 8)], frames)
+        assert bitmap.frames == frames
+        assert len(raw) == (frames + 7) // 8
+
+
+def back_channel(data: bytes) -> None:
+    """Read checkpoint after checkpoint from the back channel, as the saving helper does."""
+    with _file(data, "the back channel") as back:
+        reader = DirtyReader(back)
+        with suppress(HelperError, StreamError):
+            while True:
+                dirty = reader.read(FRAMES)
+                assert dirty.bits.find(1, FRAMES) < 0
+
+
+def helper_message(data: bytes) -> None:
+    """Read messages as a parent does; what was understood can be said again."""
+    source, modern = _Source(data[1:]), data[:1] < b"\x80"
+    with suppress(MessageError, EOFError):
+        while True:
+            message = messages.read_message(source, modern)
+            again = messages.read_message(_Source(messages.pack(message, modern)), modern)
+            assert again.callback is message.callback
+
+
+# The largest single read stands three times: as the buffer, as what is made of it, and as what is kept.
+_LARGEST_PIECE = max(8 * MAX_RECORD_ENTRIES, MAX_SMALL_RECORD_BYTES)
+
+TARGETS: dict[str, Target] = {
+    "libxc-image": Target(
+        libxc_image,
+        lambda: [bytes((255 * (number == 3),)) + image for number, image in enumerate(seeds.images())],
+        3 * (libxl.MAX_EMULATOR_CONTEXT_BYTES + _OBJECTS_BYTES),
+    ),
+    "xl-file": Target(
+        saved_file,
+        lambda: [b"\0" + saved for saved in seeds.saved_files()],
+        3 * (libxl.MAX_EMULATOR_CONTEXT_BYTES + _OBJECTS_BYTES),
+    ),
+    "restorer": Target(
+        restorer,
+        lambda: [bytes((kind,)) + image for kind, image in zip((0, 0, 1, 2), seeds.images(), strict=True)],
+        # The stand-in for libxl reads a device model's state; the spool keeps its part of a checkpoint in memory.
+        3 * (libxl.MAX_EMULATOR_CONTEXT_BYTES + _LARGEST_PIECE) + MEMORY_BYTES + 2 * _MAX_PAGES * PAGE_BYTES,
+    ),
+    "dirty-list": Target(
+        dirty_list, lambda: [seed for seed in seeds.back_channel() if seed[:1] == b"\x0f"], _OBJECTS_BYTES
+    ),
+    "packed-bitmap": Target(
+        packed_bitmap, seeds.packed_bitmaps, UNPACK_COPIES * max_packed_bytes(FRAMES) + UNPACK_FIXED_BYTES
+    ),
+    "back-channel": Target(
+        back_channel,
+        seeds.back_channel,
+        # A list becomes an array, a mended array, and a bitmap by way of Python's numbers.
+        max(UNPACK_COPIES * max_packed_bytes(FRAMES), 8 * FRAMES * 10) + UNPACK_FIXED_BYTES,
+    ),
+    "helper-message": Target(
+        helper_message, lambda: [b"\0" + seed for seed in seeds.helper_messages()], _OBJECTS_BYTES
+    ),
+}
