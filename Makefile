@@ -35,13 +35,19 @@ fuzz: setup ## every reader of a peer's bytes, coverage-guided, FUZZ_S seconds (
 	$(BIN)/pip install --quiet --constraint constraints.txt --group fuzz
 	$(BIN)/python -m tests.fuzz.fuzz_streams --seconds $(or $(FUZZ_S),60)
 
+stock: setup ## our save helper against Debian's own, over a shim, without Xen: under two minutes (Debian 12)
+	$(BIN)/pytest -q tests/stock
+
+bench-native: setup ## both helpers' time to save and to restore, over the same shim
+	$(BIN)/python -m bench.helper_native
+
 lab-tests: setup ## the lab itself, the playbooks' error paths and the demo's job, on real Xen
 	$(BIN)/pytest -v tests/lab
 
 molecule: setup lab-up ## the roles on the lab's hosts: converge, idempotence, verify
 	PATH=$(CURDIR)/$(BIN):$$PATH molecule/run
 
-test: lint types unit molecule lab-tests ## all of it: what CI runs
+test: lint types unit stock molecule lab-tests ## all of it: what CI runs
 
 demo: setup ## the main job on real Xen, from nothing to a failover
 	$(LAB) demo
