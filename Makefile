@@ -5,10 +5,10 @@ LAB := $(BIN)/python -m lab
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types unit fuzz lab-tests molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
+.PHONY: help setup lint types unit fuzz bench-back-channel lab-tests molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.done ## packages of this machine and the Python environment
 
@@ -40,6 +40,9 @@ stock: setup ## our save helper against Debian's own, over a shim, without Xen: 
 
 bench-native: setup ## both helpers' time to save and to restore, over the same shim
 	$(BIN)/python -m bench.helper_native
+
+bench-back-channel: setup ## dirty bitmaps as they travel, against upstream's list of 8 bytes a frame
+	$(BIN)/python -m bench.back_channel
 
 lab-tests: setup ## the lab itself, the playbooks' error paths and the demo's job, on real Xen
 	$(BIN)/pytest -v tests/lab

@@ -1,7 +1,8 @@
 """How a dirty bitmap travels on the back channel between two helpers of ours.
 
-A bitmap is 32 KiB per GiB of guest memory, most of it zero. `pack_bitmap` writes it in the smallest of four
-encodings, of which it tries only those that can win; `unpack_bitmap` believes nothing that it has not checked.
+A bitmap is 32 KiB per GiB of guest memory, most of it zero. `pack_bitmap` writes it in that of four encodings that
+is the smallest for its kind; `unpack_bitmap` believes nothing that it has not checked. Both run while the guest
+stands still, so neither walks over a large bitmap more often than it must.
 
 A packed bitmap, all numbers little endian:
 
@@ -13,7 +14,7 @@ A packed bitmap, all numbers little endian:
 | 4 | 4 | bytes of the payload |
 | 8 | 8 | frames: bits in the bitmap |
 | 16 | 8 | dirty: how many of them are set |
-| 24 | 4 | CRC-32 of the 24 bytes before this field and of the raw bitmap |
+| 24 | 4 | CRC-32 of the 24 bytes before this field and of the payload |
 | 28 | | payload |
 
 | encoding | payload |
@@ -41,7 +42,7 @@ from typing import Any
 from bitarray import bitarray
 
 from colo_helper.memory.bitmap import DirtyBitmap
-from colo_helper.memory.runs import count_runs, decode_runs, encode_runs
+from colo_helper.memory.runs import decode_runs, encode_runs, mean_run
 
 VERSION = 1
 #: The two sides ask their own hypervisors for a guest's size, so one bitmap may be longer than the other's guest.
@@ -56,14 +57,14 @@ _CHECKED_BYTES = _HEADER.size - 4
 _LEVEL = 1
 #: zstd takes a window of the size that a damaged frame claims; level 1 writes none larger than this.
 _WINDOW_BYTES = 1 << 20
+#: Shorter runs than this on average are single frames for the encodings.
+_SCATTERED = 2.0
 #: Up to this many runs nothing is smaller by enough to look for it.
 _FEW_RUNS = 16
 #: Beyond this many runs, listing them takes longer (a ms) than the bytes it saves against zstd take on any link.
 _MANY_RUNS = 2048
 #: `sc_encode` takes more than a byte per scattered dirty frame and loses to zstd above one frame in 32.
 _SPARSE_SHARE = 32
-#: Up to this size (8 GiB of guest) all candidates together take a ms, so the guess below need not be trusted.
-_SMALL_BYTES = 256 << 10
 
 
 class EncodingError(ValueError):
@@ -86,15 +87,13 @@ def max_packed_bytes(frame_limit: int) -> int:
 
 
 def pack_bitmap(bitmap: DirtyBitmap) -> bytes:
-    """Return the bitmap in the smallest of the encodings worth trying.
+    """Return the bitmap in the encoding that is the smallest for bitmaps like it.
 
-    Takes well under a ms for a guest of 4 GiB with 1 % dirty, scattered or not, and about 15 ms at worst for 64 GiB.
+    Takes less than a ms for a guest of 4 GiB with 1 % dirty, and about 10 ms at worst for 64 GiB.
     """
-    raw = bitmap.to_bytes()
-    dirty = bitmap.count
-    encoding, payload = min(_candidates(bitmap.bits, raw, dirty), key=lambda candidate: len(candidate[1]))
+    encoding, payload, dirty = _encode(bitmap.bits)
     head = _HEADER.pack(VERSION, encoding, 0, len(payload), bitmap.frames, dirty, 0)[:_CHECKED_BYTES]
-    crc32 = zlib.crc32(raw, zlib.crc32(head))
+    crc32 = zlib.crc32(payload, zlib.crc32(head))
     return b"".join((head, crc32.to_bytes(4, "little"), payload))
 
 
@@ -107,31 +106,29 @@ def unpack_bitmap(data: bytes | memoryview, frame_limit: int) -> DirtyBitmap:
         raise EncodingError(
             f"A packed dirty bitmap has {len(data)} bytes, fewer than the {_HEADER.size} of its header."
         )
-    version, encoding, zero, length, frames, dirty, crc32 = _HEADER.unpack_from(data)
+    version, number, zero, length, frames, dirty, crc32 = _HEADER.unpack_from(data)
     if version != VERSION or zero:
         raise EncodingError(
             f"The dirty bitmap is packed in version {version}; this helper reads version {VERSION}."
         )
-    if encoding not in Encoding.__members__.values():
-        raise EncodingError(f"The dirty bitmap's encoding {encoding} is unknown.")
+    if number not in Encoding.__members__.values():
+        raise EncodingError(f"The dirty bitmap's encoding {number} is unknown.")
     if frames > frame_limit + SLACK_FRAMES:
         raise EncodingError(f"A dirty bitmap of {frames} frames came for a guest of {frame_limit}.")
-    needed = _raw_bytes(frames)
-    if length != len(data) - _HEADER.size or length > needed:
+    payload = memoryview(data)[_HEADER.size :]
+    if length != len(payload) or length > _raw_bytes(frames):
         raise EncodingError(
-            f"The dirty bitmap's payload has {len(data) - _HEADER.size} bytes, its header says {length};"
-            f" it may have {needed}."
+            f"The dirty bitmap's payload has {len(payload)} bytes, its header says {length};"
+            f" it may have {_raw_bytes(frames)}."
         )
-    bitmap, raw = _decode(Encoding(encoding), memoryview(data)[_HEADER.size :], frames)
-    if zlib.crc32(raw, zlib.crc32(memoryview(data)[:_CHECKED_BYTES])) != crc32:
+    if zlib.crc32(payload, zlib.crc32(memoryview(data)[:_CHECKED_BYTES])) != crc32:
         raise EncodingError("The dirty bitmap's checksum does not match.")
-    if frames % 8 and raw[-1] >> (frames % 8):
-        raise EncodingError(f"The dirty bitmap has a frame set beyond its own end, {frames}.")
-    if bitmap.count != dirty:
-        raise EncodingError(f"The dirty bitmap has {bitmap.count} frames set, its header says {dirty}.")
-    if frames > frame_limit and (gfn := bitmap.bits.find(1, frame_limit)) >= 0:
+    bits, count = _decode(Encoding(number), payload, frames)
+    if count != dirty:
+        raise EncodingError(f"The dirty bitmap has {count} frames set, its header says {dirty}.")
+    if frames > frame_limit and (gfn := bits.find(1, frame_limit)) >= 0:
         raise EncodingError(f"The dirty bitmap names frame {gfn:#x}, the guest ends at {frame_limit:#x}.")
-    return bitmap
+    return DirtyBitmap(bits)
 
 
 def _raw_bytes(frames: int) -> int:
@@ -141,29 +138,34 @@ def _raw_bytes(frames: int) -> int:
 # ------------------------------------------------------------------------------------------------------- encoding
 
 
-def _candidates(bits: bitarray, raw: bytes, dirty: int) -> list[tuple[Encoding, bytes]]:
-    """Return the encodings that can be the smallest here, judged by how many runs there are and how long.
+def _encode(bits: bitarray) -> tuple[Encoding, bytes, int]:
+    """Return the encoding, the payload and the number of dirty frames.
 
-    Runs cost 2 to 3 bytes each, zstd 3 to 6 bytes a run, the sparse encoding 1 to 2 bytes a frame.
+    Which is the smallest follows from how long runs are: as runs each takes 2 to 3 bytes, in zstd 3 to 6; in the
+    sparse encoding each frame takes 1 to 2. To try all of them would take longer than the bytes between them.
     """
-    made = [(Encoding.RAW, raw)]
-    runs = count_runs(bits, dirty) if dirty > _FEW_RUNS else dirty
-    scattered = dirty < 2 * runs
-    if runs <= _MANY_RUNS and not (scattered and runs > _FEW_RUNS):
-        made.append((Encoding.RUNS, encode_runs(bits)))
-        if runs <= _FEW_RUNS:
-            return made
-    sparse = scattered and dirty * _SPARSE_SHARE < len(bits)
-    if sparse:
-        made.append((Encoding.SPARSE, _encode_sparse(bits)))
-    if not sparse or len(raw) <= _SMALL_BYTES:
-        made.append((Encoding.ZSTD, _encode_zstd(raw)))
-    return made
+    scattered = mean_run(bits) < _SCATTERED
+    listed = encode_runs(bits, _FEW_RUNS if scattered else _MANY_RUNS)
+    if listed:
+        return _shorter(bits, Encoding.RUNS, *listed)
+    dirty = bits.count()
+    if scattered and dirty * _SPARSE_SHARE < len(bits):
+        return _shorter(bits, Encoding.SPARSE, _encode_sparse(bits), dirty)
+    return _shorter(bits, Encoding.ZSTD, _encode_zstd(bits), dirty)
 
 
-def _encode_zstd(raw: bytes) -> bytes:
+def _shorter(bits: bitarray, encoding: Encoding, payload: bytes, dirty: int) -> tuple[Encoding, bytes, int]:
+    """Return this, or the bitmap as it is if that is no longer."""
+    if len(payload) < _raw_bytes(len(bits)):
+        return encoding, payload, dirty
+    return Encoding.RAW, bits.tobytes(), dirty
+
+
+def _encode_zstd(bits: bitarray) -> bytes:
     import zstandard  # noqa: PLC0415 - see the top
 
+    # What pads the last byte in memory need not be 0.
+    raw = bits.tobytes() if len(bits) % 8 else memoryview(bits)
     return zstandard.ZstdCompressor(level=_LEVEL).compress(raw)
 
 
@@ -182,19 +184,31 @@ def _sparse_header(frames: int) -> bytes:
 # ------------------------------------------------------------------------------------------------------- decoding
 
 
-def _decode(encoding: Encoding, payload: memoryview, frames: int) -> tuple[DirtyBitmap, bytes]:
-    """Return the bitmap and its raw bytes; only its size is sure."""
-    if encoding in (Encoding.RAW, Encoding.ZSTD):
-        raw = _decode_zstd(payload, _raw_bytes(frames)) if encoding is Encoding.ZSTD else bytes(payload)
-        if len(raw) != _raw_bytes(frames):
-            raise EncodingError(f"The dirty bitmap has {len(raw)} bytes instead of {_raw_bytes(frames)}.")
-        return DirtyBitmap.from_bytes(raw, frames), raw
-    try:
-        decode = decode_runs if encoding is Encoding.RUNS else _decode_sparse
-        bitmap = DirtyBitmap(decode(payload, frames))
-    except ValueError as error:
-        raise EncodingError(f"The dirty bitmap cannot be unpacked: {error}.") from error
-    return bitmap, bitmap.to_bytes()
+def _decode(encoding: Encoding, payload: memoryview, frames: int) -> tuple[bitarray, int]:
+    """Return the bits, exactly ``frames`` of them, and how many are set. Raises EncodingError."""
+    if encoding is Encoding.RAW:
+        bits = _from_raw(bytes(payload), frames)
+    elif encoding is Encoding.ZSTD:
+        bits = _from_raw(_decode_zstd(payload, _raw_bytes(frames)), frames)
+    else:
+        try:
+            if encoding is Encoding.RUNS:
+                return decode_runs(payload, frames)
+            bits = _decode_sparse(payload, frames)
+        except ValueError as error:
+            raise EncodingError(f"The dirty bitmap cannot be unpacked: {error}.") from error
+    return bits, bits.count()
+
+
+def _from_raw(raw: bytes, frames: int) -> bitarray:
+    if len(raw) != _raw_bytes(frames):
+        raise EncodingError(f"The dirty bitmap has {len(raw)} bytes instead of {_raw_bytes(frames)}.")
+    if frames % 8 and raw[-1] >> (frames % 8):
+        raise EncodingError(f"The dirty bitmap has a frame set beyond its own end, {frames}.")
+    bits = bitarray(endian="little")
+    bits.frombytes(raw)
+    del bits[frames:]
+    return bits
 
 
 def _decode_zstd(payload: memoryview, length: int) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,10 +28,9 @@ from colo_helper.hypervisor.interface import PAGE_BYTES, HypervisorError
 from colo_helper.memory.encoding import (
     UNPACK_COPIES,
     UNPACK_FIXED_BYTES,
-    Encoding,
     EncodingError,
-    _decode,
     max_packed_bytes,
+    pack_bitmap,
     unpack_bitmap,
 )
 from colo_helper.stream import libxl, walk
@@ -186,17 +186,14 @@ def dirty_list(data: bytes) -> None:
 
 
 def packed_bitmap(data: bytes) -> None:
-    """Unpack a bitmap; then its payload alone, because the checksum keeps nearly all damage from the decoders."""
-    with suppress(EncodingError):
-        bitmap = unpack_bitmap(data, FRAMES)
-        assert bitmap.bits.find(1, FRAMES) < 0
-    if len(data) < 28:
-        return
-    frames = int.from_bytes(data[8:11], "little") % (FRAMES + 1)
-    with suppress(EncodingError):
-        bitmap, raw = _decode(Encoding(data[1] % 4), memoryview(data)[28:][: -(-frames // 8)], frames)
-        assert bitmap.frames == frames
-        assert len(raw) == (frames + 7) // 8
+    """Unpack a bitmap; then again with the right checksum, which keeps nearly all damage from the decoders."""
+    checked, payload = data[:24], data[28:]
+    crc32 = zlib.crc32(payload, zlib.crc32(checked))
+    for whole in (data, checked + crc32.to_bytes(4, "little") + payload):
+        with suppress(EncodingError):
+            bitmap = unpack_bitmap(whole, FRAMES)
+            assert bitmap.bits.find(1, FRAMES) < 0
+            assert unpack_bitmap(pack_bitmap(bitmap), FRAMES) == bitmap
 
 
 def back_channel(data: bytes) -> None:

@@ -25,7 +25,7 @@ from colo_helper.memory.encoding import (
     pack_bitmap,
     unpack_bitmap,
 )
-from colo_helper.memory.runs import count_runs, decode_runs, encode_runs
+from colo_helper.memory.runs import decode_runs, encode_runs, mean_run
 
 HEADER_BYTES = 28
 
@@ -62,10 +62,10 @@ def bitmaps(draw, most_frames=20_000):
     return bitmap
 
 
-def packed(encoding, frames, dirty, payload, raw):
-    """Return a packed bitmap whose payload need not be what we would write, with the right checksum of ``raw``."""
+def packed(encoding, frames, dirty, payload):
+    """Return a packed bitmap that need not be one we would write, with the right checksum."""
     head = struct.pack("<BBHIQQ", 1, encoding, 0, len(payload), frames, dirty)
-    return head + zlib.crc32(raw, zlib.crc32(head)).to_bytes(4, "little") + payload
+    return head + zlib.crc32(payload, zlib.crc32(head)).to_bytes(4, "little") + payload
 
 
 @given(bitmaps())
@@ -148,14 +148,14 @@ def test_a_truncated_or_longer_one_is_refused(bitmap, data):
             unpack_bitmap(wrong, bitmap.frames)
 
 
-@given(st.binary(max_size=300), st.sampled_from(Encoding), st.integers(0, 3000))
-def test_any_payload_is_decoded_or_refused(payload, encoding, frames):
-    """The CRC keeps most damage from the decoders: here they see all of it."""
+@given(st.binary(max_size=300), st.sampled_from(Encoding), st.integers(0, 3000), st.integers(0, 5))
+def test_any_payload_is_decoded_or_refused(payload, encoding, frames, dirty):
+    """The checksum keeps nearly all damage from the decoders: here they see it."""
     try:
-        unpack_bitmap(packed(encoding, frames, 0, payload, bytes((frames + 7) // 8)), 4000)
+        bitmap = unpack_bitmap(packed(encoding, frames, dirty, payload), 4000)
     except EncodingError:
         return
-    assert frames == 0 or encoding is not Encoding.RAW or not any(payload)
+    assert (bitmap.frames, bitmap.count) == (frames, dirty)
 
 
 #: A zstd frame with the content size it should have, that claims a window of 128 MiB.
@@ -168,26 +168,26 @@ sparse_bomb = bytes([0xC4, 0]) * 1000 + b"\0"
     [
         (b"", "has 0 bytes, fewer than the 28"),
         (b"\2" + bytes(27), "packed in version 2"),
-        (packed(9, 8, 0, b"\0", b"\0"), "encoding 9 is unknown"),
-        (packed(0, 800 + SLACK_FRAMES + 1, 0, b"", b""), "frames came for a guest of 800"),
-        (packed(0, 1 << 63, 0, b"", b""), "frames came for a guest of 800"),
-        (packed(0, 9, 0, b"\0", b"\0"), "has 1 bytes instead of 2"),
-        (packed(0, 9, 1, b"\0\2", b"\0\2"), "set beyond its own end, 9"),
-        (packed(0, 8, 2, b"\1", b"\1"), "has 1 frames set, its header says 2"),
-        (packed(0, 8, 1, b"\1", b"\2"), "checksum does not match"),
-        (packed(0, 8, 0, bytes(2), b"\0"), "payload has 2 bytes, its header says 2; it may have 1"),
-        (packed(1, 800, 0, zstandard.compress(bytes(101)), b""), "unpacks to 101 bytes instead of 100"),
-        (packed(1, 800, 0, zstandard.compress(bytes(100)) + b"\0", b""), "cannot be unpacked"),
-        (packed(1, 800, 0, b"no frame", b""), "cannot be unpacked"),
-        (packed(1, 327_680, 0, wide_window, b""), "requires too much memory"),
-        (packed(2, 1 << 20, 0, b"\xff", b""), "cannot be unpacked: invalid block head"),
-        (packed(2, 1 << 20, 0, b"\xa1", b""), "its blocks end too early"),
-        (packed(2, 1 << 20, 0, b"\0\0", b""), "bytes follow its last block"),
-        (packed(2, 8, 0, b"", b""), "its blocks end too early"),
-        (packed(3, 800, 0, b"\1", b""), "its list of runs has no head"),
-        (packed(3, 800, 0, b"\1\3", b""), "its runs are of 1 and 3 bytes"),
-        (packed(3, 800, 0, b"\1\1\0", b""), "ends within a run, 1 bytes into it"),
-        (packed(3, 80, 0, b"\1\1\x50\1", b""), "its runs end at frame 0x51, beyond its own end at 0x50"),
+        (packed(9, 8, 0, b"\0"), "encoding 9 is unknown"),
+        (packed(0, 800 + SLACK_FRAMES + 1, 0, b""), "frames came for a guest of 800"),
+        (packed(0, 1 << 63, 0, b""), "frames came for a guest of 800"),
+        (packed(0, 9, 0, b"\0"), "has 1 bytes instead of 2"),
+        (packed(0, 9, 1, b"\0\2"), "set beyond its own end, 9"),
+        (packed(0, 8, 2, b"\1"), "has 1 frames set, its header says 2"),
+        (packed(0, 8, 2, b"\1")[:-1] + b"\3", "checksum does not match"),
+        (packed(0, 8, 0, bytes(2)), "payload has 2 bytes, its header says 2; it may have 1"),
+        (packed(1, 800, 0, zstandard.compress(bytes(101))), "unpacks to 101 bytes instead of 100"),
+        (packed(1, 800, 0, zstandard.compress(bytes(100)) + b"\0"), "cannot be unpacked"),
+        (packed(1, 800, 0, b"no frame"), "cannot be unpacked"),
+        (packed(1, 327_680, 0, wide_window), "requires too much memory"),
+        (packed(2, 1 << 20, 0, b"\xff"), "cannot be unpacked: invalid block head"),
+        (packed(2, 1 << 20, 0, b"\xa1"), "its blocks end too early"),
+        (packed(2, 1 << 20, 0, b"\0\0"), "bytes follow its last block"),
+        (packed(2, 8, 0, b""), "its blocks end too early"),
+        (packed(3, 800, 0, b"\1"), "its list of runs has no head"),
+        (packed(3, 800, 0, b"\1\3"), "its runs are of 1 and 3 bytes"),
+        (packed(3, 800, 0, b"\1\1\0"), "ends within a run, 1 bytes into it"),
+        (packed(3, 80, 0, b"\1\1\x50\1"), "its runs end at frame 0x51, beyond its own end at 0x50"),
     ],
 )
 def test_damage_is_named(data, reason):
@@ -198,10 +198,10 @@ def test_damage_is_named(data, reason):
 @pytest.mark.parametrize(
     "data",
     [
-        packed(1, 800, 0, zstandard.compress(bytes(64 << 20))[:100], b""),
-        packed(2, 1 << 20, 0, sparse_bomb, bytes(1 << 17)),
-        packed(3, 1 << 20, 0, b"\1\1" + bytes(20_000), bytes(1 << 17)),
-        packed(0, 1 << 40, 0, b"", b""),
+        packed(1, 800, 0, zstandard.compress(bytes(64 << 20))[:100]),
+        packed(2, 1 << 20, 0, sparse_bomb),
+        packed(3, 1 << 20, 0, b"\1\1" + bytes(20_000)),
+        packed(0, 1 << 40, 0, b""),
     ],
 )
 def test_no_claim_takes_memory(data):
@@ -230,10 +230,22 @@ def test_nothing_slow_is_imported_before_it_is_used():
 
 
 @given(bitmaps())
-def test_runs_are_counted_and_come_back(bitmap):
-    as_text = bitmap.bits.to01()
-    assert count_runs(bitmap.bits, bitmap.count) == len([run for run in as_text.split("0") if run])
-    assert decode_runs(encode_runs(bitmap.bits), bitmap.frames) == bitmap.bits
+def test_runs_come_back_with_their_count(bitmap):
+    runs = len([run for run in bitmap.bits.to01().split("0") if run])
+    data, dirty = encode_runs(bitmap.bits, runs)
+    assert dirty == bitmap.count
+    assert decode_runs(data, bitmap.frames) == (bitmap.bits, dirty)
+    if runs:
+        assert encode_runs(bitmap.bits, runs - 1) is None
+        assert 1 <= mean_run(bitmap.bits) <= bitmap.count
+
+
+@pytest.mark.parametrize("frames", [1 << 20, (1 << 20) + 5])
+@pytest.mark.parametrize("length", [1, 4, 50])
+def test_the_mean_run_is_seen_from_a_sample(length, frames):
+    bits = clustered(frames, 2000, length, 523).bits
+    assert mean_run(bits) == pytest.approx(length, rel=0.2)
+    assert mean_run(DirtyBitmap.empty(frames).bits) == 0
 
 
 @pytest.mark.parametrize(
@@ -249,6 +261,6 @@ def test_runs_are_counted_and_come_back(bitmap):
 )
 def test_runs_that_do_not_fit_their_width(gfns, frames):
     bits = DirtyBitmap.from_gfns(gfns, frames).bits
-    data = encode_runs(bits)
-    assert decode_runs(data, frames) == bits
+    data, dirty = encode_runs(bits, 1000)
+    assert decode_runs(data, frames) == (bits, dirty)
     assert len(data) < 1000
