@@ -80,11 +80,11 @@ def plain_image(version: int = libxc.VERSION) -> bytes:
     return image_head(version) + pages + state() + libxc.pack_record(RecordType.END)
 
 
-def checkpoints(count: int, *, colo: bool) -> bytes:
+def checkpoints(count: int, *, colo: bool, features: int = libxc.FEATURE_DIRTY_BITMAP) -> bytes:
     """Return an image with so many checkpoints, libxl's records between them; it stops in the middle, as they do."""
     parts = [image_head()]
     if colo:
-        parts.append(libxc.pack_record(RecordType.COLO_OFFER, libxc.pack_offer(libxc.FEATURE_DIRTY_BITMAP)))
+        parts.append(libxc.pack_record(RecordType.COLO_OFFER, libxc.pack_offer(features)))
     for number in range(count):
         parts += [
             page_data([number, 9]),
@@ -112,7 +112,8 @@ def in_xl(image: bytes, *, emulator: bool = True) -> bytes:
 
 def images() -> list[bytes]:
     """Return images as a restoring helper reads them."""
-    return [plain_image(), plain_image(2), checkpoints(2, colo=False), checkpoints(2, colo=True)]
+    on_a_copy = checkpoints(2, colo=True, features=libxc.FEATURE_DIRTY_BITMAP | libxc.FEATURE_BASELINE)
+    return [plain_image(), plain_image(2), checkpoints(2, colo=False), checkpoints(2, colo=True), on_a_copy]
 
 
 def saved_files() -> list[bytes]:

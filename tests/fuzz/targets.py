@@ -24,7 +24,7 @@ from colo_helper.helper.messages import Callback, MessageError
 from colo_helper.helper.restore import Restorer
 from colo_helper.helper.spool import MEMORY_BYTES
 from colo_helper.hypervisor.emulated import EmulatedDomain
-from colo_helper.hypervisor.interface import PAGE_BYTES, HypervisorError
+from colo_helper.hypervisor.interface import PAGE_BYTES, HypervisorError, SpecialFrame
 from colo_helper.memory.encoding import (
     UNPACK_COPIES,
     UNPACK_FIXED_BYTES,
@@ -159,9 +159,14 @@ class _Libxl:
 
 
 def restorer(data: bytes) -> EmulatedDomain:
-    """Restore into a domain and return it; the first byte says which kind of stream it is."""
-    stream_type = StreamType(data[0] % 3) if data else StreamType.PLAIN
+    """Restore into a domain and return it; the first byte says which kind of stream it is, and what was there before."""
+    kind = data[0] if data else 0
+    stream_type = StreamType((kind & 0x7F) % 3)
     domain = EmulatedDomain(9, size_frames=None, max_pages=_MAX_PAGES)
+    if kind & 0x80:  # a copy made before the stream, with a ring of its own
+        for gfn in range(8):
+            domain.guest_write(gfn, b"the copy's own")
+        domain.specials = {5: SpecialFrame(5, "ring", "belongs to the host")}
     with _file(data[1:], "the stream") as stream, _file(b"", "the back channel", writing=True) as back:
         request = RestoreRequest(9, 5, 6, stream_type=stream_type)
         parent = _Libxl(domain, stream, stream_type)
@@ -222,7 +227,7 @@ _LARGEST_PIECE = max(8 * MAX_RECORD_ENTRIES, MAX_SMALL_RECORD_BYTES)
 TARGETS: dict[str, Target] = {
     "libxc-image": Target(
         libxc_image,
-        lambda: [bytes((255 * (number == 3),)) + image for number, image in enumerate(seeds.images())],
+        lambda: [bytes((255 * (number > 2),)) + image for number, image in enumerate(seeds.images())],
         3 * (libxl.MAX_EMULATOR_CONTEXT_BYTES + _OBJECTS_BYTES),
     ),
     "xl-file": Target(
@@ -232,7 +237,9 @@ TARGETS: dict[str, Target] = {
     ),
     "restorer": Target(
         restorer,
-        lambda: [bytes((kind,)) + image for kind, image in zip((0, 0, 1, 2), seeds.images(), strict=True)],
+        lambda: [
+            bytes((kind,)) + image for kind, image in zip((0, 0, 1, 2, 0x82), seeds.images(), strict=True)
+        ],
         # The stand-in for libxl reads a device model's state; the spool keeps its part of a checkpoint in memory.
         3 * (libxl.MAX_EMULATOR_CONTEXT_BYTES + _LARGEST_PIECE) + MEMORY_BYTES + 2 * _MAX_PAGES * PAGE_BYTES,
     ),
