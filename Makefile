@@ -5,7 +5,7 @@ LAB := $(BIN)/python -m lab
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types unit fuzz bench-back-channel lab-tests molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
+.PHONY: help setup lint types unit fuzz bench-back-channel bench-pages lab-tests molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench-native: setup ## both helpers' time to save and to restore, over the same 
 
 bench-back-channel: setup ## dirty bitmaps as they travel, against upstream's list of 8 bytes a frame
 	$(BIN)/python -m bench.back_channel
+
+bench-pages: setup ## the helper's page pipeline on an emulated domain, against memcpy and a bare pipe
+	$(BIN)/python -m bench.pages
 
 lab-tests: setup ## the lab itself, the playbooks' error paths and the demo's job, on real Xen
 	$(BIN)/pytest -v tests/lab

@@ -84,6 +84,15 @@ def test_each_encoding_wins_where_it_should(encoding):
     assert unpack_bitmap(data, bitmap.frames) == bitmap
 
 
+@pytest.mark.parametrize("encoding", Encoding)
+def test_a_bitmap_over_xens_own_buffer_is_packed_too(encoding):
+    raw = SAMPLES[encoding].to_bytes()
+    frames = 8 * len(raw)
+    for buffer in (raw, bytearray(raw)):
+        bitmap = DirtyBitmap(bitarray(buffer=buffer, endian="little"))
+        assert unpack_bitmap(pack_bitmap(bitmap), frames) == bitmap
+
+
 @pytest.mark.parametrize("frames", [0, 1, 8, 255, 256, 65_535, 65_536, 1 << 20, (1 << 24) + 3])
 @pytest.mark.parametrize("bit", [0, 1])
 def test_all_clean_and_all_dirty(frames, bit):
