@@ -72,7 +72,7 @@ class Restorer:
 
     def __post_init__(self) -> None:
         self._frames = FrameReader(self.domain)
-        self._spool = Spool(self.spool_dir)
+        self._spool = Spool(self.spool_dir, self._frames.limit)
 
     @property
     def _colo(self) -> bool:
@@ -135,7 +135,7 @@ class Restorer:
                 self._at_checkpoint()
             elif self._keeping:
                 self._check_kept(kind, body)
-                self._spool.small.append((kind, body))
+                self._spool.keep(kind, body)
             else:
                 self._apply_small(kind, body)
 

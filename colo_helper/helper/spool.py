@@ -1,46 +1,72 @@
-"""Records of a checkpoint, kept back until all of them have come. Nothing is applied from here before that."""
+"""Records of a checkpoint, kept back until all of them have come. Nothing is applied from here before that.
+
+What a checkpoint may take is bounded by the guest: each of its frames once, 9 bytes each in memory and their pages in a
+file, and MAX_SMALL_BYTES of other records.
+"""
 
 from __future__ import annotations
 
 import errno
 import tempfile
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from colo_helper.helper.errors import HelperError
 from colo_helper.helper.fds import Fd
-from colo_helper.stream.libxc import PAGE_BYTES, PageEntries
+from colo_helper.stream.libxc import (
+    MAX_BATCH_PAGES,
+    MAX_SMALL_RECORD_BYTES,
+    PAGE_BYTES,
+    PageEntries,
+    StreamError,
+    name_of,
+)
 
 #: Kept in memory up to here; beyond it in an unlinked file, because dom0 is small.
 MEMORY_BYTES = 32 << 20
+#: A checkpoint has one record each of a few kinds beside its pages, and only the CPUs' state is large.
+MAX_SMALL_BYTES = 2 * MAX_SMALL_RECORD_BYTES
+MAX_SMALL_RECORDS = 64
 _COPY_BYTES = 1 << 20
 
 
-class SpooledPages(NamedTuple):
-    """One PAGE_DATA record: its entries, and where its pages lie in the spool."""
-
-    entries: PageEntries
-    offset: int
-
-
 class Spool:
-    """The pages of one checkpoint and its other records, in the order they came."""
+    """The pages of one checkpoint and its other records, in the order they came; ``most_frames`` is the guest's bound."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, most_frames: int) -> None:
         self._directory = directory
+        self._most_frames = most_frames
         self._buffer = bytearray(_COPY_BYTES)
         self._file = self._new_file()
-        self._pages: list[SpooledPages] = []
+        self._gfns = array("Q")
+        self._types = bytearray()
+        self._content = 0
         self.small: list[tuple[int, bytes]] = []
 
     def _new_file(self) -> tempfile.SpooledTemporaryFile[bytes]:
         return tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES, dir=str(self._directory))
 
+    def keep(self, kind: int, body: bytes) -> None:
+        """Keep a record that is not pages; raises StreamError when no checkpoint has so many."""
+        kept = sum(len(other) for _, other in self.small)
+        if len(self.small) >= MAX_SMALL_RECORDS or kept + len(body) > MAX_SMALL_BYTES:
+            raise StreamError(
+                f"{name_of(kind)} is too much: the checkpoint has {len(self.small)} records of {kept} bytes beside its pages."
+            )
+        self.small.append((kind, body))
+
     def take_pages(self, entries: PageEntries, stream: Fd) -> None:
-        """Read the pages of a record from the stream and keep them; raises HelperError when there is no room."""
-        offset = self._file.tell()
-        left = len(entries.content_gfns) * PAGE_BYTES
+        """Read the pages of a record from the stream and keep them.
+
+        Raises HelperError when there is no room, StreamError when the checkpoint names more frames than the guest has.
+        """
+        if len(self._gfns) + len(entries.gfns) > self._most_frames:
+            raise StreamError(
+                f"A checkpoint names more than {self._most_frames} frames, which is all that the domain can have."
+            )
+        content = len(entries.content_gfns)
+        left = content * PAGE_BYTES
         with memoryview(self._buffer) as view:
             while left:
                 piece = view[: min(left, _COPY_BYTES)]
@@ -49,21 +75,27 @@ class Spool:
                     self._file.write(piece)
                 except OSError as error:
                     raise HelperError(
-                        f"A checkpoint of more than {offset} bytes cannot be kept in {self._directory}: "
-                        f"{error.strerror}; make room there.",
+                        f"A checkpoint of more than {self._content * PAGE_BYTES} bytes cannot be kept in "
+                        f"{self._directory}: {error.strerror}; make room there.",
                         error.errno or errno.EIO,
                     ) from error
                 left -= len(piece)
-        self._pages.append(SpooledPages(entries, offset))
+        self._content += content
+        self._gfns.extend(entries.gfns)
+        self._types += entries.types
 
     def pages(self) -> Iterator[PageEntries]:
-        """Yield the records' entries in order; ``read_into`` gives the content of the one yielded last."""
-        for spooled in self._pages:
-            self._file.seek(spooled.offset)
-            yield spooled.entries
+        """Yield the frames in order, a batch at a time; ``read_into`` gives the content of the one yielded last."""
+        offset = 0
+        for start in range(0, len(self._gfns), MAX_BATCH_PAGES):
+            end = start + MAX_BATCH_PAGES
+            entries = PageEntries(self._gfns[start:end], bytes(self._types[start:end]))
+            self._file.seek(offset)
+            yield entries
+            offset += len(entries.content_gfns) * PAGE_BYTES
 
     def read_into(self, view: memoryview) -> None:
-        """Fill ``view`` with the next bytes of the record yielded last."""
+        """Fill ``view`` with the next bytes of the batch yielded last."""
         done = 0
         while done < len(view):
             got = self._file.readinto(view[done:])
@@ -73,13 +105,13 @@ class Spool:
 
     def page_count(self) -> int:
         """Return how many pages with content are kept."""
-        return sum(len(spooled.entries.content_gfns) for spooled in self._pages)
+        return self._content
 
     def clear(self) -> None:
         """Forget everything and give the memory back."""
         self._file.close()
         self._file = self._new_file()
-        self._pages.clear()
+        self._gfns, self._types, self._content = array("Q"), bytearray(), 0
         self.small.clear()
 
     def close(self) -> None:
