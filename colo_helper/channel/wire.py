@@ -53,9 +53,9 @@ class Kind(IntEnum):
     ARMED = 9  # B: done
     RUN = 10  # F: {epoch}; let the guest run
     SUSPEND = 11  # F: {epoch}; stop the guest
-    DIRTY = 12  # B: {epoch, bitmap} + bitmap; it stands still, this is B
-    PAGES = 13  # F: {packed} + frame numbers + pages
-    COMMIT = 14  # F: {epoch, pages, batches} + context + device state; all has been sent
+    BACK = 12  # B: bytes of the restoring helper's back channel: B
+    STREAM = 13  # F: {packed, bytes}; bytes of the saving helper's stream: pages, CPU state
+    COMMIT = 14  # F: {epoch, counts} + device state; all of the checkpoint has been sent
     APPLIED = 15  # B: {epoch, ms}; the secondary is an exact copy
     HASH = 16  # F: {start, count}; hash a window
     HASHES = 17  # B: {start, count, width, total} + frame numbers + hashes

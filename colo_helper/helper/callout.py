@@ -219,10 +219,35 @@ class MessageServer:
         return bytes(data)
 
 
+class Process(Protocol):
+    """What a helper's process must be able to do: ``subprocess.Popen`` with both pipes can."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    @property
+    def stdin(self) -> IO[bytes] | None:
+        """Where its answers go."""
+
+    @property
+    def stdout(self) -> IO[bytes] | None:
+        """Where its messages come from."""
+
+    def terminate(self) -> None:
+        """Tell it to stop."""
+
+    def kill(self) -> None:
+        """End it."""
+
+    def wait(self) -> int:
+        """Wait for its end; returns the exit status."""
+
+
 class HelperProcess:
     """A running helper. ``serve`` has to be called; it returns when the helper has ended."""
 
-    def __init__(self, process: subprocess.Popen[bytes], program: str) -> None:
+    def __init__(self, process: Process, program: str) -> None:
         assert process.stdin is not None and process.stdout is not None  # noqa: PT018
         self._process = process
         self._program = program

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from colo_helper.hypervisor.interface import MAX_TYPE_BATCH, PAGE_BYTES, Domain, HypervisorError
+from colo_helper.hypervisor.interface import MAX_TYPE_BATCH, PAGE_BYTES, Domain
 from colo_helper.memory.hashes import HashSet
 
 #: The frame number of 4 GiB: an HVM guest's RAM goes on above it, its device memory lies below it.
@@ -57,32 +57,6 @@ def batches(gfns: array[int], size: int = MAP_BATCH) -> Iterator[array[int]]:
     """Yield ``gfns`` in parts of at most ``size``."""
     for start in range(0, len(gfns), size):
         yield gfns[start : start + size]
-
-
-def read_frames(domain: Domain, gfns: array[int]) -> bytes:
-    """Return the content of frames, one after the other; raises HypervisorError naming one that is not there."""
-    with domain.map_frames(gfns, writable=False) as mapped:
-        if mapped.failed:
-            raise _unmapped(domain, mapped.failed)
-        return bytes(mapped.view)
-
-
-def write_frames(domain: Domain, gfns: array[int], data: bytes) -> None:
-    """Write frames; ``data`` has 4096 bytes for each. Raises HypervisorError naming a frame that is not there."""
-    if len(data) != len(gfns) * PAGE_BYTES:
-        raise ValueError(f"{len(gfns)} frames came with {len(data)} bytes.")
-    with domain.map_frames(gfns, writable=True) as mapped:
-        if mapped.failed:
-            raise _unmapped(domain, mapped.failed)
-        mapped.view[:] = data
-
-
-def _unmapped(domain: Domain, failed: list[int]) -> HypervisorError:
-    return HypervisorError(
-        f"{len(failed)} frames of domain {domain.domid} cannot be mapped, the first is {failed[0]:#x}.",
-        operation="map_frames",
-        domid=domain.domid,
-    )
 
 
 def hash_window(domain: Domain, window: Window) -> HashSet:

@@ -11,6 +11,7 @@ from colo_helper.channel.stream import ByteStream, ChannelLostError
 from colo_helper.channel.wire import Frame, Kind
 from colo_helper.replication.decisions import Cause, SessionEndedError
 from colo_helper.replication.inbox import Inbox
+from colo_helper.replication.tunnel import Outlet
 
 #: How long the peer may take over one step of a checkpoint while it gives signs of life, in seconds. Steps take
 #: milliseconds; the limit only ends a peer that is alive and stuck.
@@ -30,9 +31,19 @@ class Conversation:
 
     def __init__(self, outgoing: ByteStream, incoming: ByteStream, timeout_s: float, inbox: Inbox) -> None:
         self._inbox = inbox
-        source = inbox.new_source()
-        self._link = Link(outgoing, incoming, timeout_s, source.put, source.lost)
+        self._source = inbox.new_source()
+        self._link = Link(outgoing, incoming, timeout_s, self._source.put, self._source.lost)
         self._link.start()
+
+    def divert(self, kind: Kind, outlet: Outlet) -> None:
+        """Let frames of one kind flow into a helper's pipe, without a stop in the inbox."""
+        self._source.divert(kind, outlet)
+
+    @property
+    def loss(self) -> str:
+        """Why the link is gone, or an empty string."""
+        self._inbox.wait(0)
+        return self._inbox.loss
 
     def send(self, kind: Kind, head: dict[str, Any] | None = None, parts: Sequence[bytes] = ()) -> int:
         """Send one frame; returns its bytes."""

@@ -72,12 +72,16 @@ class Guest:
 
     def release(self) -> list[str]:
         """Let the guest go: running, not logged. Tries everything; returns what could not be undone."""
-        steps: list[Callable[[], None]] = []
-        if self.devices_stopped or self.halted:
-            steps += [self.devices.cont, self._undo_pauses]
+        problems = self.let_run()
         if self.logging:
-            steps.append(self.stop_logging)
-        problems = self._attempt(steps)
+            problems += self._attempt([self.stop_logging])
+        return problems
+
+    def let_run(self) -> list[str]:
+        """Undo whatever holds the guest; tries everything and returns what could not be undone."""
+        problems = []
+        if self.devices_stopped or self.halted:
+            problems = self._attempt([self.devices.cont, self._undo_pauses])
         self.devices_stopped = False
         return problems
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from colo_helper.devices.interface import DeviceError
+from colo_helper.helper.argv import RestoreRequest, SaveRequest
+from colo_helper.helper.callout import Callbacks, Look, Outcome
 from colo_helper.replication.guest import Guest
 
 
@@ -39,6 +42,13 @@ class RestoreStream(Protocol):
 MAX_CHUNK_BYTES = 256 << 10
 
 
+class Helper(Protocol):
+    """A save helper that has been started; see helper.callout.HelperProcess."""
+
+    def serve(self, callbacks: Callbacks, watch: Mapping[int, Look] | None = None) -> Outcome:
+        """Serve it until it has ended."""
+
+
 class Host(Protocol):
     """This host. Methods may raise HostError, and HypervisorError where a domain is opened."""
 
@@ -57,6 +67,9 @@ class Host(Protocol):
 
     def restore(self, vm: str) -> RestoreStream:
         """Start to build the copy's domain."""
+
+    def start_helper(self, request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int) -> Helper:
+        """Start our save helper on a domain; both descriptors stay the caller's."""
 
     def destroy(self, domid: int) -> None:
         """Destroy a domain; harmless when it is gone."""

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 from colo_helper.channel.listener import Session
-from colo_helper.channel.wire import Frame
+from colo_helper.channel.wire import Frame, Kind
 from colo_helper.control.protocol import Request
+from colo_helper.replication.packing import PackingError
+from colo_helper.replication.tunnel import Outlet
 
 #: Frames that may wait; the next one holds its reader, and so the peer, back. Bounds memory.
 FRAME_SLOTS = 4
@@ -38,27 +40,48 @@ class _Loss:
 
 
 class FrameSource:
-    """Where one link puts its frames; after ``close`` they are thrown away."""
+    """Where one link puts its frames; after ``close`` they are thrown away.
+
+    Frames of a kind that was diverted go to an outlet instead, in the link's own thread, and never wait in the queue.
+    """
 
     def __init__(self, queue: SimpleQueue[object]) -> None:
         self._queue = queue
+        self._outlets: dict[Kind, Outlet] = {}
         self.slots = threading.Semaphore(FRAME_SLOTS)
         self.closed = False
 
+    def divert(self, kind: Kind, outlet: Outlet) -> None:
+        """Give frames of ``kind`` to ``outlet`` from now on."""
+        self._outlets[kind] = outlet
+
     def put(self, frame: Frame) -> None:
-        """Queue a frame, when there is room."""
+        """Queue a frame, when there is room, or give it to its outlet."""
+        outlet = self._outlets.get(frame.kind)
+        if outlet:
+            try:
+                outlet.put(frame)
+            except PackingError as error:
+                self.lost(f"The peer's bytes cannot be used: {error}")
+            return
         self.slots.acquire()
         if not self.closed:
             self._queue.put(_Arrival(self, frame))
 
     def lost(self, sentence: str) -> None:
-        """Queue the end of the link, behind its frames."""
+        """Queue the end of the link, behind its frames, and end what comes out of the outlets."""
         self._queue.put(_Loss(self, sentence))
+        self._close_outlets()
 
     def close(self) -> None:
         """Throw away what comes from now on and free a reader that waits for room."""
         self.closed = True
         self.slots.release(FRAME_SLOTS)
+        self._close_outlets()
+
+    def _close_outlets(self) -> None:
+        for outlet in self._outlets.values():
+            outlet.close()
 
 
 @dataclass

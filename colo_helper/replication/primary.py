@@ -8,31 +8,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from colo_helper import __version__
-from colo_helper.channel.wire import Frame, Kind
-from colo_helper.memory.bitmap import DirtyBitmap
-from colo_helper.memory.encoding import BitmapHead, EncodingError, decode_bitmap
-from colo_helper.monitor.monitor import Monitor, now_utc
-from colo_helper.monitor.state import Checkpoint
+from colo_helper.channel.wire import Kind
+from colo_helper.monitor.monitor import Monitor
 from colo_helper.replication.config import Config
-from colo_helper.replication.conversation import COPY_TIMEOUT_S, Conversation, number
+from colo_helper.replication.conversation import COPY_TIMEOUT_S, Conversation
 from colo_helper.replication.decisions import (
     PROTOCOL,
     Cause,
     GuestFacts,
-    Idle,
     PrimaryStep,
     SessionEndedError,
     guest_refusal,
-    idle_step,
     pair_refusal,
     primary_end,
 )
 from colo_helper.replication.guest import LOCAL_ERRORS, Guest
 from colo_helper.replication.host import Host, SaveStream
 from colo_helper.replication.inbox import Inbox
-from colo_helper.replication.pages import chosen, outgoing, pack
-from colo_helper.replication.stopwatch import Stopwatch
-from colo_helper.replication.verify import compare
+from colo_helper.replication.packing import pack
+from colo_helper.replication.primary_epochs import PrimaryEpochs
 
 #: Makes the conversation with the secondary; raises SessionEndedError.
 Connector = Callable[[Config, Inbox], Conversation]
@@ -52,8 +46,6 @@ class Primary:
     guest: Guest | None = None
     conversation: Conversation | None = None
     step: PrimaryStep = PrimaryStep.NO_GUEST
-    peer_frames: int = 0
-    epoch: int = 0
 
     def run(self) -> int:
         """Protect the VM until somebody stops it or something fails; the guest runs on in every case."""
@@ -73,7 +65,7 @@ class Primary:
     # ------------------------------------------------------------------------------------------ first copy
 
     def _protect(self) -> None:
-        """Everything until both copies run: checks, connection, first copy, logging."""
+        """Everything until both copies are equal and stand still: checks, connection, first copy."""
         vm, peer = self.config.vm, self.config.peer_name
         guest = self._open_guest()
         self.conversation = conversation = self.connect(self.config, self.inbox)
@@ -93,11 +85,6 @@ class Primary:
             guest.rejoin()
         conversation.send(Kind.ARM)
         conversation.expect(Kind.ARMED)
-        guest.start_logging()
-        conversation.send(Kind.RUN, {"epoch": 0})
-        guest.resume()
-        self.step = PrimaryStep.PROTECTED
-        self.monitor.enter("replicating", f"Both copies of {vm} run; the other is on {peer}.")
 
     def _open_guest(self) -> Guest:
         vm = self.config.vm
@@ -137,8 +124,8 @@ class Primary:
         stream = self.host.save(self.config.vm)
         try:
             while data := stream.read():
-                packed, payload = pack(data)
-                sent += conversation.send(Kind.CHUNK, {"packed": packed, "bytes": len(data)}, (payload,))
+                head, payload = pack(data)
+                sent += conversation.send(Kind.CHUNK, head, (payload,))
                 conversation.check()
                 self._stop_if_asked()
                 if time.monotonic() - reported >= _PROGRESS_S:
@@ -153,7 +140,6 @@ class Primary:
         copied = conversation.expect(Kind.COPIED, timeout_s=COPY_TIMEOUT_S).head
         self._stop_if_asked()
         elapsed = time.monotonic() - started
-        self.peer_frames = number(copied, "frames")
         self.monitor.event(
             "copied",
             f"The first copy took {elapsed:.1f} s.",
@@ -187,93 +173,16 @@ class Primary:
 
     def _replicate(self) -> None:
         """Make checkpoints by the clock and by request until somebody stops it."""
-        assert self.conversation is not None
-        interval_s = self.config.interval_ms / 1000
-        due = time.monotonic() + interval_s
-        while True:
-            self.inbox.wait(0)
-            requested = self.inbox.requests[0].verb if self.inbox.requests else ""
-            step = idle_step(Idle(time.monotonic(), due, self.inbox.stop_reason, requested))
-            if step.action == "stop":
-                return
-            if step.action == "wait":
-                self.conversation.idle(step.wait_s)
-                continue
-            self._checkpoint()
-            due = time.monotonic() + interval_s
+        assert self.conversation is not None and self.guest is not None  # noqa: PT018
+        PrimaryEpochs(
+            self.config, self.host, self.monitor, self.inbox, self.conversation, self.guest, self._protected
+        ).run()
 
-    def _checkpoint(self) -> None:
-        """Make one checkpoint and answer the requests for it. Requests that come while it runs get the next one."""
-        requests = list(self.inbox.requests)
-        verifying = any(request.verb == "verify" for request in requests)
-        record, verified = self._one_epoch(verifying)
-        self.monitor.checkpoint(record)
-        if verified:
-            self.monitor.verification(verified)
-            self.monitor.event("verified", _verdict(verified))
-        for request in requests:
-            self.inbox.requests.popleft()
-            request.succeed(verified if request.verb == "verify" and verified else record.to_json())
-
-    def _one_epoch(self, verifying: bool) -> tuple[Checkpoint, dict[str, Any] | None]:
-        conversation, guest = self.conversation, self.guest
-        assert conversation is not None and guest is not None  # noqa: PT018
-        epoch = self.epoch + 1
-        watch = Stopwatch()
-        sent_bytes = conversation.send(Kind.SUSPEND, {"epoch": epoch})
-        guest.halt()
-        dirty = guest.domain.clean_dirty(final=True)
-        devices = guest.devices.save_state()
-        context = guest.domain.get_context()
-        watch.lap("suspend")
-        a_pages = dirty.count
-        theirs = self._peer_dirty(conversation.expect(Kind.DIRTY), epoch, dirty.frames)
-        watch.lap("wait_b")
-        dirty.unite(theirs)
-        gfns = chosen(guest.domain, dirty, guest.domain.special_frames())
-        batches = 0
-        for head, parts in outgoing(guest.domain, gfns):
-            sent_bytes += conversation.send(Kind.PAGES, head, parts)
-            batches += 1
-        counts = {"a_pages": a_pages, "b_pages": theirs.count, "d_pages": dirty.count}
-        commit = {"epoch": epoch, "batches": batches, "pages": len(gfns), **counts}
-        sent_bytes += conversation.send(Kind.COMMIT, commit, (context, devices))
-        watch.lap("send")
-        applied = conversation.expect(Kind.APPLIED).head
-        if applied.get("epoch") != epoch:
-            raise SessionEndedError(
-                Cause.PEER_LOST, f"The secondary applied epoch {applied.get('epoch')}, not {epoch}."
-            )
-        self.peer_frames = number(applied, "frames")
-        watch.lap("apply")
-        verified = None
-        if verifying:
-            verified = compare(guest.domain, conversation, self.peer_frames).to_json(epoch)
-            watch.lap("verify")
-        self.epoch = epoch
-        conversation.send(Kind.RUN, {"epoch": epoch})
-        guest.resume()
-        watch.lap("resume")
-        record = Checkpoint(
-            epoch=epoch,
-            **counts,
-            sent_pages=len(gfns),
-            bytes=sent_bytes,
-            pause_ms=watch.total_ms,
-            phases_ms=watch.laps_ms,
-            completed=now_utc(),
+    def _protected(self) -> None:
+        self.step = PrimaryStep.PROTECTED
+        self.monitor.enter(
+            "replicating", f"Both copies of {self.config.vm} run; the other is on {self.config.peer_name}."
         )
-        return record, verified
-
-    @staticmethod
-    def _peer_dirty(frame: Frame, epoch: int, frame_limit: int) -> DirtyBitmap:
-        """Return B, after every check; a bitmap that cannot be believed ends the session."""
-        try:
-            if frame.head.get("epoch") != epoch or len(frame.parts) != 1:
-                raise EncodingError(f"The dirty bitmap is not of epoch {epoch}.")
-            return decode_bitmap(BitmapHead.parse(frame.head.get("bitmap")), frame.parts[0], frame_limit)
-        except EncodingError as error:
-            raise SessionEndedError(Cause.PEER_LOST, str(error)) from error
 
     # ------------------------------------------------------------------------------------------ the end
 
@@ -307,11 +216,3 @@ class Primary:
             self.monitor.event(
                 "peer_not_told", f"The secondary may not know that the protection ended: {problem}"
             )
-
-
-def _verdict(verified: dict[str, Any]) -> str:
-    known = len(verified["different"]) - len(verified["unexplained"])
-    return (
-        f"Compared {verified['pages_compared']} pages of both copies at epoch {verified['epoch']}: {known} differ for a "
-        f"known reason, {len(verified['unexplained'])} without one."
-    )

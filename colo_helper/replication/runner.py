@@ -105,7 +105,7 @@ def _serve(
 ) -> int:
     from colo_helper.replication.xl import XenHost  # noqa: PLC0415  (loads the device libraries: only to run)
 
-    host = XenHost(run_dir, device_timeout_s=max(10.0, config.peer_timeout_ms / 1000))
+    host = XenHost(run_dir, state_dir, device_timeout_s=max(10.0, config.peer_timeout_ms / 1000))
     if config.role == "primary":
         ready()
         from colo_helper.replication.connect import connect  # noqa: PLC0415  (paramiko: only the primary needs it)

@@ -11,11 +11,9 @@ from typing import Any
 from colo_helper import __version__
 from colo_helper.channel.wire import Frame, Kind
 from colo_helper.control.protocol import Request
-from colo_helper.memory.encoding import encode_bitmap
-from colo_helper.monitor.monitor import Monitor, boot_id, now_utc
-from colo_helper.monitor.state import Checkpoint
+from colo_helper.monitor.monitor import Monitor, boot_id
 from colo_helper.replication.config import Config
-from colo_helper.replication.conversation import STEP_TIMEOUT_S, Conversation, number
+from colo_helper.replication.conversation import STEP_TIMEOUT_S, Conversation
 from colo_helper.replication.decisions import (
     PROTOCOL,
     Cause,
@@ -27,11 +25,10 @@ from colo_helper.replication.decisions import (
     secondary_start,
 )
 from colo_helper.replication.guest import LOCAL_ERRORS, Guest
-from colo_helper.replication.host import MAX_CHUNK_BYTES, Host, RestoreStream
+from colo_helper.replication.host import Host, RestoreStream
 from colo_helper.replication.inbox import Inbox
-from colo_helper.replication.pages import PagesError, Spool, unpack
-from colo_helper.replication.stopwatch import Stopwatch
-from colo_helper.replication.verify import answer_hash
+from colo_helper.replication.packing import PackingError, unpack
+from colo_helper.replication.secondary_epochs import SecondaryEpochs
 
 _PROGRESS_S = 1.0
 
@@ -90,6 +87,7 @@ class Secondary:
             cause, why = error.cause, str(error)
         except LOCAL_ERRORS as error:
             cause, why = Cause.LOCAL_ERROR, str(error)
+        if cause is Cause.LOCAL_ERROR:
             conversation.tell(Kind.REFUSE, {"code": "failed", "error": why})
         stop_asked = bool(self.inbox.stop_reason)
         end = secondary_end(self.config.vm, self.config.peer_name, self.step, cause, why, stop_asked)
@@ -118,7 +116,7 @@ class Secondary:
         frame = conversation.expect(Kind.CHUNK, interrupted=self._pass_stop_on(conversation))
         self.restore = self.host.restore(vm)
         while frame.kind is Kind.CHUNK:
-            data = _chunk(frame)
+            data = _unpacked(frame)
             self.restore.write(data)
             received += len(data)
             if time.monotonic() - reported >= _PROGRESS_S:
@@ -135,14 +133,6 @@ class Secondary:
         self.step = Step.READY
         facts = {"domid": domid, "frames": guest.domain.nr_frames(), "pages": guest.domain.info().pages}
         conversation.send(Kind.COPIED, facts)
-        conversation.expect(Kind.ARM, interrupted=self._pass_stop_on(conversation))
-        guest.isolate()
-        guest.start_logging()
-        conversation.send(Kind.ARMED)
-        conversation.expect(Kind.RUN)
-        guest.resume()
-        self.step = Step.RUNNING
-        self.monitor.enter("replicating", f"The copy of {vm} runs, off the network.", domid=domid)
 
     def _hello_refusal(self, hello: dict[str, Any]) -> str:
         if hello.get("protocol") != PROTOCOL:
@@ -151,73 +141,25 @@ class Secondary:
         return "" if domid is None else exists_refusal(self.config.vm, domid)
 
     def _replicate(self, conversation: Conversation) -> None:
-        """Serve checkpoints; the primary sets the pace."""
-        while True:
-            interrupted = self._pass_stop_on(conversation)
-            frame = conversation.expect(Kind.SUSPEND, timeout_s=None, interrupted=interrupted)
-            self._epoch(conversation, number(frame.head, "epoch"))
-
-    def _epoch(self, conversation: Conversation, epoch: int) -> None:
-        guest = self.guest
-        assert guest is not None
-        watch = Stopwatch()
-        guest.halt()
-        self.step = Step.PARTIAL
-        dirty = guest.domain.clean_dirty(final=False)
-        head, payload = encode_bitmap(dirty)
-        sent_bytes = conversation.send(Kind.DIRTY, {"epoch": epoch, "bitmap": head.to_json()}, (payload,))
-        watch.lap("suspend")
-        spool = Spool(self.state_dir, guest.domain.nr_frames())
-        try:
-            commit = self._receive_checkpoint(conversation, spool, epoch)
-            watch.lap("receive")
-            # From here on the new state is complete: whatever happens to the primary, it is the one to run.
-            self.step = Step.APPLYING
-            context, devices = commit.parts
-            try:
-                spool.apply(guest.domain)
-            except PagesError as error:
-                raise SessionEndedError(Cause.LOCAL_ERROR, str(error)) from error
-            guest.domain.set_context(context)
-            guest.devices.load_state(devices)
-            self.step = Step.APPLIED
-            sent_pages = spool.pages
-        finally:
-            spool.close()
-        watch.lap("apply")
-        sent_bytes += conversation.send(Kind.APPLIED, {"epoch": epoch, "frames": guest.domain.nr_frames()})
-        frame = conversation.expect(Kind.HASH, Kind.RUN)
-        while frame.kind is Kind.HASH:
-            answer_hash(guest.domain, conversation, frame.head)
-            frame = conversation.expect(Kind.HASH, Kind.RUN)
-        guest.resume()
-        self.step = Step.RUNNING
-        watch.lap("resume")
-        counts = {name: number(commit.head, name) for name in ("a_pages", "b_pages", "d_pages")}
-        self.monitor.checkpoint(
-            Checkpoint(
-                epoch=epoch,
-                **counts,
-                sent_pages=sent_pages,
-                bytes=sent_bytes,
-                pause_ms=watch.total_ms,
-                phases_ms=watch.laps_ms,
-                completed=now_utc(),
-            )
+        """Serve checkpoints; the primary sets the pace. Ends by an exception."""
+        assert self.guest is not None
+        conversation.expect(Kind.ARM, interrupted=self._pass_stop_on(conversation))
+        self.guest.isolate()
+        self.guest.start_logging()
+        epochs = SecondaryEpochs(
+            self.host, self.monitor, conversation, self.guest, self._pass_stop_on(conversation), self._running
         )
-
-    @staticmethod
-    def _receive_checkpoint(conversation: Conversation, spool: Spool, epoch: int) -> Frame:
-        """Keep everything of a checkpoint until its COMMIT; returns that. Nothing is applied yet."""
+        epochs.start()
+        conversation.send(Kind.ARMED)
         try:
-            while (frame := conversation.expect(Kind.PAGES, Kind.COMMIT)).kind is Kind.PAGES:
-                spool.add(frame.head, frame.parts)
-            spool.check_complete(frame.head.get("batches"), frame.head.get("pages"))
-        except PagesError as error:
-            raise SessionEndedError(Cause.PEER_LOST, f"The checkpoint is not usable: {error}") from error
-        if frame.head.get("epoch") != epoch or len(frame.parts) != 2:
-            raise SessionEndedError(Cause.PEER_LOST, f"The checkpoint of epoch {epoch} is not complete.")
-        return frame
+            epochs.run()
+        finally:
+            self.step = epochs.step
+
+    def _running(self) -> None:
+        assert self.guest is not None
+        text = f"The copy of {self.config.vm} runs, off the network."
+        self.monitor.enter("replicating", text, domid=self.guest.domain.domid)
 
     def _pass_stop_on(self, conversation: Conversation) -> Callable[[], None]:
         """Return what asks the primary for an orderly end, once, when somebody stops this side."""
@@ -296,12 +238,9 @@ class Secondary:
         return "", ""
 
 
-def _chunk(frame: Frame) -> bytes:
+def _unpacked(frame: Frame) -> bytes:
     """Return the bytes of a piece of the first copy; raises SessionEndedError when they cannot be believed."""
-    length = number(frame.head, "bytes")
-    if length > MAX_CHUNK_BYTES or len(frame.parts) != 1:
-        raise SessionEndedError(Cause.PEER_LOST, f"A piece of the first copy has {length} bytes, too many.")
     try:
-        return unpack(frame.head.get("packed") is True, frame.parts[0], length)
-    except PagesError as error:
+        return unpack(frame)
+    except PackingError as error:
         raise SessionEndedError(Cause.PEER_LOST, f"The first copy is damaged: {error}") from error

@@ -10,12 +10,17 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import IO
 
 from colo_helper.devices.nics import HostNics
 from colo_helper.devices.qmp import QmpDeviceModel
+from colo_helper.helper.argv import RestoreRequest, SaveRequest
+from colo_helper.helper.callout import HelperProcess
+from colo_helper.helper.main import SPOOL_VARIABLE
+from colo_helper.helper.parent import NAME as HELPER_NAME
 from colo_helper.hypervisor.libraries import XenLibraries, open_libraries
 from colo_helper.hypervisor.xen import XenDomain
 from colo_helper.replication.guest import Guest
@@ -147,10 +152,11 @@ class XlRestore:
 
 
 class XenHost:
-    """See Host. ``run_dir`` is on a tmpfs; device states pass through it."""
+    """See Host. ``run_dir`` is on a tmpfs; device states pass through it. ``spool_dir`` takes large checkpoints."""
 
-    def __init__(self, run_dir: Path, device_timeout_s: float) -> None:
+    def __init__(self, run_dir: Path, spool_dir: Path, device_timeout_s: float) -> None:
         self._run_dir = run_dir
+        self._spool_dir = spool_dir
         self._device_timeout_s = device_timeout_s
         self._libraries: XenLibraries = open_libraries()
 
@@ -182,6 +188,18 @@ class XenHost:
     def restore(self, vm: str) -> XlRestore:
         """See Host."""
         return XlRestore(vm, self)
+
+    def start_helper(
+        self, request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int
+    ) -> HelperProcess:
+        """See Host. It is the one of our own release, beside the program that runs here."""
+        # Resolved, so that an upgrade in between does not mix two releases.
+        program = Path(sys.argv[0]).resolve().with_name(HELPER_NAME)
+        environment = {**os.environ, SPOOL_VARIABLE: str(self._spool_dir)}
+        try:
+            return HelperProcess.start(request, stream_fd, back_fd, program=str(program), env=environment)
+        except OSError as error:
+            raise HostError(f"{program} cannot be run: {error.strerror}.") from error
 
     def destroy(self, domid: int) -> None:
         """See Host."""

@@ -31,17 +31,18 @@ KEPT_BUNDLES = 5
 #: Where tracebacks shall look for the sources of what was compiled here.
 INSTALLED = "/opt/colo-helper/current"
 MANIFEST = "release.json"
+#: Without the host's own site packages: nothing of them is used, and looking for them takes time at every start.
 LAUNCHER = """\
-#!/usr/bin/python3 -I
-\"\"\"Starts colo_helper from the release that this file belongs to, whichever link led here.\"\"\"
-import pathlib
+#!/usr/bin/python3 -IS
+\"\"\"Starts a program of colo_helper from the release that this file belongs to, whichever link led here.\"\"\"
+import os
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "site-packages"))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))) + "/site-packages")
 
-from colo_helper.cli import main
+from {module} import {function}
 
-sys.exit(main())
+sys.exit({function}())
 """
 
 
@@ -53,6 +54,7 @@ class Project:
     version: str
     dependencies: tuple[str, ...]
     build_requires: tuple[str, ...]
+    scripts: dict[str, str]
     digest: str
 
 
@@ -74,8 +76,19 @@ def read_project(source: Path) -> Project:
         version=project["version"],
         dependencies=tuple(project["dependencies"]),
         build_requires=(*build["requires"], "wheel"),
+        scripts=project["scripts"],
         digest=digest.hexdigest(),
     )
+
+
+def write_launchers(directory: Path, scripts: dict[str, str]) -> None:
+    """Write one launcher for each of the project's programs: name, and "module:function"."""
+    directory.mkdir()
+    for name, entry in scripts.items():
+        module, _, function = entry.partition(":")
+        launcher = directory / name
+        launcher.write_text(LAUNCHER.format(module=module, function=function))
+        launcher.chmod(0o755)
 
 
 def package_files(source: Path) -> list[Path]:
@@ -167,10 +180,7 @@ class BundleBuilder:
             packages = tree / "site-packages"
             self._install(work, packages, wheels)
             prune(packages)
-            launcher = tree / "bin" / "colo-helper"
-            launcher.parent.mkdir()
-            launcher.write_text(LAUNCHER)
-            launcher.chmod(0o755)
+            write_launchers(tree / "bin", self.project.scripts)
             manifest = {"digest": digest, "version": self.project.version, "python": self.python}
             (tree / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
             precompile(packages, self.python)

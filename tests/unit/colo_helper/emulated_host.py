@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from colo_helper.devices.emulated import EmulatedDevices, EmulatedNics
+from colo_helper.helper import argv
+from colo_helper.helper.argv import RestoreRequest, SaveRequest
+from colo_helper.helper.callout import HelperProcess, served_bits
+from colo_helper.helper.errors import ParentLostError
+from colo_helper.helper.fds import Stop
+from colo_helper.helper.main import serve
+from colo_helper.helper.parent import PipeParent
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.hypervisor.interface import PAGE_BYTES, SpecialFrame
 from colo_helper.replication.guest import Guest
@@ -73,6 +82,52 @@ class EmulatedRestore:
         self.host.domains.pop(self.vm, None)
 
 
+class ThreadHelper:
+    """The save helper in a thread of this process, on an emulated domain; looks like its process to the callout."""
+
+    pid = 0
+
+    def __init__(
+        self, domain: EmulatedDomain, request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int
+    ) -> None:
+        invocation = argv.parse(argv.build(request, stream_fd, back_fd, served_bits(request)))
+        to_helper, answers = os.pipe()
+        messages, from_helper = os.pipe()
+        self.stdin, self.stdout = os.fdopen(answers, "wb", 0), os.fdopen(messages, "rb", 0)
+        self._stop = Stop()
+        self._status = 255
+        parent = PipeParent(to_helper, from_helper, invocation)
+
+        def run() -> None:
+            try:
+                self._status = serve(invocation, parent, self._stop, lambda _domid: domain, _no_stock)
+            except ParentLostError:
+                self._status = 254
+            finally:
+                for fd in (to_helper, from_helper, stream_fd, back_fd):
+                    os.close(fd)
+                self._stop.close()
+
+        self._thread = threading.Thread(target=run, daemon=True, name="helper")
+        self._thread.start()
+
+    def terminate(self) -> None:
+        if self._thread.is_alive():
+            self._stop.ask()
+
+    def kill(self) -> None:
+        self.terminate()
+
+    def wait(self) -> int:
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "the helper hangs"
+        return self._status
+
+
+def _no_stock(_parent: PipeParent, sentence: str) -> None:
+    raise AssertionError(sentence)
+
+
 @dataclass
 class EmulatedHost:
     """See Host. ``prepare`` may change a guest before it is used."""
@@ -107,6 +162,14 @@ class EmulatedHost:
 
     def restore(self, vm: str) -> EmulatedRestore:
         return EmulatedRestore(self, vm)
+
+    def start_helper(
+        self, request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int
+    ) -> HelperProcess:
+        domain = next(domain for domain in self.domains.values() if domain.domid == request.domid)
+        return HelperProcess(
+            ThreadHelper(domain, request, os.dup(stream_fd), os.dup(back_fd)), "colo-save-helper"
+        )
 
     def destroy(self, domid: int) -> None:
         self.destroyed.append(domid)

@@ -117,7 +117,9 @@ class SideParent:
 class Side:
     """One helper in a thread and its parent in another."""
 
-    def __init__(self, parent: SideParent, request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int):
+    def __init__(
+        self, parent: SideParent, request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int
+    ):
         self.parent = parent
         self.stop = Stop()
         self.status: int | None = None
@@ -132,7 +134,9 @@ class Side:
 
         def helper() -> None:
             try:
-                self.status = serve(invocation, helper_parent, self.stop, lambda _domid: parent.domain, _no_stock)
+                self.status = serve(
+                    invocation, helper_parent, self.stop, lambda _domid: parent.domain, _no_stock
+                )
             except BaseException as error:
                 self.error = error
             finally:

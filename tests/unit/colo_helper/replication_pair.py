@@ -85,7 +85,8 @@ class Relay:
                     return
                 write_frame(self.target, encode(frame.kind, frame.head, frame.parts), lambda: None, 1.0)
         except ChannelLostError:
-            self.on_cut()
+            if not self.frozen.is_set():  # through a cut cable not even the end comes
+                self.on_cut()
 
 
 @dataclass

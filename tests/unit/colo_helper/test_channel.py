@@ -78,7 +78,7 @@ def test_preludes_that_are_refused(data, reason):
 
 
 def test_parts_are_bounded_together_before_they_are_read():
-    prelude = wire.Prelude(Kind.PAGES, 2, 2)
+    prelude = wire.Prelude(Kind.STREAM, 2, 2)
     half = wire.MAX_PAYLOAD_BYTES // 2
     data = half.to_bytes(4, "little") + (half + 1).to_bytes(4, "little")
     with pytest.raises(WireError, match="is more than the 67108864 allowed"):

@@ -4,11 +4,20 @@ import errno
 import threading
 
 import pytest
-from tests.unit.colo_helper.helper_pair import CONSOLE, IOREQ, RINGS, STORE, Pair, differing, empty_domain, guest
 
 from colo_helper.helper.argv import FLAG_BASELINE, StreamType
 from colo_helper.hypervisor import abi
 from colo_helper.hypervisor.interface import PAGE_BYTES
+from tests.unit.colo_helper.helper_pair import (
+    CONSOLE,
+    IOREQ,
+    RINGS,
+    STORE,
+    Pair,
+    differing,
+    empty_domain,
+    guest,
+)
 
 NOT_LIVE = -1
 
@@ -70,7 +79,11 @@ def test_remus_applies_whole_checkpoints_and_fails_over_when_the_stream_breaks()
     assert restoring.completed == (0, 0), "the end of the stream is the failover"
     assert differing(pair.source, pair.target) == []
     assert pair.target.context == b"context of epoch 3"
-    assert pair.saver.called == ["qemu_logdirty_on", *["suspend", "postcopy", "checkpoint"] * 4, "qemu_logdirty_off"]
+    assert pair.saver.called == [
+        "qemu_logdirty_on",
+        *["suspend", "postcopy", "checkpoint"] * 4,
+        "qemu_logdirty_off",
+    ]
     assert pair.restorer.called == ["static_data_done", *["checkpoint"] * 4, "restore_results"]
     assert any("Failover" in line for line in pair.restorer.lines)
 
@@ -120,7 +133,10 @@ def test_colo_makes_both_copies_equal_although_each_went_its_own_way():
     saving, restoring = pair.run()
     assert (saving.completed, restoring.completed) == ((0, 0), (0, 0))
     assert guests.differences == [[], [], [], []]
-    assert pair.saver.called[:6] == ["qemu_logdirty_on", *"suspend checkpoint postcopy wait_checkpoint suspend".split()]
+    assert pair.saver.called[:6] == [
+        "qemu_logdirty_on",
+        *["suspend", "checkpoint", "postcopy", "wait_checkpoint", "suspend"],
+    ]
     loop = ["checkpoint", "restore_results", "postcopy", "wait_checkpoint", "suspend"]
     assert pair.restorer.called[:11] == ["static_data_done", *loop, *loop]
     assert pair.restorer.called[-1] == "restore_results"

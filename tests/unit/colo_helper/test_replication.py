@@ -76,7 +76,7 @@ def test_after_every_epoch_the_copy_is_equal_although_both_sides_wrote(pair):
         assert both.copy.context == b"context %d" % epoch
         assert both.secondary_host.devices[7].state == b"devices %d" % epoch
     assert both.p_monitor.state.totals.b_nonempty == 5
-    assert set(record["phases_ms"]) == {"suspend", "wait_b", "send", "apply", "resume"}
+    assert set(record["phases_ms"]) == {"suspend", "memory", "devices", "apply", "resume"}
     assert_copy_runs_off_the_network_while_protected(both)
 
 
@@ -149,10 +149,10 @@ def test_the_clock_makes_checkpoints_by_itself(pair, monkeypatch):
     ("direction", "kind", "passed", "secondary_says"),
     [
         ("forward", Kind.SUSPEND, False, "the copy runs on, off the network"),
-        ("back", Kind.DIRTY, False, "the partial checkpoint was dropped"),
-        ("back", Kind.DIRTY, True, "the partial checkpoint was dropped"),
-        ("forward", Kind.PAGES, False, "the partial checkpoint was dropped"),
-        ("forward", Kind.PAGES, True, "the partial checkpoint was dropped"),
+        ("back", Kind.BACK, False, "the partial checkpoint was dropped"),
+        ("back", Kind.BACK, True, "the partial checkpoint was dropped"),
+        ("forward", Kind.STREAM, False, "the partial checkpoint was dropped"),
+        ("forward", Kind.STREAM, True, "the partial checkpoint was dropped"),
         ("forward", Kind.COMMIT, False, "the partial checkpoint was dropped"),
         ("forward", Kind.COMMIT, True, "the checkpoint had arrived completely"),
         ("back", Kind.APPLIED, False, "the checkpoint had arrived completely"),

@@ -1,0 +1,233 @@
+"""The primary's checkpoints: what the saving helper asks of its parent, in the order it asks.
+
+The helper owns memory and CPU state; everything else of an epoch is here: standing still and going on, device state,
+what the peer is told and what it answers.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from colo_helper.channel.wire import Kind
+from colo_helper.control.protocol import Request
+from colo_helper.helper.argv import FLAG_BASELINE, SaveRequest, StreamType
+from colo_helper.helper.messages import Level
+from colo_helper.helper.parent import EPOCH
+from colo_helper.monitor.monitor import Monitor, now_utc
+from colo_helper.monitor.state import Checkpoint
+from colo_helper.replication.config import Config
+from colo_helper.replication.conversation import Conversation, number
+from colo_helper.replication.decisions import Cause, Idle, SessionEndedError, idle_step
+from colo_helper.replication.guest import Guest
+from colo_helper.replication.host import Host
+from colo_helper.replication.inbox import Inbox
+from colo_helper.replication.packing import MAX_CHUNK_BYTES, pack
+from colo_helper.replication.stopwatch import Stopwatch
+from colo_helper.replication.tunnel import Outlet, take
+from colo_helper.replication.verify import compare
+
+_COUNTS = ("a_pages", "b_pages", "d_pages", "sent_pages")
+
+
+@dataclass(slots=True)
+class PrimaryEpochs:
+    """Serves the saving helper; see helper.callout.Callbacks. Epoch 0 is the common beginning and is not recorded.
+
+    ``on_running`` is called when both copies run for the first time.
+    """
+
+    config: Config
+    host: Host
+    monitor: Monitor
+    inbox: Inbox
+    conversation: Conversation
+    guest: Guest
+    on_running: Callable[[], None]
+    peer_frames: int = 0
+    epoch: int = -1
+    _stream_fd: int = -1
+    _due_s: float = 0.0
+    _watch: Stopwatch = field(default_factory=Stopwatch)
+    _sent_bytes: int = 0
+    _figures: dict[str, int] = field(default_factory=dict)
+    _requests: list[Request] = field(default_factory=list)
+    _complaint: str = ""
+
+    def run(self) -> None:
+        """Make checkpoints until somebody stops it; both copies stand still and are equal at the start.
+
+        Raises SessionEndedError, or what the host raised; the guest runs in either case.
+        """
+        stream_out, stream_in = os.pipe()
+        back_out, back_in = os.pipe()
+        outlet = Outlet(back_in)
+        self._stream_fd = stream_out
+        os.set_blocking(stream_out, False)
+        self.conversation.divert(Kind.BACK, outlet)
+        self.guest.logging = True  # the helper turns it on, and off at its end; we do if it cannot
+        try:
+            request = SaveRequest(self.guest.domain.domid, FLAG_BASELINE, StreamType.COLO)
+            try:
+                helper = self.host.start_helper(request, stream_in, back_out)
+            finally:
+                os.close(stream_in)
+                os.close(back_out)
+            outcome = helper.serve(self, {stream_out: self._forward_some})
+        except BaseException:
+            self.guest.let_run()
+            raise
+        finally:
+            outlet.close()
+            os.close(stream_out)
+        if not outcome.succeeded:
+            self.guest.let_run()
+            self.conversation.check()
+            if self.conversation.loss:
+                raise SessionEndedError(Cause.PEER_LOST, self.conversation.loss)
+            raise SessionEndedError(Cause.LOCAL_ERROR, outcome.error or self._complaint)
+        self.guest.logging = False
+
+    # ------------------------------------------------------------------------------------------------ callbacks
+
+    def suspend(self) -> int:
+        """Begin an epoch: both sides stand still. At the very first they do already."""
+        self.epoch += 1
+        self._watch = Stopwatch()
+        self._sent_bytes = 0
+        self._figures = dict.fromkeys(_COUNTS, 0)
+        self._requests = list(self.inbox.requests)  # those that come from now on get the next checkpoint
+        if self.epoch:
+            with self._run_on_failure():
+                self._sent_bytes += self.conversation.send(Kind.SUSPEND, {"epoch": self.epoch})
+                self.guest.halt()
+        self._watch.lap("suspend")
+        return 1
+
+    def checkpoint(self) -> int:
+        """All of memory and CPU state is on its way: send what is ours, and with it the word that it is complete."""
+        self._watch.lap("memory")
+        with self._run_on_failure():
+            devices = self.guest.devices.save_state()
+            self._watch.lap("devices")
+            commit = {"epoch": self.epoch, **self._figures}
+            self._sent_bytes += self.conversation.send(Kind.COMMIT, commit, (devices,))
+        return 1
+
+    def postcopy(self) -> int:
+        """Wait until the secondary is an exact copy, then let both run."""
+        with self._run_on_failure():
+            applied = self.conversation.expect(Kind.APPLIED).head
+            if applied.get("epoch") != self.epoch:
+                raise SessionEndedError(
+                    Cause.PEER_LOST, f"The secondary applied epoch {applied.get('epoch')}, not {self.epoch}."
+                )
+            self.peer_frames = number(applied, "frames")
+            self._watch.lap("apply")
+            verified = None
+            if self.epoch and any(request.verb == "verify" for request in self._requests):
+                verified = compare(self.guest.domain, self.conversation, self.peer_frames).to_json(self.epoch)
+                self._watch.lap("verify")
+            self.conversation.send(Kind.RUN, {"epoch": self.epoch})
+        self.guest.resume()
+        self._watch.lap("resume")
+        self._due_s = time.monotonic() + self.config.interval_ms / 1000
+        if self.epoch:
+            self._record(verified)
+        else:
+            self.on_running()
+        return 1
+
+    def wait_checkpoint(self) -> int:
+        """Wait for the clock or a request; 0 when the protection is to end."""
+        while True:
+            self.inbox.wait(0)
+            requested = self.inbox.requests[0].verb if self.inbox.requests else ""
+            step = idle_step(Idle(time.monotonic(), self._due_s, self.inbox.stop_reason, requested))
+            if step.action == "stop":
+                return 0
+            if step.action == "checkpoint":
+                return 1
+            self.conversation.idle(step.wait_s)
+
+    def switch_qemu_logdirty(self, domid: int, enable: bool) -> int:
+        """Let the device model log what it writes, or stop that."""
+        assert domid == self.guest.domain.domid
+        self.guest.devices.log_dirty(enable)
+        return 0
+
+    def static_data_done(self, missing: int) -> int:
+        """Only a restoring helper asks this."""
+        raise AssertionError(f"a saving helper asked for static data ({missing})")
+
+    def restore_results(self, store_gfn: int, console_gfn: int) -> None:
+        """Only a restoring helper says this."""
+        raise AssertionError(f"a saving helper gave results ({store_gfn}, {console_gfn})")
+
+    def log(self, level: int, errnoval: int | None, context: str, text: str) -> None:  # noqa: ARG002
+        """Remember what the helper complained about last, and keep warnings."""
+        if level >= Level.ERROR:
+            self._complaint = text
+        elif level >= Level.WARN:
+            self.monitor.event("helper", text)
+
+    def progress(self, context: str, what: str, done: int, total: int) -> None:  # noqa: ARG002
+        """Take the figures of the epoch."""
+        if context == EPOCH:
+            self._figures[what] = done
+
+    # -------------------------------------------------------------------------------------------------- the parts
+
+    def _forward_some(self) -> bool:
+        """Send on everything the helper has written by now; returns False at the end of its stream."""
+        with self._run_on_failure():
+            while data := take(self._stream_fd, MAX_CHUNK_BYTES):
+                head, payload = pack(data)
+                self._sent_bytes += self.conversation.send(Kind.STREAM, head, (payload,))
+        return data is None
+
+    def _run_on_failure(self) -> _RunOnFailure:
+        return _RunOnFailure(self.guest)
+
+    def _record(self, verified: dict[str, Any] | None) -> None:
+        """Write the checkpoint down and answer the requests for it."""
+        record = Checkpoint(
+            epoch=self.epoch,
+            **{name: self._figures[name] for name in _COUNTS},
+            bytes=self._sent_bytes,
+            pause_ms=self._watch.total_ms,
+            phases_ms=self._watch.laps_ms,
+            completed=now_utc(),
+        )
+        self.monitor.checkpoint(record)
+        if verified:
+            self.monitor.verification(verified)
+            self.monitor.event("verified", _verdict(verified))
+        for request in self._requests:
+            self.inbox.requests.remove(request)
+            request.succeed(verified if request.verb == "verify" and verified else record.to_json())
+
+
+class _RunOnFailure:
+    """Lets the guest run at once when a part of a checkpoint fails; the helper may take a moment to put things back."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._guest.let_run()
+
+
+def _verdict(verified: dict[str, Any]) -> str:
+    known = len(verified["different"]) - len(verified["unexplained"])
+    return (
+        f"Compared {verified['pages_compared']} pages of both copies at epoch {verified['epoch']}: {known} differ for a "
+        f"known reason, {len(verified['unexplained'])} without one."
+    )

@@ -1,0 +1,205 @@
+"""The secondary's checkpoints: what the restoring helper asks of its parent, in the order it asks.
+
+The helper keeps a checkpoint back until this side says that all of it has come; from then on there is only forward. How
+far that is, ``step`` tells at any moment, and with it what becomes of the copy when the primary dies.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from colo_helper.channel.wire import Frame, Kind
+from colo_helper.helper.argv import RestoreRequest, StreamType
+from colo_helper.helper.messages import Level
+from colo_helper.helper.parent import EPOCH
+from colo_helper.monitor.monitor import Monitor, now_utc
+from colo_helper.monitor.state import Checkpoint
+from colo_helper.replication.conversation import Conversation, number
+from colo_helper.replication.decisions import Cause, SessionEndedError, Step
+from colo_helper.replication.guest import Guest
+from colo_helper.replication.host import Helper, Host
+from colo_helper.replication.packing import MAX_CHUNK_BYTES
+from colo_helper.replication.stopwatch import Stopwatch
+from colo_helper.replication.tunnel import Outlet, take
+from colo_helper.replication.verify import answer_hash
+
+#: Answers of a restoring helper's parent.
+_SUCCESS, _PRIMARY_LOST = 1, 2
+
+
+@dataclass(slots=True)
+class SecondaryEpochs:
+    """Serves the restoring helper; see helper.callout.Callbacks. ``interrupted`` is called when a wait is disturbed.
+
+    ``on_running`` is called when the copy runs for the first time.
+    """
+
+    host: Host
+    monitor: Monitor
+    conversation: Conversation
+    guest: Guest
+    interrupted: Callable[[], None]
+    on_running: Callable[[], None]
+    step: Step = Step.READY
+    epoch: int = 0
+    _helper: Helper | None = None
+    _outlet: Outlet | None = None
+    _back_fd: int = -1
+    _commit: Frame = field(default_factory=lambda: Frame(Kind.COMMIT))
+    _watch: Stopwatch = field(default_factory=Stopwatch)
+    _sent_bytes: int = 0
+    _sent_pages: int = 0
+    _ended: SessionEndedError | None = None
+    _complaint: str = ""
+
+    def start(self) -> None:
+        """Start the helper on the paused copy; from now on the primary's stream flows into it."""
+        stream_out, stream_in = os.pipe()
+        self._back_fd, back_in = os.pipe()
+        os.set_blocking(self._back_fd, False)
+        self._outlet = Outlet(stream_in)
+        self.conversation.divert(Kind.STREAM, self._outlet)
+        request = RestoreRequest(self.guest.domain.domid, 0, 0, stream_type=StreamType.COLO)
+        try:
+            self._helper = self.host.start_helper(request, stream_out, back_in)
+        except BaseException:
+            self._outlet.close()
+            os.close(self._back_fd)
+            raise
+        finally:
+            os.close(stream_out)
+            os.close(back_in)
+
+    def run(self) -> None:
+        """Serve the helper until the session ends, always by SessionEndedError or what the host raised."""
+        assert self._helper is not None and self._outlet is not None  # noqa: PT018
+        try:
+            outcome = self._helper.serve(self, {self._back_fd: self._send_back})
+        finally:
+            self._outlet.close()
+            os.close(self._back_fd)
+        if self._ended:
+            raise self._ended
+        self.conversation.check()
+        if outcome.succeeded or self.conversation.loss:  # it saw the end of its stream
+            raise SessionEndedError(Cause.PEER_LOST, self.conversation.loss or "The stream ended.")
+        raise SessionEndedError(Cause.LOCAL_ERROR, outcome.error or self._complaint)
+
+    # ------------------------------------------------------------------------------------------------ callbacks
+
+    def static_data_done(self, missing: int) -> int:  # noqa: ARG002
+        """The copy has its static data since it was made."""
+        return 0
+
+    def checkpoint(self) -> int:
+        """Memory and CPU state have come; wait for the word that this was all, and for the device state."""
+        try:
+            commit = self.conversation.expect(Kind.COMMIT)
+            if commit.head.get("epoch") != self.epoch or len(commit.parts) != 1:
+                raise SessionEndedError(
+                    Cause.PEER_LOST, f"The checkpoint of epoch {self.epoch} is not complete."
+                )
+        except SessionEndedError as error:
+            return self._end(error)
+        self._commit = commit
+        self._watch.lap("receive")
+        # From here on the new state is complete: whatever happens to the primary, it is the one to run.
+        self.step = Step.APPLYING if self.epoch else self.step
+        return _SUCCESS
+
+    def restore_results(self, store_gfn: int, console_gfn: int) -> None:
+        """The rings are where they were."""
+
+    def postcopy(self) -> int:
+        """Memory and CPU state are applied: load the devices, acknowledge, and run when the primary says so."""
+        self.guest.devices.load_state(self._commit.parts[0])
+        self.step = Step.APPLIED if self.epoch else self.step
+        self._watch.lap("apply")
+        try:
+            answer = {"epoch": self.epoch, "frames": self.guest.domain.nr_frames()}
+            self._sent_bytes += self.conversation.send(Kind.APPLIED, answer)
+            frame = self.conversation.expect(Kind.HASH, Kind.RUN)
+            while frame.kind is Kind.HASH:
+                answer_hash(self.guest.domain, self.conversation, frame.head)
+                frame = self.conversation.expect(Kind.HASH, Kind.RUN)
+        except SessionEndedError as error:
+            return self._end(error)
+        self.guest.resume()
+        self.step = Step.RUNNING
+        self._watch.lap("resume")
+        if self.epoch:
+            self._record()
+        else:
+            self.on_running()
+        return _SUCCESS
+
+    def wait_checkpoint(self) -> int:
+        """Wait until the primary wants to stop both."""
+        try:
+            frame = self.conversation.expect(Kind.SUSPEND, timeout_s=None, interrupted=self.interrupted)
+            self.epoch = number(frame.head, "epoch")
+        except SessionEndedError as error:
+            return self._end(error)
+        return _SUCCESS
+
+    def suspend(self) -> int:
+        """Stand still."""
+        self._watch = Stopwatch()
+        self._sent_bytes = self._sent_pages = 0
+        self.guest.halt()
+        self.step = Step.PARTIAL
+        self._watch.lap("suspend")
+        return _SUCCESS
+
+    def switch_qemu_logdirty(self, domid: int, enable: bool) -> int:
+        """Only a saving helper asks this."""
+        raise AssertionError(f"a restoring helper asked for log-dirty of {domid} ({enable})")
+
+    def log(self, level: int, errnoval: int | None, context: str, text: str) -> None:  # noqa: ARG002
+        """Remember what the helper complained about last, and keep warnings."""
+        if level >= Level.ERROR:
+            self._complaint = text
+        elif level >= Level.WARN:
+            self.monitor.event("helper", text)
+
+    def progress(self, context: str, what: str, done: int, total: int) -> None:  # noqa: ARG002
+        """Take the figures of the epoch."""
+        if context == EPOCH and what == "sent_pages":
+            self._sent_pages = done
+
+    # -------------------------------------------------------------------------------------------------- the parts
+
+    def _send_back(self) -> bool:
+        """Send on what the helper has written to the back channel; returns False at its end."""
+        while data := take(self._back_fd, MAX_CHUNK_BYTES):
+            if self._ended:
+                continue
+            try:
+                head = {"packed": False, "bytes": len(data)}  # the helper has packed it
+                self._sent_bytes += self.conversation.send(Kind.BACK, head, (data,))
+            except SessionEndedError as error:
+                self._end(error)
+        return data is None
+
+    def _end(self, error: SessionEndedError) -> int:
+        """The session is over: the helper leaves the copy as it is."""
+        self._ended = self._ended or error
+        if self._outlet:
+            self._outlet.close()
+        return _PRIMARY_LOST
+
+    def _record(self) -> None:
+        counts = {name: number(self._commit.head, name) for name in ("a_pages", "b_pages", "d_pages")}
+        self.monitor.checkpoint(
+            Checkpoint(
+                epoch=self.epoch,
+                **counts,
+                sent_pages=self._sent_pages,
+                bytes=self._sent_bytes,
+                pause_ms=self._watch.total_ms,
+                phases_ms=self._watch.laps_ms,
+                completed=now_utc(),
+            )
+        )

@@ -1,0 +1,44 @@
+"""Between a helper's pipes and the frames of a conversation."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from colo_helper.channel.wire import Frame
+from colo_helper.replication.packing import unpack
+
+
+class Outlet:
+    """Frames of one kind, on their way into the pipe that a helper reads. Used by the reading thread of the link.
+
+    A helper that has ended is no error here: whoever serves it learns that from itself.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock = threading.Lock()
+
+    def put(self, frame: Frame) -> None:
+        """Write the frame's bytes; blocks while the pipe is full. Raises PackingError."""
+        data = memoryview(unpack(frame))
+        while data and self._fd >= 0:
+            try:
+                data = data[os.write(self._fd, data) :]
+            except BrokenPipeError:
+                return
+
+    def close(self) -> None:
+        """End the stream: the helper sees that nothing more comes. May be called again."""
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+
+def take(fd: int, most: int) -> bytes | None:
+    """Return what a helper has written to a pipe that does not block; None when there is nothing now, empty at its end."""
+    try:
+        return os.read(fd, most)
+    except BlockingIOError:
+        return None
