@@ -157,7 +157,7 @@ def test_sigterm_while_nobody_reads_the_stream(stock: Stock, guest: FakeDomain) 
 
     def terminate_when_full(process: HelperProcess) -> None:
         # Nothing tells when a pipe is full, so it is looked at now and then.
-        for _ in range(2000):
+        for _ in range(6000):
             if bytes_in(read_fd) > fcntl.fcntl(write_fd, fcntl.F_GETPIPE_SZ) - (64 << 10):
                 blocked.set()
                 break
