@@ -5,7 +5,7 @@ LAB := $(BIN)/python -m lab
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types unit fuzz bench-back-channel bench-pages lab-tests molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
+.PHONY: help setup lint types unit fuzz bench-back-channel bench-pages lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench-pages: setup ## the helper's page pipeline on an emulated domain, against 
 	$(BIN)/python -m bench.pages
 
 lab-tests: setup ## the lab itself, the playbooks' error paths and the demo's job, on real Xen
+	$(BIN)/pytest -v -m 'not full' tests/lab
+
+lab-full: setup ## the lab's tests with every pairing of save helpers: about half an hour
 	$(BIN)/pytest -v tests/lab
 
 molecule: setup lab-up ## the roles on the lab's hosts: converge, idempotence, verify

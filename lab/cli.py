@@ -63,7 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     image = add("image", _image, "build the disk image only")
     demo = add("demo", _demo, "the main job: install, protect, verify, pull the plug, fail over")
     for verb in (up, image, demo):
-        verb.add_argument("--debian", type=int, default=12, help=f"release of the hosts: {sorted(RECIPES)}")
+        verb.add_argument(
+            "--debian",
+            type=_releases,
+            default=(12,),
+            help=f"release of both hosts, or of each in order (12,13); there are {sorted(RECIPES)}",
+        )
     down = add("down", _down, "stop everything")
     down.add_argument("--purge", action="store_true", help="remove disks, keys and snapshots too")
     reset = add(
@@ -118,6 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _releases(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
 def _quiet(_sentence: str) -> None:
     """Progress is not wanted."""
 
@@ -128,7 +137,8 @@ def _up(_settings: Settings, lab: Lab, options: argparse.Namespace) -> None:
 
 def _image(settings: Settings, _lab: Lab, options: argparse.Namespace) -> None:
     check_machine()
-    print(ensure_image(recipe_for(options.debian), settings.cache, partial(print, flush=True)).directory)
+    for release in options.debian:
+        print(ensure_image(recipe_for(release), settings.cache, partial(print, flush=True)).directory)
 
 
 def _demo(settings: Settings, lab: Lab, options: argparse.Namespace) -> int:

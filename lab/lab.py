@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -42,10 +42,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a lab was made with; kept in `.lab/lab.json` once both hosts have their snapshot."""
+    """What a lab was made with, by host; kept in `.lab/lab.json` once both hosts have their snapshot."""
 
-    debian: int
-    image: str
+    debian: dict[str, int]
+    image: dict[str, str]
     ports: dict[str, int]
     accelerator: list[str]
 
@@ -57,16 +57,22 @@ class Lab:
         self.settings = settings
         self._say = say
 
-    def up(self, debian: int, first_port: int | None) -> None:
-        """Both hosts running and answering; made from nothing, or back from their snapshot."""
+    def up(self, debian: Sequence[int] = (12,), first_port: int | None = None) -> None:
+        """Both hosts running and answering; made from nothing, or back from their snapshot.
+
+        `debian`: the release of both hosts, or of each in order.
+        """
         check_machine()
         with self._lock():
             self.reclaim()
-            recipe = recipe_for(debian)
-            ensure_image(recipe, self.settings.cache, self._say)
+            recipes = {name: recipe_for(release) for name, release in releases_of(debian).items()}
+            for recipe in set(recipes.values()):
+                ensure_image(recipe, self.settings.cache, self._say)
             plan = self._plan()
             accelerator, why = accel.choose()
-            wanted = (debian, recipe.image_digest, accelerator)
+            releases = {name: recipe.debian for name, recipe in recipes.items()}
+            images = {name: recipe.image_digest for name, recipe in recipes.items()}
+            wanted = (releases, images, accelerator)
             made_so = plan is not None and (plan.debian, plan.image, plan.accelerator) == wanted
             if plan and made_so and all(host.has_snapshot(READY) for host in self._hosts(plan)):
                 if all(host.pid for host in self._hosts(plan)):
@@ -77,7 +83,7 @@ class Lab:
                 return
             self._stop_all()
             self._say(why)
-            self._make(debian, recipe.image_digest, accelerator, first_port)
+            self._make(Plan(releases, images, _choose_ports(self.settings, first_port), accelerator))
 
     def reset(self, *, with_guest: bool = False) -> None:
         """Both hosts as they were right after the first boot, whatever has happened to them.
@@ -164,11 +170,10 @@ class Lab:
             )
         return rows
 
-    def _make(self, debian: int, digest: str, accelerator: list[str], first_port: int | None) -> None:
+    def _make(self, plan: Plan) -> None:
         settings = self.settings
         self._check_space()
         self._plan_path.unlink(missing_ok=True)
-        plan = Plan(debian, digest, _choose_ports(settings, first_port), accelerator)
         seed.make_keys(settings, plan.ports)
         ssh.write_config(settings, plan.ports)
         write_inventory(settings, plan.ports)
@@ -181,7 +186,7 @@ class Lab:
             host = self._host(plan, name)
             seed.write_seed(settings, name)
             host.create_disk()
-            host.start(accelerator)
+            host.start(plan.accelerator)
             host.wait_booted(_BOOT_TIMEOUT_S)
             self._greet(name)
             self._say(f"{name} is up ({time.monotonic() - started:.0f} s)")
@@ -232,7 +237,7 @@ class Lab:
             )
 
     def _host(self, plan: Plan, name: str) -> Host:
-        image = Image(self.settings.cache / f"image-{plan.image}")
+        image = Image(self.settings.cache / f"image-{plan.image[name]}")
         return Host(self.settings, name, image, plan.ports[name])
 
     def _hosts(self, plan: Plan) -> list[Host]:
@@ -245,7 +250,8 @@ class Lab:
     def _plan(self) -> Plan | None:
         if not self._plan_path.exists():
             return None
-        return Plan(**json.loads(self._plan_path.read_text()))
+        plan = Plan(**json.loads(self._plan_path.read_text()))
+        return plan if isinstance(plan.image, dict) else None  # one release for both: made by an older lab
 
     def _require_plan(self) -> Plan:
         plan = self._plan()
@@ -277,6 +283,15 @@ class Lab:
                 self._say("another lab command of this checkout is at work; waiting for it")
                 fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+def releases_of(debian: Sequence[int]) -> dict[str, int]:
+    """The Debian release of each host: one number is meant for both."""
+    if len(debian) not in (1, len(HOSTS)):
+        raise LabError(
+            f"{len(debian)} Debian releases for the hosts {' and '.join(HOSTS)}: give one, or one for each"
+        )
+    return dict(zip(HOSTS, tuple(debian) * len(HOSTS) if len(debian) == 1 else debian, strict=True))
 
 
 def check_root(what: str) -> None:

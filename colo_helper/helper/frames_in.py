@@ -15,6 +15,7 @@ from colo_helper.stream.libxc import NORMAL, NOT_PRESENT, PageEntries, StreamErr
 
 _SUPERPAGE_FRAMES = 1 << SUPERPAGE_ORDER
 _MAP_FRAMES = 1024
+_ABSENT = frozenset({NOT_PRESENT})
 
 #: Fills a view of guest memory, page after page in the order of the frames.
 Fill = Callable[[memoryview], None]
@@ -127,14 +128,10 @@ class FrameReader:
 
     def _remove(self, entries: PageEntries) -> None:
         """The guest has given frames back on the other side: take them away here as well."""
-        gone = array(
-            "Q",
-            (
-                gfn
-                for gfn, kind in zip(entries.gfns, entries.types, strict=True)
-                if kind == NOT_PRESENT and self._populated[gfn]
-            ),
-        )
+        absent = entries.of_types(_ABSENT)
+        if not self._populated.count(1, min(absent), max(absent) + 1):
+            return  # holes on both sides, nearly always
+        gone = array("Q", (gfn for gfn in absent if self._populated[gfn]))
         if gone:
             self._domain.depopulate(gone)
             for gfn in gone:

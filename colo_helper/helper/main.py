@@ -172,3 +172,7 @@ def _hand_over(parent: PipeParent, sentence: str) -> None:
         os.execv(program, [program, *sys.argv[1:]])  # noqa: S606  (no shell is the point)
     except OSError as error:
         raise HelperError(f"{program} cannot be run: {error.strerror}.", errno.ENOSYS) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -194,7 +194,9 @@ class XenDomain:
         address = foreign.xenforeignmemory_map(handle, self._domid, prot, count, numbers, errors)
         if not address:
             raise failure("xenforeignmemory_map", f"map {count} frames of", self._domid)
-        failed = [gfn for gfn, error in zip(gfns, errors, strict=True) if error] if any(errors) else []
+        failed = []
+        if bytes(errors).strip(b"\0"):
+            failed = [gfn for gfn, error in zip(gfns, errors, strict=True) if error]
         view = memoryview((c.c_char * (count * PAGE_BYTES)).from_address(address)).cast("B")
         try:
             yield MappedFrames(view, failed)

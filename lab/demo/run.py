@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ _NOT_YET = (
 )
 
 
-def run(settings: Settings, lab: Lab, debian: int) -> int:
+def run(settings: Settings, lab: Lab, debian: Sequence[int]) -> int:
     """Run the whole demo; 0 only if everything that it promises held."""
     out = settings.checkout / "build" / "demo"
     timeline = Timeline()
@@ -42,7 +43,7 @@ def run(settings: Settings, lab: Lab, debian: int) -> int:
     return 1 if broken else 0
 
 
-def _steps(settings: Settings, lab: Lab, debian: int, timeline: Timeline, out: Path) -> None:
+def _steps(settings: Settings, lab: Lab, debian: Sequence[int], timeline: Timeline, out: Path) -> None:
     primary, secondary = HOSTS
 
     def play(name: str, **extra: str) -> None:
@@ -50,7 +51,7 @@ def _steps(settings: Settings, lab: Lab, debian: int, timeline: Timeline, out: P
         took = playbooks.run(settings, name, out, extra=extra)
         timeline.add("controller", "playbook", f"playbooks/{name}.yml is done ({took:.0f} s)")
 
-    lab.up(debian, None)
+    lab.up(debian)
     lab.reset(with_guest=True)
     timeline.add("lab", "ready", f"two fresh Xen hosts, {_VM} runs unprotected on {primary}")
     play("site")

@@ -26,7 +26,7 @@ def settings():
 @pytest.fixture(scope="session")
 def lab(settings):
     made = Lab(settings, print)
-    made.up(12, None)
+    made.up()
     return made
 
 

@@ -126,7 +126,7 @@ def test_nothing_is_left_after_a_killed_command_and_down(lab, settings):
     assert processes.find(settings.lab_id), "the hosts outlive the command that was killed"
     lab.down()
     assert leftovers(settings) == []
-    lab.up(12, None)
+    lab.up()
 
 
 def test_a_taken_port_is_named(lab):
@@ -134,5 +134,5 @@ def test_a_taken_port_is_named(lab):
     port = int(lab.status()[0]["ssh"].split(":")[1])
     taken = f"port {port} on 127.0.0.1, meant for ssh to xa, is taken"
     with socket.create_server(("127.0.0.1", port)), pytest.raises(LabError, match=taken):
-        lab.up(12, None)
-    lab.up(12, None)
+        lab.up()
+    lab.up()

@@ -1,0 +1,180 @@
+"""A guest that is moved between the lab's hosts by real `xl`, with the save helper of each side chosen per move.
+
+The client's view is what counts: the guest's counter and what was written to it never go back.
+"""
+
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyroute2 import NetNS
+
+from lab import guests, ssh
+from lab.guests import Client
+from lab.settings import HOSTS, Settings, address, host_number
+
+OURS, STOCK = "ours", "stock"
+PROGRAM = "/opt/colo-helper/current/bin/colo-save-helper"
+#: Asked for by the environment of one command; nothing of the host is changed.
+ENVIRONMENT = {OURS: f"LIBXL_SAVE_HELPER={PROGRAM}", STOCK: "LIBXL_SAVE_HELPER="}
+_IMAGE = "/var/tmp/moved.sav"
+_ON_HOST = Path(__file__).parent / "on_host"
+_MOVE_TIMEOUT_S = 300
+#: What `xl migrate -s` runs instead of ssh.
+_TO_PEER = """#!/bin/sh
+host=$1
+shift
+exec ssh -i /root/.ssh/id_lab -o BatchMode=yes "root@$host" {environment} "$@"
+"""
+_MACS = {"h1": "52:54:00:c0:77:10", "pvh1": "52:54:00:c0:77:12"}
+
+
+def environment(which: str) -> str:
+    """What stands before a command so that it uses a helper: for the stock one, that none is named."""
+    return f"env {ENVIRONMENT[which]}" if which == OURS else "env -u LIBXL_SAVE_HELPER"
+
+
+def let_hosts_log_in(settings: Settings) -> None:
+    """Give root of each host a key for the other, for `xl migrate`; the host keys come through the controller."""
+    for host, peer in zip(HOSTS, reversed(HOSTS), strict=True):
+        where = address("mgmt", host_number(peer))
+        key = ssh.run(settings, peer, "cat /etc/ssh/ssh_host_ed25519_key.pub").split()
+        ssh.run(
+            settings, host, "test -e /root/.ssh/id_lab || ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_lab"
+        )
+        ssh.run(settings, host, f"echo '{where} {key[0]} {key[1]}' > /root/.ssh/known_hosts")
+        public = ssh.run(settings, host, "cat /root/.ssh/id_lab.pub").strip()
+        ssh.run(
+            settings,
+            peer,
+            f"grep -qF '{public}' /root/.ssh/authorized_keys || echo '{public}' >> /root/.ssh/authorized_keys",
+        )
+        for which in (OURS, STOCK):
+            script = f'#!/bin/sh\nhost=$1\nshift\nexec ssh -i /root/.ssh/id_lab -o BatchMode=yes "root@$host" {environment(which)} "$@"\n'
+            ssh.run(
+                settings, host, f"cat > /root/to-{which} <<'END'\n{script}END\nchmod 755 /root/to-{which}"
+            )
+
+
+@dataclass
+class MovedGuest:
+    """A guest and where it is."""
+
+    settings: Settings
+    name: str
+    host: str
+
+    @property
+    def peer(self) -> str:
+        """The other host."""
+        return next(host for host in HOSTS if host != self.host)
+
+    @property
+    def peer_address(self) -> str:
+        """Where `xl` on the guest's host reaches the other one."""
+        return address("mgmt", host_number(self.peer))
+
+    def on(self, host: str, line: str, timeout_s: float = _MOVE_TIMEOUT_S) -> str:
+        """Run a shell line on a host."""
+        return ssh.run(self.settings, host, line, timeout_s)
+
+    def domid(self, host: str) -> int:
+        """The guest's number on a host."""
+        return int(self.on(host, f"xl domid {self.name}"))
+
+    def ask(self, token: str = "") -> guests.Answer:
+        """Read the guest's counters, or write a token."""
+        client = Client(self.settings, self.name, timeout_s=20)
+        try:
+            return client.write(token) if token else client.read()
+        finally:
+            client.close()
+
+    def arrived(self) -> None:
+        """The guest is on the other host now; let the client's bridge forget where it was."""
+        old, self.host = self.host, self.peer
+        mac = _MACS.get(self.name)
+        with NetNS(self.settings.netns) as network:
+            index = network.link_lookup(ifname=f"data-{old}")[0]
+            entries = [entry for entry in network.fdb("dump") if entry.get_attr("NDA_LLADDR") == mac]
+            for entry in entries:
+                if entry["ifindex"] == index and entry.get_attr("NDA_MASTER"):
+                    network.fdb("del", ifindex=index, lladdr=mac, master=entry.get_attr("NDA_MASTER"))
+
+    def memory(self, host: str) -> tuple[dict[int, str], set[int]]:
+        """Hash of every page of the domain on a host, and the frames that belong to the host."""
+        script = (_ON_HOST / "memory_hash.py").read_text()
+        said = self.on(host, f"python3 -IS - {self.domid(host)} <<'END'\n{script}\nEND")
+        lines = [line.split() for line in said.splitlines()]
+        hashes = {int(gfn): value for gfn, value in lines if value != "special"}
+        return hashes, {int(gfn) for gfn, value in lines if value == "special"}
+
+    # ------------------------------------------------------------------------------------------------- the moves
+
+    def save_and_restore(self, saver: str, restorer: str) -> tuple[str, list[int]]:
+        """Move by file; returns what the saving `xl` said and the frames that differ while both copies stand still."""
+        said = self.on(self.host, f"{environment(saver)} xl -v save -p {self.name} {_IMAGE} 2>&1")
+        source = ssh.command(self.settings, self.host, f"cat {_IMAGE}; rm {_IMAGE}")
+        target = ssh.command(self.settings, self.peer, f"cat > {_IMAGE}")
+        with subprocess.Popen(source, stdout=subprocess.PIPE) as out:
+            subprocess.run(target, stdin=out.stdout, check=True, timeout=_MOVE_TIMEOUT_S)
+        said += self.on(self.peer, f"{environment(restorer)} xl -v restore -p {_IMAGE} 2>&1; rm {_IMAGE}")
+        before, special = self.memory(self.host)
+        after, also_special = self.memory(self.peer)
+        differ = [gfn for gfn in before.keys() | after.keys() if before.get(gfn) != after.get(gfn)]
+        self.on(self.host, f"xl destroy {self.name}")
+        self.on(self.peer, f"xl unpause {self.name}")
+        self.arrived()
+        return said, sorted(set(differ) - special - also_special)
+
+    def migrate(self, saver: str, restorer: str) -> str:
+        """Move while it runs."""
+        line = (
+            f"{environment(saver)} xl -v migrate -s /root/to-{restorer} {self.name} {self.peer_address} 2>&1"
+        )
+        said = self.on(self.host, line)
+        self.arrived()
+        return said
+
+    def remus(self, saver: str, restorer: str, checkpoints: int, while_protected: Callable[[], None]) -> str:
+        """Replicate by Remus, then lose the primary: paused first, because nobody else keeps it from running on."""
+        log = "/var/tmp/remus.log"
+        command = f"xl -vvv remus -Fnd -i 500 -s /root/to-{restorer} {self.name} {self.peer_address}"
+        self.on(
+            self.host, f"systemd-run -q --unit=lab-remus sh -c '{environment(saver)} {command} > {log} 2>&1'"
+        )
+        self._await_checkpoints(log, checkpoints)
+        while_protected()
+        seen = self._suspensions(log)
+        self._await_checkpoints(log, seen + 2)
+        self.on(self.host, f"xl pause {self.name}; systemctl kill -s KILL lab-remus")
+        self._await_running()
+        said = self.on(self.host, f"cat {log}; xl destroy {self.name}")
+        self.arrived()
+        return said
+
+    def _suspensions(self, log: str) -> int:
+        """How often libxl has stopped the guest."""
+        return int(
+            self.on(self.host, f"grep -ciE \"cmd 'stop'|suspend request|has been suspended\" {log} || true")
+        )
+
+    def _await_checkpoints(self, log: str, wanted: int) -> None:
+        deadline = time.monotonic() + _MOVE_TIMEOUT_S
+        while self._suspensions(log) < wanted:
+            assert time.monotonic() < deadline, self.on(self.host, f"tail -20 {log}")
+            time.sleep(1)  # libxl tells nobody about its checkpoints but its log
+
+    def _await_running(self) -> None:
+        deadline = time.monotonic() + _MOVE_TIMEOUT_S
+        while self.name not in self.on(self.peer, "xl list").split() or "p" in self._flags():
+            assert time.monotonic() < deadline, self.on(self.peer, "xl list; tail -5 /var/log/xen/*h1*")
+            time.sleep(1)  # xl renames and unpauses the copy and tells nobody
+
+    def _flags(self) -> str:
+        line = next(
+            line for line in self.on(self.peer, "xl list").splitlines() if line.split()[0] == self.name
+        )
+        return line.split()[4]
