@@ -46,16 +46,12 @@ def let_hosts_log_in(settings: Settings) -> None:
         )
         ssh.run(settings, host, f"echo '{where} {key[0]} {key[1]}' > /root/.ssh/known_hosts")
         public = ssh.run(settings, host, "cat /root/.ssh/id_lab.pub").strip()
-        ssh.run(
-            settings,
-            peer,
-            f"grep -qF '{public}' /root/.ssh/authorized_keys || echo '{public}' >> /root/.ssh/authorized_keys",
-        )
+        keys = "/root/.ssh/authorized_keys"
+        ssh.run(settings, peer, f"grep -qF '{public}' {keys} || echo '{public}' >> {keys}")
         for which in (OURS, STOCK):
-            script = f'#!/bin/sh\nhost=$1\nshift\nexec ssh -i /root/.ssh/id_lab -o BatchMode=yes "root@$host" {environment(which)} "$@"\n'
-            ssh.run(
-                settings, host, f"cat > /root/to-{which} <<'END'\n{script}END\nchmod 755 /root/to-{which}"
-            )
+            script = _TO_PEER.format(environment=environment(which))
+            path = f"/root/to-{which}"
+            ssh.run(settings, host, f"cat > {path} <<'END'\n{script}END\nchmod 755 {path}")
 
 
 @dataclass
