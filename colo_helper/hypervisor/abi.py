@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import ctypes as c
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 # Shadow operations and the mode of CLEAN (xen/include/public/domctl.h).
 SHADOW_OFF = 0
@@ -213,8 +212,7 @@ _FOREIGN_MEMORY: Mapping[str, Signature] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Abi:
+class Abi(NamedTuple):
     """Everything that depends on the Xen release. Sizes are in bytes."""
 
     release: str

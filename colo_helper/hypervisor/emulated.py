@@ -30,8 +30,9 @@ class EmulatedDomain:
     """A domain whose memory is a dictionary of pages.
 
     ``faults`` maps an operation's name to how many more times it succeeds before it fails once.
-    ``journal`` records the operations that change what the domain does. ``size_frames`` None: as large as its highest
-    frame, so a new domain has none, as in Xen.
+    ``journal`` records the operations, but for the questions that change nothing; those can fail as well.
+    ``mapped_now`` counts the mappings that are open. ``size_frames`` None: as large as its highest frame, so a new
+    domain has none, as in Xen.
     """
 
     domid: int
@@ -55,9 +56,13 @@ class EmulatedDomain:
     grants: tuple[tuple[int, int], tuple[int, int]] | None = None
     superpages: bool = True
     xen_version: tuple[int, int] = (4, 17)
+    mapped_now: int = 0
 
     def _step(self, operation: str) -> None:
         self.journal.append(operation)
+        self._attempt(operation)
+
+    def _attempt(self, operation: str) -> None:
         left = self.faults.get(operation)
         if left is None:
             return
@@ -65,11 +70,14 @@ class EmulatedDomain:
             self.faults[operation] = left - 1
             return
         del self.faults[operation]
-        raise HypervisorError(
-            f"Xen refused to {operation} domain {self.domid}: EIO (scripted).",
+        raise self._refusal(operation, "EIO")
+
+    def _refusal(self, operation: str, errno_name: str) -> HypervisorError:
+        return HypervisorError(
+            f"Xen refused to {operation} domain {self.domid}: {errno_name} (emulated).",
             operation=operation,
             domid=self.domid,
-            errno_name="EIO",
+            errno_name=errno_name,
         )
 
     def guest_write(self, gfn: int, data: bytes) -> None:
@@ -107,6 +115,7 @@ class EmulatedDomain:
 
     def info(self) -> DomainInfo:
         """See Domain."""
+        self._attempt("info")
         return DomainInfo(
             self.domid,
             len(self.memory),
@@ -120,6 +129,7 @@ class EmulatedDomain:
 
     def nr_frames(self) -> int:
         """See Domain."""
+        self._attempt("nr_frames")
         return max(self.memory, default=0) + 1 if self.size_frames is None else self.size_frames
 
     def pv_drivers_active(self) -> bool:
@@ -148,22 +158,27 @@ class EmulatedDomain:
 
     def frame_types(self, gfns: array[int]) -> bytes:
         """See Domain."""
+        self._attempt("frame_types")
         if len(gfns) > MAX_TYPE_BATCH:
             raise ValueError(f"{len(gfns)} frame types asked at once.")
         return bytes(0 if gfn in self.memory else _HOLE for gfn in gfns)
 
     @contextmanager
     def map_frames(self, gfns: array[int], *, writable: bool) -> Iterator[MappedFrames]:
-        """See Domain. Like foreign mappings, these writes are not logged dirty."""
+        """See Domain. Like foreign mappings, these writes are not logged dirty, and are there whatever follows."""
         self._step("map_writable" if writable else "map")
         failed = [gfn for gfn in gfns if gfn not in self.memory]
         buffer = bytearray(b"".join(self.memory.get(gfn, bytes(PAGE_BYTES)) for gfn in gfns))
-        with memoryview(buffer) as view:
-            yield MappedFrames(view, failed)
-        if writable:
-            for index, gfn in enumerate(gfns):
-                if gfn in self.memory:
-                    self.memory[gfn][:] = buffer[index * PAGE_BYTES : (index + 1) * PAGE_BYTES]
+        self.mapped_now += 1
+        try:
+            with memoryview(buffer) as view:
+                yield MappedFrames(view, failed)
+        finally:
+            self.mapped_now -= 1
+            if writable:
+                for index, gfn in enumerate(gfns):
+                    if gfn in self.memory:
+                        self.memory[gfn][:] = buffer[index * PAGE_BYTES : (index + 1) * PAGE_BYTES]
 
     def get_context(self) -> bytes:
         """See Domain."""
@@ -177,6 +192,7 @@ class EmulatedDomain:
 
     def special_frames(self) -> dict[int, SpecialFrame]:
         """See Domain."""
+        self._attempt("special_frames")
         return self.specials
 
     def suspend(self) -> None:
@@ -211,6 +227,7 @@ class EmulatedDomain:
 
     def get_param(self, index: int) -> int:
         """See Domain."""
+        self._attempt("get_param")
         return self.params.get(index, 0)
 
     def set_param(self, index: int, value: int) -> None:
@@ -240,7 +257,8 @@ class EmulatedDomain:
         """See Domain."""
         self._step("depopulate")
         for gfn in gfns:
-            del self.memory[gfn]
+            if self.memory.pop(gfn, None) is None:
+                raise self._refusal("depopulate", "EINVAL")
 
     def seed_grant_table(self, store: tuple[int, int], console: tuple[int, int]) -> None:
         """See Domain."""

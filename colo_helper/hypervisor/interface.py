@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from array import array
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from colo_helper.memory.bitmap import DirtyBitmap
-from colo_helper.memory.hashes import PAGE_BYTES
-from colo_helper.stream.libxc import TscInfo
+from colo_helper.stream.libxc import PAGE_BYTES, TscInfo
 
 __all__ = [
     "MAX_TYPE_BATCH",
@@ -42,8 +40,7 @@ class HypervisorError(Exception):
         self.errno_name = errno_name
 
 
-@dataclass(frozen=True, slots=True)
-class DomainInfo:
+class DomainInfo(NamedTuple):
     """A domain as the hypervisor describes it; ``pages`` counts its 4 KiB pages, ``max_pages`` what it may have.
 
     ``hvm`` is true for PVH as well. ``suspended``: shut down with the reason "suspend", as libxl does before it saves.
@@ -66,8 +63,7 @@ class CpuPolicy(NamedTuple):
     msrs: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class SpecialFrame:
+class SpecialFrame(NamedTuple):
     """A frame that belongs to the host and not to the guest's state, so the copies' may differ."""
 
     gfn: int
@@ -75,8 +71,7 @@ class SpecialFrame:
     reason: str
 
 
-@dataclass(slots=True)
-class MappedFrames:
+class MappedFrames(NamedTuple):
     """Guest frames mapped one after the other: frame ``i`` is ``view[i * 4096:(i + 1) * 4096]``.
 
     ``failed`` has the numbers of the frames that could not be mapped; their part of ``view`` must not be touched.

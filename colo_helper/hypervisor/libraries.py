@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import ctypes as c
 import errno as errno_module
-from dataclasses import dataclass
 from functools import cached_property
 
 from colo_helper.hypervisor import abi as x
 from colo_helper.hypervisor.interface import HypervisorError
 
 
-@dataclass
 class XenLibraries:
     """The libraries of the running release, opened and bound, with one handle of each."""
 
-    release: str
-    ctrl: c.CDLL
-    ctrl_handle: int
-    foreign: c.CDLL
-    foreign_handle: int
+    def __init__(
+        self, release: str, ctrl: c.CDLL, ctrl_handle: int, foreign: c.CDLL, foreign_handle: int
+    ) -> None:
+        self.release = release
+        self.ctrl = ctrl
+        self.ctrl_handle = ctrl_handle
+        self.foreign = foreign
+        self.foreign_handle = foreign_handle
 
     @cached_property
     def guest(self) -> c.CDLL:

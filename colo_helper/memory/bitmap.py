@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Self
 
 from bitarray import bitarray
 
 
-@dataclass(slots=True)
 class DirtyBitmap:
     """Dirty frames; bit ``n`` is guest frame number ``n``.
 
@@ -18,7 +16,18 @@ class DirtyBitmap:
     (``xc_logdirty_control`` with XEN_DOMCTL_SHADOW_OP_CLEAN). Its length is the number of frames.
     """
 
-    bits: bitarray
+    __slots__ = ("bits",)
+
+    def __init__(self, bits: bitarray) -> None:
+        self.bits = bits
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DirtyBitmap) and self.bits == other.bits
+
+    __hash__ = None  # type: ignore[assignment]  # it changes in place
+
+    def __repr__(self) -> str:
+        return f"DirtyBitmap({self.count} of {self.frames} frames)"
 
     @classmethod
     def empty(cls, frames: int) -> Self:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from colo_helper.channel.wire import Frame, Kind
-from colo_helper.hypervisor.frames import Window, hash_window, search_order
+from colo_helper.hypervisor.frames import Window, search_order
+from colo_helper.hypervisor.hashing import hash_window
 from colo_helper.hypervisor.interface import Domain, SpecialFrame
 from colo_helper.memory.hashes import HashSet, differing_gfns
 from colo_helper.replication.conversation import Conversation
@@ -60,7 +61,7 @@ def compare(domain: Domain, conversation: Conversation, peer_frames: int) -> Com
     found = their_found = compared = 0
     different: list[int] = []
     for window in search_order(frames, pages, WINDOW_FRAMES):
-        conversation.send(Kind.HASH, {"start": window.start, "count": window.count})
+        conversation.send(Kind.HASH, {"start": window.start, "count": window.length})
         ours = hash_window(domain, window)
         frame = conversation.expect(Kind.HASHES)
         theirs, their_pages = parse_hashes(frame, window)
@@ -76,12 +77,12 @@ def compare(domain: Domain, conversation: Conversation, peer_frames: int) -> Com
 def parse_hashes(frame: Frame, window: Window) -> tuple[HashSet, int]:
     """Return the peer's hashes of a window and its number of pages; raises SessionEndedError."""
     try:
-        if (frame.head["start"], frame.head["count"]) != (window.start, window.count):
+        if (frame.head["start"], frame.head["count"]) != (window.start, window.length):
             raise ValueError("The peer hashed another window than it was asked for.")
         hashes = HashSet.unpack(frame.head["width"], *frame.parts)
         if (
             len(hashes)
-            and not window.start <= hashes.gfns[0] <= hashes.gfns[-1] < window.start + window.count
+            and not window.start <= hashes.gfns[0] <= hashes.gfns[-1] < window.start + window.length
         ):
             raise ValueError("The peer's hashes are of frames outside the window.")
         return hashes, int(frame.head["pages"])

@@ -7,7 +7,8 @@ import sys
 
 sys.path.insert(0, "/opt/colo-helper/current/site-packages")
 
-from colo_helper.hypervisor.frames import hash_window, search_order
+from colo_helper.hypervisor.frames import search_order
+from colo_helper.hypervisor.hashing import hash_window
 from colo_helper.hypervisor.libraries import open_libraries
 from colo_helper.hypervisor.xen import XenDomain
 

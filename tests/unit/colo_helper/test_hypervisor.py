@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,10 +14,9 @@ from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.hypervisor.frames import (
     FOUR_GIB_GFN,
     Window,
-    hash_window,
-    present,
     search_order,
 )
+from colo_helper.hypervisor.hashing import hash_window, present
 from colo_helper.hypervisor.interface import HypervisorError
 from colo_helper.memory.hashes import page_hash
 
@@ -61,7 +59,7 @@ def test_an_unknown_release_is_refused_by_name():
 
 def test_a_struct_of_another_size_is_noticed():
     with pytest.raises(abi.UnknownReleaseError, match=r"has 112 bytes here and 120 in Xen 4\.17"):
-        abi.check_sizes(replace(abi.ABIS["4.17"], domain_info_bytes=120))
+        abi.check_sizes(abi.ABIS["4.17"]._replace(domain_info_bytes=120))
 
 
 @given(
@@ -69,11 +67,11 @@ def test_a_struct_of_another_size_is_noticed():
 )
 def test_the_walk_covers_every_frame_once(nr_frames, pages, size):
     windows = sorted(search_order(nr_frames, pages, size), key=lambda window: window.start)
-    assert all(window.count <= size for window in windows)
+    assert all(window.length <= size for window in windows)
     end = 0
     for window in windows:
         assert window.start == end
-        end += window.count
+        end += window.length
     assert end == nr_frames
 
 
