@@ -35,8 +35,8 @@ class FrameWriter:
         domain = self._domain
         found = 0
         for window in search_order(domain.nr_frames(), domain.info().pages, _WINDOW_FRAMES):
-            for start in range(window.start, window.start + window.count, MAX_BATCH_PAGES):
-                end = min(start + MAX_BATCH_PAGES, window.start + window.count)
+            for start in range(window.start, window.start + window.length, MAX_BATCH_PAGES):
+                end = min(start + MAX_BATCH_PAGES, window.start + window.length)
                 found += self._send_batch(array("Q", range(start, end)), tell_absent=False)
             pages = domain.info().pages
             on_progress(found, pages)
