@@ -74,7 +74,7 @@ class EmulatedDomain:
 
     def _refusal(self, operation: str, errno_name: str) -> HypervisorError:
         return HypervisorError(
-            f"Xen refused to {operation} domain {self.domid}: {errno_name} (emulated).",
+            f"Xen refused to {operation} domain {self.domid}: {errno_name} (scripted).",
             operation=operation,
             domid=self.domid,
             errno_name=errno_name,
