@@ -20,10 +20,10 @@ class StreamLostError(HelperError):
 
 
 class StoppedError(HelperError):
-    """Somebody ended this helper with SIGTERM."""
+    """Somebody ended this helper; ``why`` is the signal."""
 
-    def __init__(self) -> None:
-        super().__init__("The helper was told to stop (SIGTERM).", errno.EINTR)
+    def __init__(self, why: str) -> None:
+        super().__init__(f"The helper was told to stop ({why}).", errno.EINTR)
 
 
 class AnswerError(HelperError):
@@ -44,6 +44,8 @@ def errno_of(error: Exception) -> int:
         return error.errnoval
     if isinstance(error, HypervisorError):
         return int(getattr(errno, error.errno_name, errno.EIO)) if error.errno_name else errno.EIO
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
     if isinstance(error, OSError) and error.errno:
         return error.errno
     return errno.EINVAL if isinstance(error, ValueError) else errno.EIO

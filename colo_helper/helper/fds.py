@@ -1,8 +1,8 @@
 """Exact reading and writing on the stream and the back channel, without reading ahead, and never stuck for good.
 
 Both descriptors belong to the parent too, so their flags must stay as they are: a pipe is opened once more for us, without
-blocking, and a socket is asked for each piece not to block. Every wait ends when somebody tells the helper to stop, and
-after the time limit, if there is one. A file is simply read and written.
+blocking, and a socket is asked for each piece not to block. Every wait ends when somebody tells the helper to stop, when
+the parent is gone, and after the time limit, if there is one. A file is simply read and written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import stat
 from collections.abc import Sequence
 from types import FrameType
 
-from colo_helper.helper.errors import StoppedError, StreamLostError
+from colo_helper.helper.errors import HelperError, ParentLostError, StoppedError, StreamLostError
 
 #: What a pipe may hold: fewer changes between the two programs at its ends. Linux's limit for everybody.
 _PIPE_BYTES = 1 << 20
@@ -26,35 +26,60 @@ _MAX_BUFFERS = 64
 
 
 class Stop:
-    """SIGTERM as something that can be waited for."""
+    """Reasons to end at once, as something that can be waited for: a signal, or a parent that is gone."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._why = ""
+        self._parent_fd = -1
         self._read_fd, self._write_fd = os.pipe()
         os.set_blocking(self._write_fd, False)
 
     def listen(self) -> None:
-        """Take SIGTERM from now on, also when the parent had it blocked; only the main thread may call this."""
+        """Take signals from now on; only the main thread may call this.
+
+        SIGTERM is libxl's, also when the parent had it blocked. SIGINT and SIGHUP come from the terminal of an xl that
+        ends by them; a parent that had them ignored, such as nohup, keeps that.
+        """
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        for number in (signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self.ask()
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self.ask(signal.Signals(number).name)
 
-    def ask(self) -> None:
+    def watch_parent(self, fd: int) -> None:
+        """Let every wait end when the other end of this pipe is closed; nothing is read from it."""
+        self._parent_fd = fd
+
+    def ask(self, why: str = "SIGTERM") -> None:
         """Stop: every wait and every step from now on raises StoppedError."""
         if not self.asked:
+            self._why = why
             self.asked = True
             os.write(self._write_fd, b"x")
 
     def check(self) -> None:
         """Raise StoppedError when somebody asked to stop."""
         if self.asked:
-            raise StoppedError
+            raise StoppedError(self._why)
 
-    def fileno(self) -> int:
-        """Readable when somebody asked to stop."""
-        return self._read_fd
+    def wait(self, fd: int, event: int, seconds: float | None) -> int:
+        """Wait for an event of ``fd``; returns its events, 0 after ``seconds``. Raises StoppedError, ParentLostError."""
+        poll = select.poll()
+        poll.register(fd, event)
+        poll.register(self._read_fd, select.POLLIN)
+        if self._parent_fd >= 0:
+            poll.register(
+                self._parent_fd, 0
+            )  # its end is reported unasked; its answers are not ours to read here
+        ready = dict(poll.poll(None if seconds is None else seconds * 1000))
+        self.check()
+        if ready.get(self._parent_fd, 0) & (select.POLLHUP | select.POLLERR):
+            raise ParentLostError("The parent closed its side while we waited for the other host.")
+        return ready.get(fd, 0)
 
     def close(self) -> None:
         """Close the pipe."""
@@ -75,7 +100,12 @@ class Fd:
         self._own = -1
         self._socket: socket.socket | None = None
         self._fd = fd
-        mode = os.fstat(fd).st_mode
+        try:
+            mode = os.fstat(fd).st_mode
+        except OSError as error:
+            raise HelperError(
+                f"{name} was to be descriptor {fd}, but: {error.strerror}.", error.errno or errno.EBADF
+            ) from error
         if stat.S_ISSOCK(mode):
             self._socket = socket.socket(fileno=os.dup(fd))
             self._fd = self._socket.fileno()
@@ -128,14 +158,14 @@ class Fd:
             return self._socket.recv_into(view, len(view), socket.MSG_DONTWAIT)
         return os.readv(self._fd, [view])
 
+    def check_stop(self) -> None:
+        """Raise StoppedError when somebody asked to stop: for a step that neither reads nor writes."""
+        self._stop.check()
+
     def readable_within(self, seconds: float) -> bool:
         """Tell whether something can be read, waiting at most so long; raises StoppedError."""
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        poll.register(self._stop.fileno(), select.POLLIN)
-        ready = poll.poll(seconds * 1000)
         self._stop.check()
-        return any(fd == self._fd and event & select.POLLIN for fd, event in ready)
+        return bool(self._stop.wait(self._fd, select.POLLIN, seconds) & select.POLLIN)
 
     def write(self, *buffers: bytes | memoryview) -> int:
         """Write all of the buffers; returns their bytes. Raises StreamLostError when nobody reads, StoppedError."""
@@ -164,10 +194,7 @@ class Fd:
         return os.writev(self._fd, buffers)
 
     def _wait(self) -> None:
-        poll = select.poll()
-        poll.register(self._fd, self._event)
-        poll.register(self._stop.fileno(), select.POLLIN)
-        if not poll.poll(None if self._limit_s is None else self._limit_s * 1000):
+        if not self._stop.wait(self._fd, self._event, self._limit_s):
             raise StreamLostError(f"{self._name}: nothing moved for {self._limit_s:g} s.", errno.ETIMEDOUT)
 
     def close(self) -> None:

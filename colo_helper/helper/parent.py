@@ -77,6 +77,10 @@ class PipeParent:
         self._send(Message(Callback.COMPLETE, (retval, errnoval)))
         self._answer()
 
+    def fileno(self) -> int:
+        """Return the pipe that the parent's answers come from."""
+        return self._read_fd
+
     def give_back(self) -> None:
         """Put the two pipes back to stdin and stdout, for another program that takes this one's place."""
         os.dup2(self._read_fd, 0)
@@ -95,7 +99,10 @@ class PipeParent:
     def _answer(self) -> int:
         data = b""
         while len(data) < messages.REPLY.size:
-            piece = os.read(self._read_fd, messages.REPLY.size - len(data))
+            try:
+                piece = os.read(self._read_fd, messages.REPLY.size - len(data))
+            except OSError as error:
+                raise ParentLostError(f"The parent's answer cannot be read: {error.strerror}.") from error
             if not piece:
                 raise ParentLostError("The parent closed its side instead of answering.")
             data += piece
