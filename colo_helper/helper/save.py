@@ -19,7 +19,7 @@ from colo_helper.helper.frames_out import FrameWriter
 from colo_helper.helper.messages import Callback, Level
 from colo_helper.helper.parent import EPOCH, Parent
 from colo_helper.hypervisor import abi
-from colo_helper.hypervisor.interface import Domain, HypervisorError
+from colo_helper.hypervisor.interface import Domain
 from colo_helper.memory.bitmap import DirtyBitmap
 from colo_helper.stream import libxc
 from colo_helper.stream.libxc import DomainHeader, RecordType
@@ -56,16 +56,15 @@ class Saver:
             if self.back is None:
                 raise HelperError("COLO needs a back channel, and the parent gave none.", errno.EINVAL)
             self._reader = DirtyReader(self.back)
-        self._qemu_logging(True)
-        failure: Exception | None = None
         try:
+            self._qemu_logging(True)
             self._save()
-        except (HelperError, HypervisorError, ParentLostError, OSError, ValueError) as error:
-            failure = error
-        problems = self._stop_logging()
-        if failure:
-            raise failure
-        if problems:
+        except BaseException:
+            # Also a failure that nobody has thought of must not leave a guest slow for good.
+            self._report(self._stop_logging())
+            raise
+        if problems := self._stop_logging():
+            self._report(problems[1:])
             raise problems[0]
 
     def _save(self) -> None:
@@ -178,6 +177,7 @@ class Saver:
     def _suspend(self) -> None:
         if self.parent.ask(Callback.SUSPEND) == 0:
             raise HelperError(f"The parent could not suspend domain {self.domain.domid}.")
+        self.stream.check_stop()
         info = self.domain.info()
         if not (info.suspended or (self._baseline and info.paused)):
             raise HelperError(f"Domain {self.domain.domid} is not suspended, although the parent says so.")
@@ -188,6 +188,7 @@ class Saver:
             return self._goes_on(Callback.POSTCOPY) and self._goes_on(Callback.CHECKPOINT)
         if self.parent.ask(Callback.CHECKPOINT) == 0:
             raise HelperError("The parent could not complete the checkpoint.")
+        self.stream.check_stop()
         return self._goes_on(Callback.POSTCOPY) and self._goes_on(Callback.WAIT_CHECKPOINT)
 
     def _goes_on(self, callback: Callback) -> bool:
@@ -195,6 +196,9 @@ class Saver:
         if answer < 0:
             name = callback.name.lower()
             raise AnswerError(f"The parent's {name} failed with {answer}.", answer, errno.EIO)
+        if answer > 0:
+            # Told to stop while the parent was busy: the guest need not stand still once more for it.
+            self.stream.check_stop()
         return answer > 0
 
     def _qemu_logging(self, enable: bool) -> None:
@@ -205,16 +209,22 @@ class Saver:
     def _stop_logging(self) -> list[Exception]:
         """Log-dirty off in Xen and in the device model, whatever has happened; returns what failed."""
         problems: list[Exception] = []
-        # Also when it was not on: a call to turn it on that failed may have left it half on.
-        for step in (self.domain.log_dirty_off, lambda: self._qemu_logging(False)):
+        steps = [self.domain.log_dirty_off]
+        if self.parent.serves(Callback.SWITCH_QEMU_LOGDIRTY):
+            steps.append(lambda: self._qemu_logging(False))
+        # Also when it was not on: a call to turn it on that failed may have left it on, or half on.
+        for step in steps:
             try:
                 step()
-            except (HelperError, HypervisorError, ParentLostError) as error:
+            except Exception as error:
                 problems.append(error)
+        return problems
+
+    def _report(self, problems: list[Exception]) -> None:
+        """Log what failed beside the cause that the parent is told."""
         for problem in problems:
             if not isinstance(problem, ParentLostError):
                 self.parent.log(Level.ERROR, str(problem), errno_of(problem))
-        return problems
 
     def _log(self, text: str) -> None:
         self.parent.log(Level.DETAIL, text)
