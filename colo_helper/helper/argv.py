@@ -60,6 +60,14 @@ class RestoreRequest:
     stream_type: StreamType = StreamType.PLAIN
 
 
+@dataclass(slots=True)
+class Results:
+    """What a restore has found out for its parent: the frames of the xenstore and the console ring, 0 until then."""
+
+    store_gfn: int = 0
+    console_gfn: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Invocation:
     """One parsed command line. ``back_fd`` may be NO_FD; ``modern``: the message numbers are those of 4.14 and later."""

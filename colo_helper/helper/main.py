@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 from colo_helper.helper.argv import (
     NO_FD,
     Invocation,
-    RestoreRequest,
+    Results,
     SaveRequest,
     StreamType,
     UsageError,
@@ -27,14 +28,14 @@ from colo_helper.hypervisor.interface import Domain, HypervisorError
 #: Exit statuses; 254 and 255 are those of Xen's own helper.
 _DONE, _USAGE, _PARENT_LOST, _INTERNAL = 0, 2, 254, 255
 #: How long the other side of a checkpointed stream may be silent while a guest stands still for it, in seconds.
-SILENCE_VARIABLE, _SILENCE_S = "COLO_SAVE_HELPER_SILENCE_S", 60.0
+SILENCE_VARIABLE, _SILENCE_S, _MAX_SILENCE_S = "COLO_SAVE_HELPER_SILENCE_S", 60.0, 86400.0
 #: Where checkpoints are kept that are too large for memory.
 SPOOL_VARIABLE, _SPOOL_DIR = "COLO_SAVE_HELPER_SPOOL", "/var/tmp"  # noqa: S108  (unlinked files of root)
 #: The helper for PV guests.
 STOCK_VARIABLE = "COLO_SAVE_HELPER_STOCK"
 
 DomainOpener = Callable[[int], Domain]
-_FAILURES = (HelperError, HypervisorError, OSError, ValueError)
+_FAILURES = (HelperError, HypervisorError, OSError, ValueError, MemoryError)
 
 
 def main() -> int:
@@ -42,7 +43,7 @@ def main() -> int:
     try:
         invocation = parse(sys.argv[1:])
     except UsageError as error:
-        sys.stderr.write(f"{NAME}: {error}\n")
+        _say(f"{error}")
         return _USAGE
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     stop = Stop()
@@ -51,12 +52,18 @@ def main() -> int:
     try:
         return serve(invocation, parent, stop, _open_xen_domain, _hand_over)
     except ParentLostError as error:
-        sys.stderr.write(f"{NAME}: {error}\n")
+        _say(f"{error}")
         return _PARENT_LOST
     except Exception as error:
-        sys.stderr.write(f"{NAME}: internal error: {error!r}\n")
-        parent.log(Level.CRITICAL, f"Internal error: {error!r}")
+        _say(f"internal error: {error!r}")
+        with contextlib.suppress(ParentLostError):
+            parent.log(Level.CRITICAL, f"Internal error: {error!r}")
         return _INTERNAL
+
+
+def _say(sentence: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that is gone must not change how we end
+        sys.stderr.write(f"{NAME}: {sentence}\n")
 
 
 def serve(
@@ -71,32 +78,39 @@ def serve(
     ``hand_over`` replaces this program by Xen's own helper, with a sentence for the log.
     """
     saving = isinstance(invocation.request, SaveRequest)
+    stop.watch_parent(parent.fileno())
     parent.log(Level.DEBUG, "starting save" if saving else "starting restore")
     fds: list[Fd] = []
+    results = Results()
     try:
         domain = open_domain(invocation.request.domid)
         try:
             if not domain.info().hvm:
                 hand_over(parent, f"Domain {domain.domid} is a PV guest, which Xen's own helper takes")
-            _run(invocation, domain, parent, stop, fds)
+            _run(invocation, domain, parent, stop, fds, results)
         finally:
             domain.close()
         retval, errnoval = 0, 0
     except _FAILURES as error:
         retval, errnoval = (error.retval if isinstance(error, AnswerError) else -1), errno_of(error)
-        parent.log(Level.ERROR, str(error), errnoval)
+        parent.log(Level.ERROR, str(error) or "This host has no memory left for the helper.", errnoval)
     finally:
         for fd in fds:
             fd.close()
+    if not saving:
+        # Also after a failure: the parent takes an end without results for a broken contract.
+        parent.tell(Callback.RESTORE_RESULTS, results.store_gfn, results.console_gfn)
     parent.complete(retval, errnoval)
     return _DONE
 
 
-def _run(invocation: Invocation, domain: Domain, parent: PipeParent, stop: Stop, fds: list[Fd]) -> None:
+def _run(
+    invocation: Invocation, domain: Domain, parent: PipeParent, stop: Stop, fds: list[Fd], results: Results
+) -> None:
     request = invocation.request
     saving = isinstance(request, SaveRequest)
     checkpointed = request.stream_type is not StreamType.PLAIN
-    limit_s = float(os.environ.get(SILENCE_VARIABLE, _SILENCE_S)) if checkpointed else None
+    limit_s = _silence_limit_s() if checkpointed else None
     # A secondary that runs waits for its primary as long as that takes; the parent knows whether the primary is there.
     stream = Fd(invocation.stream_fd, "The stream", stop, writing=saving, limit_s=limit_s if saving else None)
     fds.append(stream)
@@ -110,22 +124,24 @@ def _run(invocation: Invocation, domain: Domain, parent: PipeParent, stop: Stop,
 
         Saver(domain, request, parent, stream, back).run()
     else:
-        _restore(domain, request, parent, stream, back)
+        from colo_helper.helper.restore import Restorer  # noqa: PLC0415
+
+        spool_dir = Path(os.environ.get(SPOOL_VARIABLE, _SPOOL_DIR))
+        Restorer(domain, request, parent, stream, back, spool_dir, results).run()
 
 
-def _restore(
-    domain: Domain, request: RestoreRequest, parent: PipeParent, stream: Fd, back: Fd | None
-) -> None:
-    from colo_helper.helper.restore import Restorer  # noqa: PLC0415
-
-    restorer = Restorer(
-        domain, request, parent, stream, back, Path(os.environ.get(SPOOL_VARIABLE, _SPOOL_DIR))
-    )
+def _silence_limit_s() -> float:
+    text = os.environ.get(SILENCE_VARIABLE, "")
     try:
-        restorer.run()
-    finally:
-        # Also after a failure: the parent takes an end without results for a broken contract.
-        parent.tell(Callback.RESTORE_RESULTS, restorer.store_gfn, restorer.console_gfn)
+        limit_s = float(text) if text else _SILENCE_S
+    except ValueError:
+        limit_s = 0.0
+    if not 0 < limit_s <= _MAX_SILENCE_S:
+        raise HelperError(
+            f"{SILENCE_VARIABLE} is {text!r}; it must be a number of seconds above 0, {_MAX_SILENCE_S:g} at most.",
+            errno.EINVAL,
+        )
+    return limit_s
 
 
 def _protocol_fds() -> tuple[int, int]:

@@ -11,7 +11,7 @@ import errno
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from colo_helper.helper.argv import RestoreRequest, StreamType
+from colo_helper.helper.argv import RestoreRequest, Results, StreamType
 from colo_helper.helper.back_channel import DirtyWriter
 from colo_helper.helper.errors import HelperError, StreamLostError
 from colo_helper.helper.fds import Fd
@@ -39,6 +39,10 @@ _STATIC = (
 _RINGS = {abi.PARAM_STORE_PFN, abi.PARAM_CONSOLE_PFN, abi.PARAM_IOREQ_PFN, abi.PARAM_BUFIOREQ_PFN}
 
 
+#: Xen has fewer than 64 parameters; the C call would cut a larger number off and set another one.
+_PARAM_LIMIT = 1 << 16
+
+
 class _FailoverError(Exception):
     """The primary is gone: the domain goes on from the last complete checkpoint."""
 
@@ -47,7 +51,7 @@ class _FailoverError(Exception):
 class Restorer:
     """One restore. ``run`` returns when the domain is complete, or is to take over; it raises HelperError and others.
 
-    ``store_gfn`` and ``console_gfn`` are the results the parent wants; 0 until they are known.
+    ``results`` is filled as the image tells them, and is right as far as it is filled when ``run`` fails.
     """
 
     domain: Domain
@@ -56,8 +60,7 @@ class Restorer:
     stream: Fd
     back: Fd | None
     spool_dir: Path
-    store_gfn: int = 0
-    console_gfn: int = 0
+    results: Results = field(default_factory=Results)
     _frames: FrameReader = field(init=False)
     _spool: Spool = field(init=False)
     _writer: DirtyWriter | None = field(init=False, default=None)
@@ -168,8 +171,8 @@ class Restorer:
         if kind == RecordType.X86_TSC_INFO:
             libxc.parse_tsc_info(body)
         elif kind == RecordType.HVM_PARAMS:
-            libxc.parse_hvm_params(body)
-        elif kind != RecordType.HVM_CONTEXT and not libxc.is_optional(kind):
+            _parse_params(body)
+        elif kind in _STATIC or (kind != RecordType.HVM_CONTEXT and not libxc.is_optional(kind)):
             raise StreamError(f"{libxc.name_of(kind)} cannot be part of a checkpoint.")
 
     def _apply_small(self, kind: int, body: bytes) -> None:
@@ -178,7 +181,7 @@ class Restorer:
         elif kind == RecordType.HVM_CONTEXT:
             self._context = body
         elif kind == RecordType.HVM_PARAMS:
-            self._apply_params(libxc.parse_hvm_params(body))
+            self._apply_params(_parse_params(body))
         elif kind in _STATIC:
             self._take_static(kind, body)
         elif not libxc.is_optional(kind):
@@ -229,9 +232,9 @@ class Restorer:
             if index == abi.PARAM_PAE_ENABLED:
                 continue
             if index == abi.PARAM_STORE_PFN:
-                self.store_gfn = value
+                self.results.store_gfn = value
             elif index == abi.PARAM_CONSOLE_PFN:
-                self.console_gfn = value
+                self.results.console_gfn = value
             if self._lived and self.domain.get_param(index) == value:
                 continue
             if index in _RINGS and not self._lived:
@@ -249,6 +252,7 @@ class Restorer:
             raise _FailoverError("The parent's part of the checkpoint did not arrive.")
         if answer != _SUCCESS:
             raise HelperError(f"The parent could not complete the checkpoint (it answered {answer}).")
+        self.stream.check_stop()  # the last moment to leave the domain as it is
         if self._keeping:
             self._apply_kept()
         self._checkpoints += 1
@@ -269,13 +273,14 @@ class Restorer:
         """Between two checkpoints of a COLO secondary: let it run, stop it, send B."""
         self._complete()
         self._lived = True
-        self.parent.tell(Callback.RESTORE_RESULTS, self.store_gfn, self.console_gfn)
+        self.parent.tell(Callback.RESTORE_RESULTS, self.results.store_gfn, self.results.console_gfn)
         for callback in (Callback.POSTCOPY, Callback.WAIT_CHECKPOINT, Callback.SUSPEND):
             answer = self.parent.ask(callback)
             if answer == _FAILOVER:
                 raise _FailoverError(f"The parent lost the primary ({callback.name.lower()}).")
             if answer != _SUCCESS:
                 raise HelperError(f"The parent's {callback.name.lower()} failed with {answer}.")
+            self.stream.check_stop()
         assert self._writer is not None
         # The size is asked for at every clean: at the start the domain was empty.
         dirty = self.domain.clean_dirty(final=False)
@@ -293,15 +298,26 @@ class Restorer:
             domain.set_param(abi.PARAM_CONSOLE_EVTCHN, request.console_evtchn)
         domain.set_context(self._context)
         if not self._lived:
-            store, console = (request.store_domid, self.store_gfn), (request.console_domid, self.console_gfn)
+            store, console = (
+                (request.store_domid, self.results.store_gfn),
+                (request.console_domid, self.results.console_gfn),
+            )
             domain.seed_grant_table(store, console)
 
     def _require_image(self) -> None:
-        kinds = [kind for kind, _ in self._spool.small]
-        if RecordType.HVM_CONTEXT not in kinds if self._keeping else not self._context:
+        came = (body for kind, body in self._spool.small if kind == RecordType.HVM_CONTEXT)
+        if not (any(came) if self._keeping else self._context):
             raise StreamError("The state of the CPUs has not come.")
 
     @staticmethod
     def _expect_empty(kind: int, length: int) -> None:
         if length:
             raise StreamError(f"{libxc.name_of(kind)} has {length} bytes, it must have none.")
+
+
+def _parse_params(body: bytes) -> list[tuple[int, int]]:
+    params = libxc.parse_hvm_params(body)
+    for index, _ in params:
+        if index >= _PARAM_LIMIT:
+            raise StreamError(f"The HVM parameter {index:#x} is named, which no Xen has.")
+    return params
