@@ -36,8 +36,8 @@ class DirtyReader:
 
     def read(self, frame_limit: int) -> DirtyBitmap:
         """Return B; no frame at or beyond ``frame_limit`` is in it. Raises HelperError with what is wrong."""
-        kind, length = libxc.parse_record_header(self._fd.read_exact(RECORD_HEADER_BYTES))
         try:
+            kind, length = libxc.parse_record_header(self._fd.read_exact(RECORD_HEADER_BYTES))
             if kind == RecordType.COLO_DIRTY_BITMAP:
                 return self._bitmap(length, frame_limit)
             if kind == RecordType.CHECKPOINT_DIRTY_PFN_LIST:

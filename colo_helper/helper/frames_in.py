@@ -131,7 +131,8 @@ class FrameReader:
         absent = entries.of_types(_ABSENT)
         if not self._populated.count(1, min(absent), max(absent) + 1):
             return  # holes on both sides, nearly always
-        gone = array("Q", (gfn for gfn in absent if self._populated[gfn]))
+        # Each once: a record may name a frame twice, and the hypervisor would refuse the second.
+        gone = array("Q", (gfn for gfn in dict.fromkeys(absent) if self._populated[gfn]))
         if gone:
             self._domain.depopulate(gone)
             for gfn in gone:

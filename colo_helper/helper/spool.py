@@ -98,9 +98,17 @@ class Spool:
         """Fill ``view`` with the next bytes of the batch yielded last."""
         done = 0
         while done < len(view):
-            got = self._file.readinto(view[done:])
+            try:
+                got = self._file.readinto(view[done:])
+            except OSError as error:
+                raise HelperError(
+                    f"The checkpoint that was kept in {self._directory} cannot be read back: {error.strerror}.",
+                    error.errno or errno.EIO,
+                ) from error
             if not got:
-                raise HelperError("The kept checkpoint is shorter than it was.")
+                raise HelperError(
+                    f"The checkpoint that was kept in {self._directory} is shorter than it was."
+                )
             done += got
 
     def page_count(self) -> int:
