@@ -118,7 +118,12 @@ class Side:
     """One helper in a thread and its parent in another."""
 
     def __init__(
-        self, parent: SideParent, request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int
+        self,
+        parent: SideParent,
+        request: SaveRequest | RestoreRequest,
+        stream_fd: int,
+        back_fd: int,
+        server: Callable[[int, int, str], MessageServer] = MessageServer,
     ):
         self.parent = parent
         self.stop = Stop()
@@ -130,7 +135,8 @@ class Side:
         self._from_helper, from_helper = os.pipe()
         invocation = argv.parse(argv.build(request, stream_fd, back_fd, callout.served_bits(request)))
         helper_parent = PipeParent(to_helper, from_helper, invocation)
-        self.server = MessageServer(self._from_helper, self._to_helper, parent.name)
+        self.server = server(self._from_helper, self._to_helper, parent.name)
+        self._left_open = [to_helper, self._from_helper]
 
         def helper() -> None:
             try:
@@ -161,6 +167,10 @@ class Side:
         for thread in self.threads:
             thread.join(JOIN_S)
             assert not thread.is_alive(), f"{self.parent.name} hangs; it said {self.parent.lines}"
+        while self._left_open:
+            os.close(self._left_open.pop())
+            if not self._left_open:
+                self.stop.close()
 
 
 def _no_stock(_parent: PipeParent, sentence: str) -> None:
