@@ -11,10 +11,11 @@ version_added: "0.1.0"
 description:
   - Unpacks an archive of M(colo_bundle) beside the releases that are there, starts it once to see that it works, and
     only then switches the link C(current) to it. Until that moment the old release stays in use.
+  - Where xl saves VMs with colo_helper (M(colo_save_helper)), the release's save helper must start, too.
   - Old releases go, except as many as O(keep) says and those that a running process still uses.
 options:
   state:
-    description: V(absent) removes all releases; it refuses while a process uses one.
+    description: V(absent) removes all releases; it refuses while a process uses one, or xl by M(colo_save_helper).
     type: str
     choices: [present, absent]
     default: present

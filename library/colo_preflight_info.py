@@ -102,6 +102,13 @@ helper:
   type: dict
   returned: always
   sample: {digest: 0f1e2d3c4b5a6978, releases: [0f1e2d3c4b5a6978]}
+save_helper:
+  description: >-
+    What xl of each installed release of Xen saves VMs with - V(ours), V(stock) (Xen's own), V(other) (somebody else's)
+    or V(none).
+  type: dict
+  returned: always
+  sample: {"4.17": stock}
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ansible.module_utils.colo import host
+from ansible.module_utils.colo import host, save_helper
 from ansible.module_utils.colo.files import read_text
 from ansible.module_utils.colo.release import describe
 
@@ -121,4 +121,5 @@ def report(module: AnsibleModule) -> dict[str, Any]:
         "python_version": ".".join(map(str, facts.python)),
         "free_memory_mib": facts.free_memory_mib,
         "helper": describe(Path(module.params["prefix"])),
+        "save_helper": save_helper.describe(),
     }

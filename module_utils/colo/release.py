@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.colo.base import DesiredState, Failure, host_name
 from ansible.module_utils.colo.files import exclusive, read_json, switch_link
+from ansible.module_utils.colo.save_helper import VARIABLE, places_linked_into, require_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -106,6 +107,13 @@ class HelperRelease(DesiredState):
                     f"colo_helper is in use on {host_name()} (release {', '.join(sorted(used))}): "
                     "end the protection of its VMs first with playbooks/unprotect.yml."
                 )
+            places = places_linked_into(self.prefix)
+            if places:
+                raise Failure(
+                    f"xl on {host_name()} saves VMs with colo_helper ({', '.join(places)} points into {self.prefix}): "
+                    f"set {VARIABLE}: false and run playbooks/site.yml first.",
+                    places=places,
+                )
             return {"digest": None, "releases": []}
         others = [digest for digest in installed(self.prefix) if digest != self.digest]
         keep: int = self.module.params["keep"]
@@ -124,6 +132,7 @@ class HelperRelease(DesiredState):
             if self.digest not in installed(self.prefix):
                 self._install(before["digest"])
             if current_digest(self.prefix) != self.digest:
+                self._require_save_helper(before["digest"])
                 switch_link(self.prefix / "current", f"releases/{self.digest}")
             for digest in set(before["releases"]) - set(desired["releases"]):
                 shutil.rmtree(self.releases / digest, ignore_errors=True)
@@ -137,6 +146,17 @@ class HelperRelease(DesiredState):
         """The digest, and what its manifest says."""
         manifest = read_json(self.prefix / "current" / MANIFEST) or {}
         return {**state, "version": manifest.get("version"), "path": str(self.prefix / "current")}
+
+    def _require_save_helper(self, old: str | None) -> None:
+        """Where xl saves VMs with the release in use, the next one must be able to."""
+        places = places_linked_into(self.prefix)
+        if places:
+            require_program(
+                self.module,
+                self.releases / self.digest / "bin" / "colo-save-helper",
+                f"release {old} stays in use, because {places[0]} leads there. "
+                f"Take another release, or set {VARIABLE}: false.",
+            )
 
     def _install(self, old: str | None) -> None:
         stays = f"release {old} stays in use" if old else "nothing was installed"

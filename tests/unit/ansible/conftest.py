@@ -28,7 +28,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Runner:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     """A host named xa whose files are below a temporary directory."""
-    names = ("base", "channel", "filetree", "gate", "preflight", "release", "snapshot", "vm")
+    names = ("base", "channel", "filetree", "gate", "preflight", "release", "save_helper", "snapshot", "vm")
     modules = {name: utility(name) for name in names}
     gate, preflight, release, snapshot = (
         modules[name] for name in ("gate", "preflight", "release", "snapshot")
@@ -41,7 +41,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
         if hasattr(module, "host_name"):
             monkeypatch.setattr(module, "host_name", lambda: "xa")
     monkeypatch.setattr(preflight.platform, "node", lambda: "xa")
-    for name in ("vms", "states", "etc", "proc", "net"):
+    for name in ("vms", "states", "etc", "proc", "net", "lib"):
         (tmp_path / name).mkdir()
     (tmp_path / "boot_id").write_text("boot-1\n")
     monkeypatch.setattr(snapshot, "CONFIGURATIONS", tmp_path / "vms")
@@ -49,6 +49,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     monkeypatch.setattr(snapshot, "BOOT_ID", tmp_path / "boot_id")
     monkeypatch.setattr(gate, "PREFIX", tmp_path / "opt")
     monkeypatch.setattr(release, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(modules["save_helper"], "LIBRARIES", tmp_path / "lib")
     monkeypatch.setattr(preflight, "CAPABILITIES", tmp_path / "etc" / "capabilities")
     monkeypatch.setattr(preflight, "OS_RELEASE", tmp_path / "etc" / "os-release")
     monkeypatch.setattr(preflight, "DEVICE_MODEL", tmp_path / "etc" / "device-model")

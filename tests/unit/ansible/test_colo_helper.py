@@ -180,3 +180,28 @@ def test_removal_is_refused_while_in_use(install: Any, run: Runner, host: FakeHo
     assert run("colo_helper", state="absent", prefix=str(prefix))["changed"] is True
     assert not prefix.exists()
     assert run("colo_helper", state="absent", prefix=str(prefix))["changed"] is False
+
+
+def test_a_release_whose_save_helper_does_not_start_is_not_used_where_xl_saves_with_it(
+    install: Any, run: Runner, host: FakeHost, prefix: Path
+) -> None:
+    install("d1")
+    install("d2")
+    place = host.root / "lib" / "xen-4.17" / "bin" / "libxl-save-helper"
+    place.parent.mkdir(parents=True)
+    place.symlink_to(prefix / "current" / "bin" / "colo-save-helper")
+    without = run("colo_helper", digest="d1", prefix=str(prefix))
+    assert without["msg"] == (
+        f"There is no {prefix}/releases/d1/bin/colo-save-helper on xa: release d2 stays in use, because {place} leads there. "
+        "Take another release, or set colo_host_save_helper_default: false."
+    )
+    (prefix / "releases" / "d1" / "bin" / "colo-save-helper").write_text("")
+    host.answers["colo-save-helper"] = lambda _words: (1, "", "ImportError: no colo_helper\n")
+    broken = run("colo_helper", digest="d1", prefix=str(prefix))
+    assert broken["msg"].startswith(
+        f"{prefix}/releases/d1/bin/colo-save-helper does not start on xa (exit 1, not 2 and its usage): "
+        "ImportError: no colo_helper; release d2 stays in use, "
+    )
+    assert (prefix / "current").readlink() == Path("releases/d2")
+    host.answers["colo-save-helper"] = lambda _words: (2, "", "colo-save-helper: The first argument is ''\n")
+    assert run("colo_helper", digest="d1", prefix=str(prefix))["digest"] == "d1"

@@ -54,6 +54,7 @@ def test_preflight_of_a_host_in_order(xen_host: FakeHost, run: Runner) -> None:
     )
     assert (result["python_version"], result["free_memory_mib"]) == (PYTHON, 902)
     assert result["helper"] == {"digest": None, "releases": []}
+    assert result["save_helper"] == {}
     assert len(result["findings"]) == 8
 
 
