@@ -7,6 +7,7 @@ round would not make it less.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,17 +42,15 @@ class Verdict:
 
 
 def pages_per_second(rounds: Sequence[Round]) -> float:
-    """Return how fast pages went, by all rounds that took a measurable time."""
+    """Return how fast pages went in all rounds together; infinite when that took no measurable time."""
     seconds = sum(finished.seconds for finished in rounds)
-    return sum(finished.pages for finished in rounds) / seconds if seconds > 0 else float("inf")
+    return sum(finished.pages for finished in rounds) / seconds if seconds > 0 else math.inf
 
 
 def after_round(rounds: Sequence[Round], guest_pages: int, target_ms: float = TARGET_DOWNTIME_MS) -> Verdict:
     """Decide after a round whether the guest is stopped for the last one."""
     dirty = rounds[-1].dirty_after
-    rate = pages_per_second(rounds)
-    need_ms = 1000 * dirty / rate
-    what = f"{dirty} dirty pages take about {need_ms:.0f} ms at {rate * PAGE_BYTES / 1e6:.1f} MB/s"
+    need_ms, what = _estimate(dirty, pages_per_second(rounds))
     if need_ms <= target_ms:
         return Verdict(True, f"{what}, no more than the {target_ms:g} ms allowed.")
     if len(rounds) >= MAX_ROUNDS:
@@ -64,3 +63,14 @@ def after_round(rounds: Sequence[Round], guest_pages: int, target_ms: float = TA
     ):
         return Verdict(True, f"{what}, and the guest dirties them as fast as they go.")
     return Verdict(False, f"{what}; another round.")
+
+
+def _estimate(dirty: int, rate: float) -> tuple[float, str]:
+    """Return how long ``dirty`` pages take at so many a second, in ms, and the beginning of a sentence about it."""
+    count = "1 dirty page takes" if dirty == 1 else f"{dirty} dirty pages take"
+    if rate == math.inf:
+        return 0.0, f"{count} no measurable time"
+    if rate == 0:  # nothing has been sent, so nothing is known of the link
+        return (math.inf if dirty else 0.0), f"{count} a time that is not known yet"
+    need_ms = 1000 * dirty / rate
+    return need_ms, f"{count} about {need_ms:.0f} ms at {rate * PAGE_BYTES / 1e6:.1f} MB/s"
