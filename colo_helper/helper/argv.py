@@ -6,6 +6,7 @@ patch of 2015 that brought the back channel, whose form is that of 4.7. All argu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, unique
@@ -155,12 +156,11 @@ def build(request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int, c
 
 
 def _number(name: str, text: str, arguments: Sequence[str]) -> int:
-    low = NO_FD if name == "back_fd" else 0
-    try:
-        value = int(text, 10)
-    except ValueError:
-        value = low - 1
-    if not low <= value < _LIMITS.get(name, _WORD_LIMIT):
+    if name == "back_fd" and text == str(NO_FD):
+        return NO_FD
+    # As libxl prints them; int() would take signs, blanks and underscores as well.
+    value = int(text) if re.fullmatch("[0-9]{1,20}", text) else _WORD_LIMIT
+    if value >= _LIMITS.get(name, _WORD_LIMIT):
         raise UsageError(
             f"The argument {name} of {arguments[0]} is {text!r} in {_quote(arguments[1:])}.\n{_known()}"
         )
