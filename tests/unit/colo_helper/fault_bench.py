@@ -232,7 +232,10 @@ class BenchServer(MessageServer):
     def vanish(self):
         """Both pipes end at once, under the same numbers: the thread that serves them finds out by itself."""
         null = os.open(os.devnull, os.O_RDWR)
-        for fd in (self._write_fd, self._read_fd):  # the second one ends the thread, which then closes the first
+        for fd in (
+            self._write_fd,
+            self._read_fd,
+        ):  # the second one ends the thread, which then closes the first
             os.dup2(null, fd)
         os.close(null)
 
