@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum, unique
+from typing import NamedTuple
 
 SAVE, RESTORE = "--save-domain", "--restore-domain"
 
@@ -40,8 +40,7 @@ class StreamType(IntEnum):
     COLO = 2
 
 
-@dataclass(frozen=True, slots=True)
-class SaveRequest:
+class SaveRequest(NamedTuple):
     """What to save. ``callbacks`` has a bit for each callback the parent serves, as ``messages`` numbers them."""
 
     domid: int
@@ -49,8 +48,7 @@ class SaveRequest:
     stream_type: StreamType = StreamType.PLAIN
 
 
-@dataclass(frozen=True, slots=True)
-class RestoreRequest:
+class RestoreRequest(NamedTuple):
     """What to restore into: a domain that exists, empty and paused, and its event channels and their domains."""
 
     domid: int
@@ -61,16 +59,17 @@ class RestoreRequest:
     stream_type: StreamType = StreamType.PLAIN
 
 
-@dataclass(slots=True)
 class Results:
     """What a restore has found out for its parent: the frames of the xenstore and the console ring, 0 until then."""
 
-    store_gfn: int = 0
-    console_gfn: int = 0
+    __slots__ = ("console_gfn", "store_gfn")
+
+    def __init__(self) -> None:
+        self.store_gfn = 0
+        self.console_gfn = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Invocation:
+class Invocation(NamedTuple):
     """One parsed command line. ``back_fd`` may be NO_FD; ``modern``: the message numbers are those of 4.14 and later."""
 
     request: SaveRequest | RestoreRequest

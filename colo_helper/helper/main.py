@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from colo_helper.helper.argv import (
     NO_FD,
@@ -126,7 +125,7 @@ def _run(
     else:
         from colo_helper.helper.restore import Restorer  # noqa: PLC0415
 
-        spool_dir = Path(os.environ.get(SPOOL_VARIABLE, _SPOOL_DIR))
+        spool_dir = os.environ.get(SPOOL_VARIABLE, _SPOOL_DIR)
         Restorer(domain, request, parent, stream, back, spool_dir, results).run()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from colo_helper.stream.libxc import PAGE_BYTES
 
@@ -24,8 +24,7 @@ _PATIENCE = 2
 _MAX_COPIES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
+class Round(NamedTuple):
     """One finished round: pages sent, how long that took, and how many were dirty at its end."""
 
     pages: int
@@ -33,8 +32,7 @@ class Round:
     dirty_after: int
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether the guest is stopped now, and one sentence why."""
 
     stop: bool

@@ -8,8 +8,6 @@ a whole; a stream that breaks before that leaves the domain as it was.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from colo_helper.helper.argv import RestoreRequest, Results, StreamType
 from colo_helper.helper.back_channel import DirtyWriter
@@ -47,35 +45,39 @@ class _FailoverError(Exception):
     """The primary is gone: the domain goes on from the last complete checkpoint."""
 
 
-@dataclass(slots=True)
 class Restorer:
     """One restore. ``run`` returns when the domain is complete, or is to take over; it raises HelperError and others.
 
     ``results`` is filled as the image tells them, and is right as far as it is filled when ``run`` fails.
     """
 
-    domain: Domain
-    request: RestoreRequest
-    parent: Parent
-    stream: Fd
-    back: Fd | None
-    spool_dir: Path
-    results: Results = field(default_factory=Results)
-    _frames: FrameReader = field(init=False)
-    _spool: Spool = field(init=False)
-    _writer: DirtyWriter | None = field(init=False, default=None)
-    _version: int = field(init=False, default=0)
-    _static_done: bool = field(init=False, default=False)
-    _policy: dict[int, bytes] = field(init=False, default_factory=dict)
-    _context: bytes = field(init=False, default=b"")
-    #: Whether the domain has run, or was made equal before this stream: its rings are in use.
-    _lived: bool = field(init=False, default=False)
-    #: Complete checkpoints, the first image among them.
-    _checkpoints: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        self._frames = FrameReader(self.domain)
-        self._spool = Spool(self.spool_dir, self._frames.limit)
+    def __init__(
+        self,
+        domain: Domain,
+        request: RestoreRequest,
+        parent: Parent,
+        stream: Fd,
+        back: Fd | None,
+        spool_dir: str,
+        results: Results | None = None,
+    ) -> None:
+        self.domain = domain
+        self.request = request
+        self.parent = parent
+        self.stream = stream
+        self.back = back
+        self.results = results or Results()
+        self._frames = FrameReader(domain)
+        self._spool = Spool(spool_dir, self._frames.limit)
+        self._writer: DirtyWriter | None = None
+        self._version = 0
+        self._static_done = False
+        self._policy: dict[int, bytes] = {}
+        self._context = b""
+        #: Whether the domain has run, or was made equal before this stream: its rings are in use.
+        self._lived = False
+        #: Complete checkpoints, the first image among them.
+        self._checkpoints = 0
 
     @property
     def _colo(self) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import time
-from dataclasses import dataclass, field
 
 from colo_helper.helper import policy
 from colo_helper.helper.argv import FLAG_BASELINE, FLAG_LIVE, SaveRequest, StreamType
@@ -25,22 +24,21 @@ from colo_helper.stream import libxc
 from colo_helper.stream.libxc import DomainHeader, RecordType
 
 
-@dataclass(slots=True)
 class Saver:
     """One save. ``run`` does everything; it raises AnswerError, HelperError, HypervisorError or ParentLostError."""
 
-    domain: Domain
-    request: SaveRequest
-    parent: Parent
-    stream: Fd
-    back: Fd | None
-    _frames: FrameWriter = field(init=False)
-    _reader: DirtyReader | None = field(init=False, default=None)
-    #: Dirty frames of a live round that was not sent any more; the last round sends them.
-    _left: DirtyBitmap | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        self._frames = FrameWriter(self.domain, self.stream)
+    def __init__(
+        self, domain: Domain, request: SaveRequest, parent: Parent, stream: Fd, back: Fd | None
+    ) -> None:
+        self.domain = domain
+        self.request = request
+        self.parent = parent
+        self.stream = stream
+        self.back = back
+        self._frames = FrameWriter(domain, stream)
+        self._reader: DirtyReader | None = None
+        #: Dirty frames of a live round that was not sent any more; the last round sends them.
+        self._left: DirtyBitmap | None = None
 
     @property
     def _checkpointed(self) -> bool:

@@ -7,10 +7,11 @@ file, and MAX_SMALL_BYTES of other records.
 from __future__ import annotations
 
 import errno
-import tempfile
+import os
 from array import array
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cached_property
+from typing import IO
 
 from colo_helper.helper.errors import HelperError
 from colo_helper.helper.fds import Fd
@@ -34,18 +35,21 @@ _COPY_BYTES = 1 << 20
 class Spool:
     """The pages of one checkpoint and its other records, in the order they came; ``most_frames`` is the guest's bound."""
 
-    def __init__(self, directory: Path, most_frames: int) -> None:
-        self._directory = directory
+    def __init__(self, directory: str | os.PathLike[str], most_frames: int) -> None:
+        self._directory = os.fspath(directory)
         self._most_frames = most_frames
         self._buffer = bytearray(_COPY_BYTES)
-        self._file = self._new_file()
         self._gfns = array("Q")
         self._types = bytearray()
         self._content = 0
         self.small: list[tuple[int, bytes]] = []
 
-    def _new_file(self) -> tempfile.SpooledTemporaryFile[bytes]:
-        return tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES, dir=str(self._directory))
+    @cached_property
+    def _file(self) -> IO[bytes]:
+        """Where the pages are; made for the first of them, because most restores never keep any."""
+        import tempfile  # noqa: PLC0415  (start-up counts in a slow dom0)
+
+        return tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES, dir=self._directory)
 
     def keep(self, kind: int, body: bytes) -> None:
         """Keep a record that is not pages; raises StreamError when no checkpoint has so many."""
@@ -99,7 +103,7 @@ class Spool:
         done = 0
         while done < len(view):
             try:
-                got = self._file.readinto(view[done:])
+                got = self._file.readinto(view[done:])  # type: ignore[attr-defined]
             except OSError as error:
                 raise HelperError(
                     f"The checkpoint that was kept in {self._directory} cannot be read back: {error.strerror}.",
@@ -117,11 +121,12 @@ class Spool:
 
     def clear(self) -> None:
         """Forget everything and give the memory back."""
-        self._file.close()
-        self._file = self._new_file()
+        self.close()
         self._gfns, self._types, self._content = array("Q"), bytearray(), 0
         self.small.clear()
 
     def close(self) -> None:
-        """Forget everything for good."""
-        self._file.close()
+        """Forget the pages."""
+        if "_file" in self.__dict__:
+            self._file.close()
+            del self._file

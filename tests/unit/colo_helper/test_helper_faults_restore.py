@@ -484,7 +484,7 @@ class FullDisk:
 @checkpointed
 def test_no_room_to_keep_a_checkpoint(monkeypatch, mode):
     whole = image(mode)
-    monkeypatch.setattr(spool.tempfile, "SpooledTemporaryFile", FullDisk)
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile", FullDisk)
     kept = [
         found
         for found in records(whole.data)
@@ -504,7 +504,7 @@ def test_no_room_to_keep_a_checkpoint(monkeypatch, mode):
 
 @checkpointed
 def test_a_kept_checkpoint_cannot_be_read_back(monkeypatch, mode):
-    monkeypatch.setattr(spool.tempfile, "SpooledTemporaryFile", FullDisk)
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile", FullDisk)
     monkeypatch.setattr(FullDisk, "room", 1 << 20)
     monkeypatch.setattr(FullDisk, "reads_fail", True)
     run = Restoring(mode, image(mode).data).run()
