@@ -231,6 +231,9 @@ def test_sigterm_at_every_step(mode):
         asked = [name for name in run.parent.called if name != "qemu_logdirty_off"]
         if point.what.startswith("ask"):
             assert asked[-1] == point.what.split()[1], f"{point}: no other callback follows"
+            last = run.bench.seen.index(point)
+            after = [other.what for other in run.bench.seen[last + 1 :] if other.what.startswith("op")]
+            assert after == ["op log_dirty_off"], f"{point}: nothing more is done to the guest"
 
 
 @every_mode

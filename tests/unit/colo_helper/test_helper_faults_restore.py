@@ -347,6 +347,9 @@ def test_nonsense_in_the_stream(mode):
 def refused(mode: Mode, data: bytes, where: object, k: int, words: str) -> None:
     run = Restoring(mode, data).run()
     assert_failed(run, str(where)[:200], (-1, errno.EINVAL), words)
+    assert run.parent.called.count("checkpoint") == k, (
+        f"{where}: the parent was asked before all of it had been checked"
+    )
     if k:
         assert run.domain.state() == image(mode).untouched[k], f"{where}: the copy is not what it was"
 

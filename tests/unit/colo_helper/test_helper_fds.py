@@ -352,8 +352,10 @@ def test_nothing_moves_after_a_stop(ends, kind, writing):
 
 @pytest.fixture
 def signals():
-    """The dispositions and the mask of this process, as they were."""
+    """By default none is ignored, as in a shell's background; afterwards they are as they were."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    for number in kept:
+        signal.signal(number, signal.SIG_DFL)
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)

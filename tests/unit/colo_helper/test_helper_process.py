@@ -71,7 +71,9 @@ class Acting(BenchParent):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_while_the_parent_is_busy(program, stream, number):
+    inherited = signal.signal(number, lambda *_: None)  # a handler becomes the default in a new program
     helper = HelperProcess.start(REQUEST, stream, program=program())
+    signal.signal(number, inherited)
     parent = Acting(lambda: os.kill(helper.pid, number))
     outcome = helper.serve(parent)
     assert (outcome.retval, outcome.errnoval, outcome.exit_status, outcome.error) == (-1, errno.EINTR, 0, "")
