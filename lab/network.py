@@ -99,6 +99,12 @@ def close_taps(fds: Iterable[int]) -> None:
         os.close(fd)
 
 
+def forget_guests(settings: Settings, path: str, host: str) -> None:
+    """Let a path's bridge forget whom it has seen behind a host: a guest that moves without a word is found again."""
+    with NetNS(settings.netns) as ipr:
+        ipr.brport("set", index=ipr.link_lookup(ifname=tap(path, host))[0], flush=1)
+
+
 def narrow(settings: Settings, path: str, rate_bit_s: int) -> None:
     """Limit what each host receives on a path to `rate_bit_s` bits per second (token bucket)."""
     with _existing(settings) as ipr:

@@ -9,9 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyroute2 import NetNS
-
-from lab import guests, ssh
+from lab import guests, network, ssh
 from lab.guests import Client
 from lab.settings import HOSTS, Settings, address, host_number
 
@@ -28,7 +26,6 @@ host=$1
 shift
 exec ssh -i /root/.ssh/id_lab -o BatchMode=yes "root@$host" {environment} "$@"
 """
-_MACS = {"h1": "52:54:00:c0:77:10", "pvh1": "52:54:00:c0:77:12"}
 
 
 def environment(which: str) -> str:
@@ -90,14 +87,8 @@ class MovedGuest:
 
     def arrived(self) -> None:
         """The guest is on the other host now; let the client's bridge forget where it was."""
-        old, self.host = self.host, self.peer
-        mac = _MACS.get(self.name)
-        with NetNS(self.settings.netns) as network:
-            index = network.link_lookup(ifname=f"data-{old}")[0]
-            entries = [entry for entry in network.fdb("dump") if entry.get_attr("NDA_LLADDR") == mac]
-            for entry in entries:
-                if entry["ifindex"] == index and entry.get_attr("NDA_MASTER"):
-                    network.fdb("del", ifindex=index, lladdr=mac, master=entry.get_attr("NDA_MASTER"))
+        network.forget_guests(self.settings, "data", self.host)
+        self.host = self.peer
 
     def memory(self, host: str) -> tuple[dict[int, str], set[int]]:
         """Hash of every page of the domain on a host, and the frames that belong to the host."""
