@@ -15,13 +15,12 @@ from typing import Any
 from colo_helper.channel.wire import Kind
 from colo_helper.control.protocol import Request
 from colo_helper.helper.argv import FLAG_BASELINE, SaveRequest, StreamType
-from colo_helper.helper.messages import Level
 from colo_helper.helper.parent import EPOCH
-from colo_helper.monitor.monitor import Monitor, now_utc
-from colo_helper.monitor.state import Checkpoint
+from colo_helper.monitor.monitor import Monitor
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import Conversation, number
 from colo_helper.replication.decisions import Cause, Idle, SessionEndedError, idle_step
+from colo_helper.replication.epochs import COUNTS, HelperLog, checkpoint_record
 from colo_helper.replication.guest import Guest
 from colo_helper.replication.host import Host
 from colo_helper.replication.inbox import Inbox
@@ -30,11 +29,9 @@ from colo_helper.replication.stopwatch import Stopwatch
 from colo_helper.replication.tunnel import Outlet, take
 from colo_helper.replication.verify import compare
 
-_COUNTS = ("a_pages", "b_pages", "d_pages", "sent_pages")
 
-
-@dataclass(slots=True)
-class PrimaryEpochs:
+@dataclass
+class PrimaryEpochs(HelperLog):
     """Serves the saving helper; see helper.callout.Callbacks. Epoch 0 is the common beginning and is not recorded.
 
     ``on_running`` is called when both copies run for the first time.
@@ -55,7 +52,6 @@ class PrimaryEpochs:
     _sent_bytes: int = 0
     _figures: dict[str, int] = field(default_factory=dict)
     _requests: list[Request] = field(default_factory=list)
-    _complaint: str = ""
 
     def run(self) -> None:
         """Make checkpoints until somebody stops it; both copies stand still and are equal at the start.
@@ -88,7 +84,7 @@ class PrimaryEpochs:
             self.conversation.check()
             if self.conversation.loss:
                 raise SessionEndedError(Cause.PEER_LOST, self.conversation.loss)
-            raise SessionEndedError(Cause.LOCAL_ERROR, outcome.error or self._complaint)
+            raise SessionEndedError(Cause.LOCAL_ERROR, outcome.error or self.complaint)
         self.guest.logging = False
 
     # ------------------------------------------------------------------------------------------------ callbacks
@@ -98,7 +94,7 @@ class PrimaryEpochs:
         self.epoch += 1
         self._watch = Stopwatch()
         self._sent_bytes = 0
-        self._figures = dict.fromkeys(_COUNTS, 0)
+        self._figures = dict.fromkeys(COUNTS, 0)
         self._requests = list(self.inbox.requests)  # those that come from now on get the next checkpoint
         if self.epoch:
             with self._run_on_failure():
@@ -167,13 +163,6 @@ class PrimaryEpochs:
         """Only a restoring helper says this."""
         raise AssertionError(f"a saving helper gave results ({store_gfn}, {console_gfn})")
 
-    def log(self, level: int, errnoval: int | None, context: str, text: str) -> None:  # noqa: ARG002
-        """Remember what the helper complained about last, and keep warnings."""
-        if level >= Level.ERROR:
-            self._complaint = text
-        elif level >= Level.WARN:
-            self.monitor.event("helper", text)
-
     def progress(self, context: str, what: str, done: int, total: int) -> None:  # noqa: ARG002
         """Take the figures of the epoch."""
         if context == EPOCH:
@@ -194,14 +183,7 @@ class PrimaryEpochs:
 
     def _record(self, verified: dict[str, Any] | None) -> None:
         """Write the checkpoint down and answer the requests for it."""
-        record = Checkpoint(
-            epoch=self.epoch,
-            **{name: self._figures[name] for name in _COUNTS},
-            bytes=self._sent_bytes,
-            pause_ms=self._watch.total_ms,
-            phases_ms=self._watch.laps_ms,
-            completed=now_utc(),
-        )
+        record = checkpoint_record(self.epoch, self._figures, self._sent_bytes, self._watch)
         self.monitor.checkpoint(record)
         if verified:
             self.monitor.verification(verified)

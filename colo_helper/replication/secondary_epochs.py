@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 
 from colo_helper.channel.wire import Frame, Kind
 from colo_helper.helper.argv import RestoreRequest, StreamType
-from colo_helper.helper.messages import Level
-from colo_helper.helper.parent import EPOCH
-from colo_helper.monitor.monitor import Monitor, now_utc
-from colo_helper.monitor.state import Checkpoint
+from colo_helper.monitor.monitor import Monitor
 from colo_helper.replication.conversation import Conversation, number
 from colo_helper.replication.decisions import Cause, SessionEndedError, Step
+from colo_helper.replication.epochs import COUNTS, HelperLog, checkpoint_record
 from colo_helper.replication.guest import Guest
 from colo_helper.replication.host import Helper, Host
 from colo_helper.replication.packing import MAX_CHUNK_BYTES
@@ -29,8 +27,8 @@ from colo_helper.replication.verify import answer_hash
 _SUCCESS, _PRIMARY_LOST = 1, 2
 
 
-@dataclass(slots=True)
-class SecondaryEpochs:
+@dataclass
+class SecondaryEpochs(HelperLog):
     """Serves the restoring helper; see helper.callout.Callbacks. ``interrupted`` is called when a wait is disturbed.
 
     ``on_running`` is called when the copy runs for the first time.
@@ -50,9 +48,7 @@ class SecondaryEpochs:
     _commit: Frame = field(default_factory=lambda: Frame(Kind.COMMIT))
     _watch: Stopwatch = field(default_factory=Stopwatch)
     _sent_bytes: int = 0
-    _sent_pages: int = 0
     _ended: SessionEndedError | None = None
-    _complaint: str = ""
 
     def start(self) -> None:
         """Start the helper on the paused copy; from now on the primary's stream flows into it."""
@@ -85,7 +81,7 @@ class SecondaryEpochs:
         self.conversation.check()
         if outcome.succeeded or self.conversation.loss:  # it saw the end of its stream
             raise SessionEndedError(Cause.PEER_LOST, self.conversation.loss or "The stream ended.")
-        raise SessionEndedError(Cause.LOCAL_ERROR, outcome.error or self._complaint)
+        raise SessionEndedError(Cause.LOCAL_ERROR, outcome.error or self.complaint)
 
     # ------------------------------------------------------------------------------------------------ callbacks
 
@@ -147,7 +143,7 @@ class SecondaryEpochs:
     def suspend(self) -> int:
         """Stand still."""
         self._watch = Stopwatch()
-        self._sent_bytes = self._sent_pages = 0
+        self._sent_bytes = 0
         self.guest.halt()
         self.step = Step.PARTIAL
         self._watch.lap("suspend")
@@ -157,17 +153,8 @@ class SecondaryEpochs:
         """Only a saving helper asks this."""
         raise AssertionError(f"a restoring helper asked for log-dirty of {domid} ({enable})")
 
-    def log(self, level: int, errnoval: int | None, context: str, text: str) -> None:  # noqa: ARG002
-        """Remember what the helper complained about last, and keep warnings."""
-        if level >= Level.ERROR:
-            self._complaint = text
-        elif level >= Level.WARN:
-            self.monitor.event("helper", text)
-
-    def progress(self, context: str, what: str, done: int, total: int) -> None:  # noqa: ARG002
-        """Take the figures of the epoch."""
-        if context == EPOCH and what == "sent_pages":
-            self._sent_pages = done
+    def progress(self, context: str, what: str, done: int, total: int) -> None:
+        """The primary's figures of an epoch come with its word that it is complete."""
 
     # -------------------------------------------------------------------------------------------------- the parts
 
@@ -191,15 +178,5 @@ class SecondaryEpochs:
         return _PRIMARY_LOST
 
     def _record(self) -> None:
-        counts = {name: number(self._commit.head, name) for name in ("a_pages", "b_pages", "d_pages")}
-        self.monitor.checkpoint(
-            Checkpoint(
-                epoch=self.epoch,
-                **counts,
-                sent_pages=self._sent_pages,
-                bytes=self._sent_bytes,
-                pause_ms=self._watch.total_ms,
-                phases_ms=self._watch.laps_ms,
-                completed=now_utc(),
-            )
-        )
+        counts = {name: number(self._commit.head, name) for name in COUNTS}
+        self.monitor.checkpoint(checkpoint_record(self.epoch, counts, self._sent_bytes, self._watch))
