@@ -18,7 +18,7 @@ PROGRAM = "/opt/colo-helper/current/bin/colo-save-helper"
 #: Asked for by the environment of one command; nothing of the host is changed.
 ENVIRONMENT = {OURS: f"LIBXL_SAVE_HELPER={PROGRAM}", STOCK: "LIBXL_SAVE_HELPER="}
 _IMAGE = "/var/tmp/moved.sav"
-_ON_HOST = Path(__file__).parent / "on_host"
+ON_HOST = Path(__file__).parent / "on_host"
 _MOVE_TIMEOUT_S = 300
 #: What `xl migrate -s` runs instead of ssh.
 _TO_PEER = """#!/bin/sh
@@ -92,7 +92,7 @@ class MovedGuest:
 
     def memory(self, host: str) -> tuple[dict[int, str], set[int]]:
         """Hash of every page of the domain on a host, and the frames that belong to the host."""
-        script = (_ON_HOST / "memory_hash.py").read_text()
+        script = (ON_HOST / "memory_hash.py").read_text()
         said = self.on(host, f"python3 -IS - {self.domid(host)} <<'END'\n{script}\nEND")
         lines = [line.split() for line in said.splitlines()]
         hashes = {int(gfn): value for gfn, value in lines if value != "special"}

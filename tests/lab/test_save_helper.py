@@ -3,14 +3,21 @@
 `make lab-tests` runs a sample of the pairings; `make lab-full` runs all of them.
 """
 
+import json
+import subprocess
+import time
+
 import pytest
 
 from lab import guests, ssh
-from tests.lab.guest_moves import OURS, PROGRAM, STOCK, MovedGuest, let_hosts_log_in
+from lab.settings import address, host_number
+from tests.lab.guest_moves import ON_HOST, OURS, PROGRAM, STOCK, MovedGuest, let_hosts_log_in
 
 FULL = pytest.mark.full
 BOTH_OURS, TO_STOCK, FROM_STOCK = (OURS, OURS), (OURS, STOCK), (STOCK, OURS)
 WORD = "colo-save-helper"
+#: Stands between libxl and our helper on both hosts.
+PAIR = "/root/colo-pair"
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +106,40 @@ def test_a_pv_guest_is_handed_over_to_xens_own_helper(hosts, settings):
     assert said.count("is a PV guest, which Xen's own helper takes") == 2
     assert guests.wait_answer(settings, "pv1", 60).writes == 0
     ssh.run(settings, "xb", "xl destroy pv1; rm /var/tmp/pv1.sav")
+
+
+def test_colo_from_an_empty_domain_leaves_both_copies_equal_at_every_epoch(h1, settings):
+    """Stream type COLO from the very first page: the restorer begins with an empty domain of libxl's.
+
+    Upstream's restorer asks for the guest's size at that moment, is told that it has no frames, and from then on sends
+    no dirty frame back. Ours must. See on_host/colo_pair.py.
+    """
+    primary, secondary = h1.host, h1.peer
+    script = (ON_HOST / "colo_pair.py").read_text()
+    for host, config in ((primary, {"peer": address("data", host_number(secondary))}), (secondary, {})):
+        ssh.run(settings, host, f"cat > {PAIR} <<'END'\n{script}\nEND\nchmod 755 {PAIR}")
+        ssh.run(
+            settings, host, f"mkfifo /run/colo-pair.go; echo '{json.dumps(config)}' > /run/colo-pair.json"
+        )
+    line = f"env LIBXL_SAVE_HELPER={PAIR} xl"
+    save = f"{line} save -p h1 /dev/stdout | cat; echo > /run/colo-pair.go"
+    restore = f"cat | {line} restore -p /dev/stdin && echo > /run/colo-pair.go"
+    with subprocess.Popen(ssh.command(settings, primary, save), stdout=subprocess.PIPE) as source:
+        subprocess.run(
+            ssh.command(settings, secondary, restore), stdin=source.stdout, check=True, timeout=400
+        )
+    deadline = time.monotonic() + 300
+    while "ended" not in (
+        found := ssh.run(settings, primary, "cat /run/colo-pair.result 2>/dev/null || true")
+    ):
+        logs = [ssh.run(settings, host, "cat /run/colo-pair.log") for host in (primary, secondary)]
+        assert time.monotonic() < deadline, (found, logs)
+        time.sleep(1)  # a program on another host
+    *epochs, end = json.loads(found)
+    print(json.dumps(epochs, indent=1))
+    assert end["ended"], end
+    assert len(epochs) == 5
+    assert epochs[0]["secondary"]["frames_at_start"] == 1, "libxl's new domain reports a highest frame of 0"
+    assert [epoch["unexplained"] for epoch in epochs] == [[]] * 5
+    assert all(epoch["b_pages"] > 0 for epoch in epochs[1:]), "the secondary's own dirty frames came back"
+    assert all(epoch["pages"] > 30_000 for epoch in epochs)
