@@ -23,28 +23,30 @@ from colo_helper.stream.dirty_list import pack_dirty_list
 from colo_helper.stream.libxc import RecordType, pack_record, record_header
 from tests.unit.colo_helper.fault_bench import (
     BACK,
-    BASELINE,
-    CHECKPOINTED,
-    COLO,
-    EPOCHS,
     FRAMES,
-    MODES,
-    PLAIN_LIVE,
     STREAM,
     Bench,
-    Mode,
     Point,
     Run,
-    Saving,
-    b_records,
     inside,
     pipe_with,
     prepare,
 )
+from tests.unit.colo_helper.fault_runs import (
+    BASELINE,
+    CHECKPOINTED,
+    COLO,
+    EPOCHS,
+    MODES,
+    PLAIN_LIVE,
+    STOPPED,
+    Mode,
+    Saving,
+    b_records,
+    every_mode,
+)
 
-every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 every_colo = pytest.mark.parametrize("mode", [COLO, BASELINE], ids=lambda mode: mode.name)
-STOPPED = "The helper was told to stop (SIGTERM)."
 
 
 @pytest.fixture(autouse=True)

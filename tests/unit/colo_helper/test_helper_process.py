@@ -13,14 +13,15 @@ import pytest
 from colo_helper.helper.argv import FLAG_LIVE, SaveRequest, StreamType, build
 from colo_helper.helper.callout import HelperProcess, served_bits
 from colo_helper.helper.messages import REPLY, Callback, read_message
-from tests.unit.colo_helper.fault_bench import BenchParent, guest, memfd
+from tests.unit.colo_helper.fault_bench import BenchParent, memfd
+from tests.unit.colo_helper.fault_runs import guest
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """#!{python}
 import sys
 sys.path.insert(0, {root!r})
 from colo_helper.helper import main
-from tests.unit.colo_helper.fault_bench import guest
+from tests.unit.colo_helper.fault_runs import guest
 
 domain = guest()
 {special}
