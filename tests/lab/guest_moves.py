@@ -3,9 +3,10 @@
 The client's view is what counts: the guest's counter and what was written to it never go back.
 """
 
-import subprocess
+import shlex
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,15 +102,14 @@ class MovedGuest:
     # ------------------------------------------------------------------------------------------------- the moves
 
     def save_and_restore(self, saver: str, restorer: str) -> tuple[str, list[int]]:
-        """Move by file; returns what the saving `xl` said and the frames that differ while both copies stand still."""
-        said = self.on(self.host, f"{environment(saver)} xl -v save -p {self.name} {_IMAGE} 2>&1")
-        source = ssh.command(self.settings, self.host, f"cat {_IMAGE}; rm {_IMAGE}")
-        target = ssh.command(self.settings, self.peer, f"cat > {_IMAGE}")
-        with subprocess.Popen(source, stdout=subprocess.PIPE) as out:
-            subprocess.run(target, stdin=out.stdout, check=True, timeout=_MOVE_TIMEOUT_S)
+        """Save into a pipe, restore from a file; returns what the saving `xl` said and the frames that differ while both copies stand still."""
+        log = "/var/tmp/save.log"
+        send = f"ssh -i /root/.ssh/id_lab -o BatchMode=yes root@{self.peer_address} 'cat > {_IMAGE}'"
+        line = f"{environment(saver)} xl -v save -p {self.name} /dev/stdout 2> {log} | {send}; cat {log}"
+        said = self.on(self.host, f"bash -o pipefail -c {shlex.quote(line)}")
         said += self.on(self.peer, f"{environment(restorer)} xl -v restore -p {_IMAGE} 2>&1; rm {_IMAGE}")
-        before, special = self.memory(self.host)
-        after, also_special = self.memory(self.peer)
+        with ThreadPoolExecutor() as pool:
+            (before, special), (after, also_special) = pool.map(self.memory, (self.host, self.peer))
         differ = [gfn for gfn in before.keys() | after.keys() if before.get(gfn) != after.get(gfn)]
         self.on(self.host, f"xl destroy {self.name}")
         self.on(self.peer, f"xl unpause {self.name}")
