@@ -102,7 +102,10 @@ class MovedGuest:
     # ------------------------------------------------------------------------------------------------- the moves
 
     def save_and_restore(self, saver: str, restorer: str) -> tuple[str, list[int]]:
-        """Save into a pipe, restore from a file; returns what the saving `xl` said and the frames that differ while both copies stand still."""
+        """Save into a pipe, restore from a file.
+
+        Returns what both `xl` said, and the frames that differ without a reason while both copies stand still.
+        """
         log = "/var/tmp/save.log"
         send = f"ssh -i /root/.ssh/id_lab -o BatchMode=yes root@{self.peer_address} 'cat > {_IMAGE}'"
         line = f"{environment(saver)} xl -v save -p {self.name} /dev/stdout 2> {log} | {send}; cat {log}"
