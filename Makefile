@@ -48,7 +48,7 @@ bench-pages: setup ## the helper's page pipeline on an emulated domain, against 
 	$(BIN)/python -m bench.pages
 
 lab-tests: setup ## the lab itself, the playbooks' error paths and the demo's job, on real Xen
-	$(BIN)/pytest -v -m 'not full' tests/lab
+	$(BIN)/pytest -v --durations=0 --durations-min=1 -m 'not full' tests/lab
 
 lab-full: setup ## the lab's tests with every pairing of save helpers: about half an hour
 	$(BIN)/pytest -v tests/lab

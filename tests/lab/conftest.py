@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from lab import ssh
+from lab.errors import LabError
 from lab.lab import Lab
-from lab.settings import here
+from lab.settings import HOSTS, here
 
 
 def pytest_collection_modifyitems(items):
@@ -55,3 +57,21 @@ def play(settings):
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def installed(lab, settings, play):
+    """Make both hosts ready by playbooks/site.yml, with h1 running on the first; only once while nobody resets them."""
+    mark = f"/run/colo-tests-{os.getpid()}"
+
+    def ready():
+        try:
+            for host in HOSTS:
+                ssh.run(settings, host, f"test -e {mark}")
+        except LabError:  # reset since, or never made ready
+            lab.reset(with_guest=True)
+            assert play("site").code == 0
+            for host in HOSTS:
+                ssh.run(settings, host, f"touch {mark}")
+
+    return ready

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pyroute2 import netns
 
-from lab import guests, network, processes, ssh
+from lab import network, processes, ssh
 from lab.errors import LabError
 from lab.guests import Client
 from lab.settings import HOSTS, address, host_number
@@ -86,13 +86,6 @@ def test_a_host_without_power_is_off_and_boots_from_its_disk(lab, settings):
         lab.host("xb").freeze()
     lab.power_on("xb")
     ssh.run(settings, "xb", "test -e /root/kept")
-
-
-@pytest.mark.parametrize("guest", ["pvh1", "pv1"])
-def test_other_guests_are_ready_to_create(lab, settings, guest):
-    lab.reset()
-    guests.create(settings, guest, "xb")
-    assert guests.wait_answer(settings, guest, 240).writes == 0
 
 
 def leftovers(settings):

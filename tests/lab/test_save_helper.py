@@ -21,11 +21,9 @@ PAIR = "/root/colo-pair"
 
 
 @pytest.fixture(scope="module")
-def hosts(lab, settings, play):
-    lab.reset(with_guest=True)
-    assert play("site").code == 0
+def hosts(installed, settings):
+    installed()
     let_hosts_log_in(settings)
-    return lab
 
 
 @pytest.fixture(scope="module")
