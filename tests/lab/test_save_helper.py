@@ -61,7 +61,9 @@ def uses_ours(said, pairing):
     return (WORD in said) == (OURS in pairing)
 
 
-@pytest.mark.parametrize(("guest", "pairing"), pairings({("h1", BOTH_OURS)}), indirect=["guest"])
+@pytest.mark.parametrize(
+    ("guest", "pairing"), pairings({("h1", BOTH_OURS), ("pvh1", FROM_STOCK)}), indirect=["guest"]
+)
 def test_saved_and_restored_the_guest_is_the_same(guest, pairing):
     before = guest.ask(f"saved-{'-'.join(pairing)}")
     said, differ = guest.save_and_restore(*pairing)
