@@ -89,6 +89,10 @@ def _steps(settings: Settings, lab: Lab, debian: Sequence[int], timeline: Timeli
         timeline.add(primary, "power-off", "SIGKILL: the host is gone, mid-sentence")
         play("failover", colo_vm=_VM, colo_confirm=_VM)
         sighting = witness.wait_answer(dead_s, _ANSWER_TIMEOUT_S)
+        if sighting is not None:
+            timeline.counter_goes_on = (
+                witness.wait_count(sighting.answer.counter, _ANSWER_TIMEOUT_S) is not None
+            )
     finally:
         witness.close()
     if sighting is not None:

@@ -32,6 +32,7 @@ class Timeline:
     failover_s: float | None = None
     counter_before: int | None = None
     counter_after: int | None = None
+    counter_goes_on: bool | None = None
     writes_lost: int | None = None
 
     def __post_init__(self) -> None:
@@ -76,6 +77,8 @@ def judge(timeline: Timeline, wanted_checkpoints: int) -> list[str]:
         broken.append(
             f"the guest went back in time, from {timeline.counter_before} to {timeline.counter_after}"
         )
+    if timeline.counter_after is not None and not timeline.counter_goes_on:
+        broken.append("the guest answers after the failover, but its counter stands still")
     if timeline.writes_lost is None or timeline.writes_lost:
         broken.append(f"writes made before the last checkpoint are missing: {timeline.writes_lost}")
     return broken

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lab.guests import Answer, Client
@@ -37,11 +38,16 @@ class Witness:
 
     def wait_answer(self, asked_after_s: float, timeout_s: float) -> Sighting | None:
         """The first answer to a question asked after the monotonic second given; None when there is none in time."""
+        return self._wait(lambda seen: seen.asked_s > asked_after_s, timeout_s)
+
+    def wait_count(self, counter: int, timeout_s: float) -> Sighting | None:
+        """The first answer with a higher counter: a guest can answer and yet hang. None when there is none in time."""
+        return self._wait(lambda seen: seen.answer.counter > counter, timeout_s)
+
+    def _wait(self, wanted: Callable[[Sighting], bool], timeout_s: float) -> Sighting | None:
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._last is not None and self._last.asked_s > asked_after_s, timeout_s
-            )
-            return self._last if self._last is not None and self._last.asked_s > asked_after_s else None
+            found = self._changed.wait_for(lambda: self._last is not None and wanted(self._last), timeout_s)
+            return self._last if found else None
 
     def close(self) -> None:
         """Stop watching."""

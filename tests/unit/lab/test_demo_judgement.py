@@ -11,6 +11,7 @@ GOOD = Timeline(
     failover_s=3.0,
     counter_before=10,
     counter_after=12,
+    counter_goes_on=True,
     writes_lost=0,
 )
 
@@ -29,6 +30,9 @@ def test_each_missing_figure_is_a_sentence():
         "frames differ without a reason: [7]": replace(GOOD, pages_unexplained=[7]),
         "the guest did not answer after the failover": replace(GOOD, counter_after=None),
         "the guest went back in time, from 10 to 9": replace(GOOD, counter_after=9),
+        "the guest answers after the failover, but its counter stands still": replace(
+            GOOD, counter_goes_on=False
+        ),
         "writes made before the last checkpoint are missing: 1": replace(GOOD, writes_lost=1),
     }
     for sentence, timeline in cases.items():
