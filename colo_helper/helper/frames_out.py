@@ -17,14 +17,13 @@ _WINDOW_FRAMES = 16 * MAX_BATCH_PAGES
 
 
 class FrameWriter:
-    """Sends frames of a domain; counts them and their bytes. ``vanished`` counts those gone between look and map."""
+    """Sends frames of a domain; counts them and their bytes."""
 
     def __init__(self, domain: Domain, stream: Fd) -> None:
         self._domain = domain
         self._stream = stream
         self.pages = 0
         self.bytes = 0
-        self.vanished = 0
 
     def send_all(self, on_progress: Callable[[int, int], None]) -> None:
         """Send every frame there is, by a walk that ends when as many were met as the hypervisor counts.
@@ -83,7 +82,6 @@ class FrameWriter:
                 raise HelperError(
                     f"Frame {gfn:#x} of domain {self._domain.domid} is there but cannot be mapped."
                 )
-        self.vanished += len(failed)
         return again
 
 
