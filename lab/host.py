@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,26 +84,27 @@ class Host:
         """Start QEMU, from a snapshot or from the disk; returns as soon as its monitor answers."""
         _check_port(self.ssh_port, self.name)
         self.settings.run_dir.mkdir(parents=True, exist_ok=True)
-        monitor, console = (self._listen(kind) for kind in ("qmp", "console"))
-        taps = {path: network.open_tap(self.settings, path, self.name) for path in SUBNETS}
-        try:
-            fds = [monitor.fileno(), console.fileno(), *taps.values()]
+        # QEMU inherits them all; here they are closed whatever happens.
+        with ExitStack() as ours:
+            claim = processes.claim(self.settings.run_dir)
+            ours.callback(os.close, claim)
+            monitor, console = (ours.enter_context(self._listen(kind)) for kind in ("qmp", "console"))
+            taps: dict[str, int] = {}
+            for path in SUBNETS:
+                taps[path] = network.open_tap(self.settings, path, self.name)
+                ours.callback(os.close, taps[path])
             command = self._command(accelerator, monitor.fileno(), console.fileno(), taps)
             if snapshot is not None:
                 command += ["-loadvm", snapshot]
-            with (self.directory / "qemu.log").open("wb") as log:
-                subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=fds,
-                    start_new_session=True,
-                )
-        finally:
-            monitor.close()
-            console.close()
-            network.close_taps(taps.values())
+            log = ours.enter_context((self.directory / "qemu.log").open("wb"))
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[claim, monitor.fileno(), console.fileno(), *taps.values()],
+                start_new_session=True,
+            )
         with self.monitor():
             pass  # the greeting comes when the machine is set up (and its snapshot loaded)
 
@@ -144,7 +145,7 @@ class Host:
 
     def freeze(self) -> None:
         """Stop the whole host between two instructions (SIGSTOP)."""
-        os.kill(self.require_pid(), signal.SIGSTOP)
+        processes.stop(self.require_pid())
 
     def thaw(self) -> None:
         """Let a frozen host go on."""

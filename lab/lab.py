@@ -314,14 +314,12 @@ def check_machine() -> None:
 
 def _remove(lab_id: str) -> bool:
     """Kill a lab's processes, remove its namespace and sockets; whether there was any of it."""
-    running = processes.find(lab_id)
-    for pid in running.values():
-        processes.kill(pid)
-    removed = network.remove_namespace(namespace_of(lab_id))
     directory = RUN_ROOT / lab_id
+    running = processes.kill_all(lab_id, directory)
+    removed = network.remove_namespace(namespace_of(lab_id))
     if directory.exists():
         shutil.rmtree(directory)
-    return bool(running) or removed
+    return running or removed
 
 
 def _is_orphan(lab_id: str) -> bool:

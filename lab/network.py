@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -91,12 +91,6 @@ def open_tap(settings: Settings, path: str, host: str) -> int:
         index = ipr.link_lookup(ifname=name)[0]
         ipr.link("set", index=index, master=ipr.link_lookup(ifname=bridge(path))[0], state="up")
     return fd
-
-
-def close_taps(fds: Iterable[int]) -> None:
-    """Give up our ends; the taps live as long as a QEMU holds them."""
-    for fd in fds:
-        os.close(fd)
 
 
 def forget_guests(settings: Settings, path: str, host: str) -> None:
