@@ -15,6 +15,12 @@ from lab.lab import Lab
 from lab.settings import HOSTS, here
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--debian", default="12", help="the Debian release of the lab's hosts, or of each: 13, or 12,13"
+    )
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         item.add_marker(pytest.mark.lab)
@@ -26,9 +32,9 @@ def settings():
 
 
 @pytest.fixture(scope="session")
-def lab(settings):
+def lab(settings, request):
     made = Lab(settings, print)
-    made.up()
+    made.up([int(release) for release in request.config.getoption("--debian").split(",")])
     return made
 
 
