@@ -1,4 +1,4 @@
-"""Where the secondary's replicator receives the two channels of a session from the forced command."""
+"""Where the secondary's replicator receives the connections of a session from the forced command."""
 
 from __future__ import annotations
 
@@ -9,52 +9,25 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from colo_helper.channel.attach import CHANNELS
+from colo_helper.channel.session import LANES, Session
 from colo_helper.channel.stream import ChannelLostError, FdStream, read_frame
 from colo_helper.channel.wire import Frame, Kind, WireError
 
 GROUP = "colo"
-#: How long a new connection may take to say which session it belongs to, in seconds. Generous: the two SSH
-#: connections of a session are made one after the other.
+#: How long a new connection may take to say which session it belongs to, in seconds.
 OPEN_TIMEOUT_S = 30.0
-
-
-@dataclass(slots=True)
-class Half:
-    """One channel of a session: the stream, and the forced command's connection that keeps it alive."""
-
-    channel: str
-    session: str
-    stream: FdStream
-    control: socket.socket
-
-    def close(self) -> None:
-        """Let go of the channel; the forced command ends, and sshd closes the connection."""
-        self.stream.release()
-        self.control.close()
-
-
-@dataclass(slots=True)
-class Session:
-    """A forward and a back channel that belong together."""
-
-    session: str
-    forward: Half
-    back: Half
-
-    def close(self) -> None:
-        """Let go of both channels."""
-        self.forward.close()
-        self.back.close()
+#: What a primary is told that comes back to a session which this replicator does not have (any more).
+UNKNOWN = "This replicator does not know the session; it was started anew or has given the session up."
 
 
 class AttachListener:
-    """Accepts channels in a thread and pairs them; ``on_session`` gets each complete pair.
+    """Accepts connections in a thread and gives them to their session; ``on_session`` gets each that is complete.
 
-    ``admit`` returns one sentence why nobody may attach now, or an empty string. ``group`` may reach the socket.
+    ``admit`` returns one sentence why no new session may begin now, or an empty string. ``make_session`` returns a new one
+    of that name. ``group`` may reach the socket.
     """
 
     def __init__(
@@ -62,15 +35,18 @@ class AttachListener:
         path: Path,
         vm: str,
         admit: Callable[[], str],
+        make_session: Callable[[str], Session],
         on_session: Callable[[Session], None],
         group: str = GROUP,
     ) -> None:
         self._path = path
         self._vm = vm
         self._admit = admit
+        self._make_session = make_session
         self._on_session = on_session
         self._group = group
-        self._pending: Half | None = None
+        self._session: Session | None = None
+        self._handed_on = False
         self._socket = socket.socket(socket.AF_UNIX)
         self._thread = threading.Thread(target=self._accept_loop, name="attach-listener", daemon=True)
 
@@ -93,7 +69,7 @@ class AttachListener:
             raise OSError(f"{self._path} cannot be opened to the forced command: {error}.") from error
 
     def close(self) -> None:
-        """Stop accepting and remove the socket."""
+        """Stop accepting and remove the socket; a session that was handed on is its owner's to close."""
         self._path.unlink(missing_ok=True)
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -102,9 +78,12 @@ class AttachListener:
         self._socket.close()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(OPEN_TIMEOUT_S)
-        if self._pending:
-            self._pending.close()
-            self._pending = None
+        self._drop_unfinished()
+
+    def _drop_unfinished(self) -> None:
+        if self._session and not self._handed_on:
+            self._session.close()
+        self._session = None
 
     def _accept_loop(self) -> None:
         while True:
@@ -112,12 +91,10 @@ class AttachListener:
                 control, _ = self._socket.accept()
             except OSError:
                 return  # closed by close()
-            half = self._receive(control)
-            if half:
-                self._pair(half)
+            self._receive(control)
 
-    def _receive(self, control: socket.socket) -> Half | None:
-        """Read one hand-over; on anything wrong tell the forced command why and return None."""
+    def _receive(self, control: socket.socket) -> None:
+        """Take one hand-over; on anything wrong tell the forced command why."""
         fds: list[int] = []
         try:
             control.settimeout(OPEN_TIMEOUT_S)
@@ -127,66 +104,81 @@ class AttachListener:
                     numbers = array.array("i")
                     numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
                     fds.extend(numbers)
-            reason = self._admit()
-            if reason:
-                _refuse(control, fds, reason)
-                return None
-            if len(fds) != 2:
-                _refuse(control, fds, "The forced command handed over no channel.")
-                return None
-            return self._open(control, name.decode(errors="replace").strip(), fds)
         except OSError as error:
             _refuse(control, fds, f"The hand-over failed: {error}.")
-            return None
+            return
+        if len(fds) != 2:
+            _refuse(control, fds, "The forced command handed over no channel.")
+            return
+        stream = FdStream(fds[0], fds[1], keeper=control)
+        try:
+            reason = self._open(name.decode(errors="replace").strip(), stream)
+        except (ChannelLostError, WireError) as error:
+            reason = str(error)
+            # Also of a connection that broke again: then nobody is there to read it.
+        if reason:
+            _refuse(control, [], reason)
+            stream.release()
 
-    def _open(self, control: socket.socket, channel: str, fds: list[int]) -> Half | None:
-        stream = FdStream(*fds)
+    def _open(self, channel: str, stream: FdStream) -> str:
+        """Read what a connection is for and give it to its session; returns why not, or an empty string."""
 
         def expired() -> None:
             raise ChannelLostError(f"The client did not say within {OPEN_TIMEOUT_S:g} s what it wants.")
 
-        try:
-            frame = read_frame(stream, expired, OPEN_TIMEOUT_S)
-            reason = open_refusal(frame, self._vm, channel)
-        except (ChannelLostError, WireError) as error:
-            frame, reason = None, str(error)
-        if frame is None or reason:
-            stream.release()
-            _refuse(control, [], reason)
-            return None
-        return Half(channel, frame.head["session"], stream, control)
+        frame = read_frame(stream, expired, OPEN_TIMEOUT_S)
+        if reason := open_refusal(frame, self._vm, channel):
+            return reason
+        session = self._session_of(frame.head)
+        if isinstance(session, str):
+            return session
+        self._session = session
+        session.attach(channel, stream, frame.head["received"])
+        if session.complete and not self._handed_on:
+            self._handed_on = True
+            self._on_session(session)
+        return ""
 
-    def _pair(self, half: Half) -> None:
-        pending, self._pending = self._pending, None
-        if pending is None:
-            self._pending = half
-        elif pending.session != half.session or pending.channel == half.channel:
-            pending.close()  # its client gave up between the two connections, or started anew
-            self._pending = half
-        else:
-            pair = {pending.channel: pending, half.channel: half}
-            self._on_session(Session(half.session, pair["forward"], pair["back"]))
+    def _session_of(self, head: dict[str, Any]) -> Session | str:
+        """Return the session that a connection belongs to, a new one, or why there is none."""
+        if self._session and self._session.name == head["session"] and not self._session.ended:
+            return self._session
+        if head["resumes"]:
+            return UNKNOWN
+        if reason := self._admit():
+            return reason
+        self._drop_unfinished()  # its client gave up between two connections, or started anew
+        self._handed_on = False
+        return self._make_session(head["session"])
 
 
 def open_refusal(frame: Frame, vm: str, channel: str) -> str:
-    """Return why the first frame of a channel does not open one, or an empty string."""
+    """Return why the first frame of a connection does not open one, or an empty string."""
     if frame.kind is not Kind.OPEN:
         return f"The channel began with {frame.kind.name} instead of OPEN."
-    session = frame.head.get("session")
+    head = frame.head
+    session, received = head.get("session"), head.get("received")
     if not isinstance(session, str) or not 8 <= len(session) <= 64:
         return "The channel was opened without the name of a session."
-    if channel not in CHANNELS or frame.head.get("channel") != channel:
-        return f"The channel '{frame.head.get('channel')}' came in by the command for '{channel}'."
-    if frame.head.get("vm") != vm:
-        return f"The client wants VM '{frame.head.get('vm')}', this replicator serves '{vm}'."
-    return ""
+    if isinstance(received, bool) or not isinstance(received, int) or received < 0:
+        return f"The channel was opened with {received!r} frames received."
+    if not isinstance(head.get("resumes"), bool):
+        return "The channel was opened without a word on whether it goes on with a session."
+    if channel not in LANES or head.get("channel") != channel:
+        return f"The channel '{head.get('channel')}' came in by the command for '{channel}'."
+    return (
+        ""
+        if head.get("vm") == vm
+        else f"The client wants VM '{head.get('vm')}', this replicator serves '{vm}'."
+    )
 
 
 def _refuse(control: socket.socket, fds: list[int], reason: str) -> None:
     for fd in fds:
         os.close(fd)
-    with control:
-        try:
-            control.sendall(reason.encode() + b"\n")
-        except OSError:
-            return  # the forced command is gone, and with it the one who would read the reason
+    try:
+        control.sendall(reason.encode())
+    except OSError:
+        return  # the client is gone, so nobody needs the reason
+    finally:
+        control.close()

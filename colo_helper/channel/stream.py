@@ -17,32 +17,37 @@ Patience = Callable[[], None]
 
 
 class ChannelLostError(Exception):
-    """The channel is gone, or the peer is silent; the text says which."""
+    """The channel is gone, or the peer is silent; the text says which. ``lasting``: no new connection will help."""
+
+    def __init__(self, sentence: str, *, lasting: bool = False) -> None:
+        super().__init__(sentence)
+        self.lasting = lasting
 
 
-class ByteStream(Protocol):
-    """One connection. Reading and writing may go on in two threads.
-
-    ``last_read`` is the monotonic clock when something last came in, 0 before that.
-    """
-
-    last_read: float
-
-    def read(self, length: int, patience: Patience, slice_s: float) -> bytes:
-        """Return exactly ``length`` bytes; raises ChannelLostError at the end of the stream."""
-
-    def write(self, data: bytes, patience: Patience, slice_s: float) -> None:
-        """Write all of ``data``; raises ChannelLostError."""
+class Closeable(Protocol):
+    """What keeps the other end of a stream alive."""
 
     def close(self) -> None:
-        """Close it; a thread that reads gets ChannelLostError."""
+        """Let go of it."""
 
 
 class FdStream:
-    """A pair of file descriptors, or one socket twice. Closing closes both."""
+    """A pair of file descriptors, or one socket twice. Reading and writing may go on in two threads.
 
-    def __init__(self, read_fd: int, write_fd: int) -> None:
+    ``last_read`` is the monotonic clock when something last came in, 0 before that. ``keeper`` is closed with the stream.
+    ``why`` tells more about an end than the descriptors do, if it can.
+    """
+
+    def __init__(
+        self,
+        read_fd: int,
+        write_fd: int,
+        keeper: Closeable | None = None,
+        why: Callable[[], ChannelLostError | None] = lambda: None,
+    ) -> None:
         self.last_read = 0.0
+        self._keeper = keeper
+        self._why = why
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._wake_r, self._wake_w = os.pipe()
@@ -60,7 +65,7 @@ class FdStream:
             raise ChannelLostError("The channel was closed on this side.")
 
     def read(self, length: int, patience: Patience, slice_s: float) -> bytes:
-        """See ByteStream."""
+        """Return exactly ``length`` bytes; raises ChannelLostError at the end of the stream."""
         buffer = bytearray(length)
         done = 0
         with memoryview(buffer) as view:
@@ -71,15 +76,15 @@ class FdStream:
                 except BlockingIOError:
                     continue
                 except OSError as error:
-                    raise ChannelLostError(f"The channel broke while reading: {error.strerror}.") from error
+                    raise self._lost(f"The channel broke while reading: {error.strerror}.") from error
                 if got == 0:
-                    raise ChannelLostError("The peer closed the channel.")
+                    raise self._lost("The peer closed the channel.")
                 self.last_read = time.monotonic()
                 done += got
         return bytes(buffer)
 
     def write(self, data: bytes, patience: Patience, slice_s: float) -> None:
-        """See ByteStream."""
+        """Write all of ``data``; raises ChannelLostError."""
         with memoryview(data) as view:
             done = 0
             while done < len(data):
@@ -89,10 +94,22 @@ class FdStream:
                 except BlockingIOError:
                     continue
                 except OSError as error:
-                    raise ChannelLostError(f"The channel broke while writing: {error.strerror}.") from error
+                    raise self._lost(f"The channel broke while writing: {error.strerror}.") from error
+
+    def _lost(self, sentence: str) -> ChannelLostError:
+        return self._why() or ChannelLostError(sentence)
+
+    def takes_more(self) -> bool:
+        """Tell whether a short write would not have to wait now."""
+        poll = select.poll()
+        poll.register(self._write_fd, select.POLLOUT)
+        return bool(poll.poll(0)) and not self._closing
 
     def close(self) -> None:
-        """See ByteStream. The descriptors stay open until ``release``: a number must not be reused under a reader."""
+        """End reading and writing, also in other threads.
+
+        The descriptors stay open until ``release``: a number must not be reused under a reader.
+        """
         if not self._closing:
             self._closing = True
             os.write(self._wake_w, b"x")
@@ -102,19 +119,21 @@ class FdStream:
         self.close()
         for fd in {self._read_fd, self._write_fd, self._wake_r, self._wake_w}:
             os.close(fd)
+        if self._keeper:
+            self._keeper.close()
 
 
-def write_frame(stream: ByteStream, buffers: list[bytes], patience: Patience, slice_s: float) -> int:
+def write_frame(stream: FdStream, buffers: list[bytes], patience: Patience, slice_s: float) -> int:
     """Write an encoded frame; returns its bytes."""
     for buffer in buffers:
         stream.write(buffer, patience, slice_s)
     return sum(len(buffer) for buffer in buffers)
 
 
-def read_frame(stream: ByteStream, patience: Patience, slice_s: float) -> wire.Frame:
+def read_frame(stream: FdStream, patience: Patience, slice_s: float) -> wire.Frame:
     """Read one frame; raises WireError and ChannelLostError."""
     prelude = wire.parse_prelude(stream.read(wire.PRELUDE_BYTES, patience, slice_s))
     lengths = wire.parse_lengths(stream.read(4 * prelude.parts, patience, slice_s), prelude)
     head = wire.parse_head(stream.read(prelude.head_bytes, patience, slice_s))
     parts = tuple(stream.read(length, patience, slice_s) for length in lengths)
-    return wire.Frame(prelude.kind, head, parts)
+    return wire.Frame(prelude.kind, head, parts, prelude.number)

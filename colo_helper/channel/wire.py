@@ -1,14 +1,15 @@
-"""Frames on the forward and back channels.
+"""Frames on the channels.
 
 A frame is a prelude, the lengths of its parts, a JSON object and the parts (all numbers little endian):
 
 | bytes | what |
 |---|---|
 | 4 | ``COLO`` |
-| 1 | version of the framing, 1 |
+| 1 | version of the framing, 2 |
 | 1 | kind, see ``Kind`` |
 | 2 | number of parts, at most MAX_PARTS |
 | 4 | bytes of the JSON object, at most MAX_HEAD_BYTES |
+| 8 | number of the frame on its lane, from 1; 0 for those that are not repeated (``UNNUMBERED``) |
 | 4 each | bytes of each part; at most MAX_PAYLOAD_BYTES together |
 
 Every length is checked before memory is taken for it. SSH protects the bytes, so the frame has no checksum.
@@ -24,14 +25,14 @@ from enum import IntEnum, unique
 from typing import Any
 
 MAGIC = b"COLO"
-VERSION = 1
-PRELUDE_BYTES = 12
+VERSION = 2
+PRELUDE_BYTES = 20
 MAX_PARTS = 8
 MAX_HEAD_BYTES = 64 << 10
 #: A bitmap of 1 TiB of guest memory has 32 MiB.
 MAX_PAYLOAD_BYTES = 64 << 20
 
-_PRELUDE = struct.Struct("<4sBBHI")
+_PRELUDE = struct.Struct("<4sBBHIQ")
 
 
 class WireError(Exception):
@@ -42,8 +43,8 @@ class WireError(Exception):
 class Kind(IntEnum):
     """What a frame is. F: primary to secondary (forward), B: secondary to primary (back)."""
 
-    BEAT = 1  # both: still here
-    OPEN = 2  # primary, first on both connections: {session, channel, vm}
+    BEAT = 1  # both, on every lane: still here; see channel.session
+    OPEN = 2  # primary, first on every connection: {session, channel, vm, received}
     HELLO = 3  # F: what the primary has; B: what the secondary has
     REFUSE = 4  # both: {code, error}; the sender gives up
     CHUNK = 5  # F: a piece of the first copy
@@ -63,6 +64,13 @@ class Kind(IntEnum):
     ENDED = 19  # B: the copy is destroyed
     STOP = 20  # B: {reason}; the secondary asks for an orderly end
     ABORT = 21  # F: {reason}; the primary gives up, its guest runs on
+    OPENED = 22  # secondary, first on every connection: {received}
+    ACK = 23  # both, against the way of the lane's frames: {received}
+    BYE = 24  # both, on every lane: {reason}; nothing more will come, and no new connection is wanted
+
+
+#: What is said about a connection itself, and not repeated on the next one.
+UNNUMBERED = frozenset({Kind.BEAT, Kind.OPEN, Kind.OPENED, Kind.ACK, Kind.BYE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,7 @@ class Frame:
     kind: Kind
     head: dict[str, Any] = field(default_factory=dict)
     parts: tuple[bytes, ...] = ()
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +90,34 @@ class Prelude:
     kind: Kind
     parts: int
     head_bytes: int
+    number: int
 
 
-def encode(kind: Kind, head: dict[str, Any] | None = None, parts: Sequence[bytes] = ()) -> list[bytes]:
+def encode(
+    kind: Kind, head: dict[str, Any] | None = None, parts: Sequence[bytes] = (), number: int = 0
+) -> list[bytes]:
     """Return a frame as buffers to be written one after the other; raises WireError when it breaks a limit."""
     text = json.dumps(head or {}, separators=(",", ":")).encode()
     check_limits(len(parts), len(text), [len(part) for part in parts])
     lengths = struct.pack(f"<{len(parts)}I", *(len(part) for part in parts))
-    return [_PRELUDE.pack(MAGIC, VERSION, kind, len(parts), len(text)) + lengths + text, *parts]
+    return [_PRELUDE.pack(MAGIC, VERSION, kind, len(parts), len(text), number) + lengths + text, *parts]
 
 
 def parse_prelude(data: bytes) -> Prelude:
     """Read the first PRELUDE_BYTES of a frame; raises WireError."""
-    magic, version, kind, parts, head_bytes = _PRELUDE.unpack(data)
+    magic, version, kind, parts, head_bytes, number = _PRELUDE.unpack(data)
     if magic != MAGIC:
         raise WireError(f"The peer sent {magic!r} where a frame should start.")
     if version != VERSION:
         raise WireError(f"The peer speaks version {version} of the framing, we speak {VERSION}.")
     check_limits(parts, head_bytes, [])
     try:
-        return Prelude(Kind(kind), parts, head_bytes)
+        prelude = Prelude(Kind(kind), parts, head_bytes, number)
     except ValueError:
         raise WireError(f"The peer sent a frame of the unknown kind {kind}.") from None
+    if (number == 0) != (prelude.kind in UNNUMBERED):
+        raise WireError(f"The peer sent {prelude.kind.name} with the number {number}.")
+    return prelude
 
 
 def parse_lengths(data: bytes, prelude: Prelude) -> list[int]:

@@ -70,11 +70,13 @@ class Monitor:
             self._state = replace(self._state, progress=progress)
             write_json(self._directory / "state.json", self.snapshot())
 
-    def checkpoint(self, record: Checkpoint) -> None:
-        """Record a completed checkpoint."""
+    def checkpoint(self, record: Checkpoint, channels: dict[str, Any]) -> None:
+        """Record a completed checkpoint, and how the channels are (channel.session.Session.figures)."""
         with self._lock:
             totals = self._state.totals.plus(record)
-            self._state = replace(self._state, epoch=record.epoch, last=record, totals=totals)
+            self._state = replace(
+                self._state, epoch=record.epoch, last=record, totals=totals, channels=channels
+            )
             write_json(self._directory / "state.json", self.snapshot())
 
     def verification(self, result: dict[str, Any]) -> None:

@@ -58,6 +58,7 @@ class State:
     last: Checkpoint | None = None
     totals: Totals = field(default_factory=Totals)
     progress: dict[str, Any] | None = None
+    channels: dict[str, Any] | None = None
     mode: str = "colo"
 
     def to_json(self) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from colo_helper.channel.session import DEFAULT_MISSES
+
 CONFIG = "/etc/colo/vms/{vm}.json"
 STATE_DIR = "/var/lib/colo/{vm}"
 RUN_DIR = "/run/colo/{vm}"
@@ -25,7 +27,10 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A validated configuration. On a secondary ``peer_address``, ``peer_port`` and ``interval_ms`` mean nothing."""
+    """A validated configuration. On a secondary the peer's addresses and port and ``interval_ms`` mean nothing.
+
+    The peer counts as dead after ``peer_timeout_ms`` of silence on every path, which is ``heartbeat_misses`` beats.
+    """
 
     vm: str
     role: str
@@ -35,6 +40,8 @@ class Config:
     peer_address: str
     peer_port: int
     interval_ms: int
+    peer_heartbeat_address: str = ""
+    heartbeat_misses: int = DEFAULT_MISSES
 
 
 def load_config(path: Path, vm: str) -> Config:
@@ -81,7 +88,16 @@ def parse_config(value: object, vm: str) -> Config:
         peer_address=_text(peer, "address", "peer.address") if primary else "",
         peer_port=_number(peer, "port", 1, 65535, "peer.port", default=22) if primary else 0,
         interval_ms=_number(value, "interval_ms", 10, 3_600_000) if primary else 0,
+        peer_heartbeat_address=_heartbeat_address(peer) if primary else "",
+        heartbeat_misses=_number(value, "heartbeat_misses", 2, 100, default=DEFAULT_MISSES),
     )
+
+
+def _heartbeat_address(peer: dict[str, Any]) -> str:
+    """The peer on a second network; without one the heartbeat takes the same way as the rest."""
+    if peer.get("heartbeat_address") in (None, ""):
+        return ""
+    return _text(peer, "heartbeat_address", "peer.heartbeat_address")
 
 
 def _text(value: dict[str, Any], key: str, field: str = "") -> str:

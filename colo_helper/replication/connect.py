@@ -1,22 +1,51 @@
-"""How the primary reaches the secondary in production: two SSH connections."""
+"""How replicators reach each other in production: three SSH connections, which the program colo-channel makes."""
 
 from __future__ import annotations
 
-from colo_helper.channel.ssh import ConnectError, PeerAddress, connect_pair
+import secrets
+
+from colo_helper.channel.dialer import ConnectError, Dialer, PeerAddress
+from colo_helper.channel.opening import Opening
+from colo_helper.channel.session import BACK, FORWARD, Opener, Session, Timing
+from colo_helper.channel.stream import ChannelLostError
+from colo_helper.monitor.monitor import Monitor
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import Conversation
 from colo_helper.replication.decisions import Cause, SessionEndedError
 from colo_helper.replication.inbox import Inbox
 
-#: SSH has to be set up on a host that may be slow, in seconds; afterwards the peer's own timeout counts.
+#: SSH and the forced command have to be set up on a host that may be slow, in seconds.
 CONNECT_TIMEOUT_S = 60.0
 
 
-def connect(config: Config, inbox: Inbox) -> Conversation:
-    """Connect to the peer by SSH; raises SessionEndedError with the cause as a sentence."""
-    peer = PeerAddress(config.peer_name, config.peer_address, config.peer_port)
+def session(config: Config, monitor: Monitor, name: str, opener: Opener | None = None) -> Session:
+    """Return a session of this VM that is not connected yet; the primary has an opener."""
+    return Session(
+        name,
+        FORWARD if opener else BACK,
+        Timing(config.peer_timeout_ms / 1000, config.heartbeat_misses),
+        opener=opener,
+        epoch=lambda: monitor.state.epoch,
+        event=monitor.event,
+    )
+
+
+def connect(config: Config, monitor: Monitor, inbox: Inbox) -> Conversation:
+    """Connect to the peer; raises SessionEndedError with the cause as a sentence."""
+    peer = PeerAddress(
+        config.peer_name,
+        config.peer_address,
+        config.peer_port,
+        heartbeat_address=config.peer_heartbeat_address or None,
+    )
     try:
-        forward, back = connect_pair(peer, config.vm, CONNECT_TIMEOUT_S)
+        dialer = Dialer.start(peer, config.vm)
     except ConnectError as error:
         raise SessionEndedError(Cause.PEER_LOST, str(error)) from error
-    return Conversation(forward, back, config.peer_timeout_ms / 1000, inbox)
+    made = session(config, monitor, secrets.token_hex(8), Opening(config.vm, dialer, CONNECT_TIMEOUT_S))
+    try:
+        made.open()
+    except ChannelLostError as error:
+        made.close()
+        raise SessionEndedError(Cause.PEER_LOST, str(error)) from error
+    return Conversation(made, inbox)

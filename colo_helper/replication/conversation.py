@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from colo_helper.channel.link import Link
-from colo_helper.channel.stream import ByteStream, ChannelLostError
+from colo_helper.channel.session import Session
+from colo_helper.channel.stream import ChannelLostError
 from colo_helper.channel.wire import Frame, Kind
 from colo_helper.replication.decisions import Cause, SessionEndedError
 from colo_helper.replication.inbox import Inbox
@@ -29,32 +29,40 @@ _ENDINGS = {Kind.REFUSE: Cause.PEER_REFUSED, Kind.ABORT: Cause.ABORT, Kind.END: 
 class Conversation:
     """Talks with the peer. Every method may raise SessionEndedError."""
 
-    def __init__(self, outgoing: ByteStream, incoming: ByteStream, timeout_s: float, inbox: Inbox) -> None:
+    def __init__(self, session: Session, inbox: Inbox) -> None:
         self._inbox = inbox
         self._source = inbox.new_source()
-        self._link = Link(outgoing, incoming, timeout_s, self._source.put, self._source.lost)
-        self._link.start()
+        self._session = session
+        session.start(self._source.put, self._source.lost)
 
     def divert(self, kind: Kind, outlet: Outlet) -> None:
         """Let frames of one kind flow into a helper's pipe, without a stop in the inbox."""
         self._source.divert(kind, outlet)
 
+    def figures(self) -> dict[str, Any]:
+        """Return what is known of the channels; see channel.session."""
+        return self._session.figures()
+
+    def idle_now(self) -> None:
+        """Tell that nothing urgent is on its way for the moment."""
+        self._session.idle()
+
     @property
     def loss(self) -> str:
-        """Why the link is gone, or an empty string."""
+        """Why the session is gone, or an empty string."""
         self._inbox.wait(0)
         return self._inbox.loss
 
     def send(self, kind: Kind, head: dict[str, Any] | None = None, parts: Sequence[bytes] = ()) -> int:
         """Send one frame; returns its bytes."""
         try:
-            return self._link.send(kind, head, parts)
+            return self._session.send(kind, head, parts)
         except ChannelLostError as error:
             self._hear_out()
             raise SessionEndedError(Cause.PEER_LOST, str(error)) from error
 
     def _hear_out(self) -> None:
-        """After a write has failed: a peer that gave up has said why on the other channel, which says more."""
+        """After the session was lost: a peer that gave up may have said why, which says more."""
         deadline = time.monotonic() + _HEAR_OUT_S
         while not self._inbox.loss and self._inbox.wait(deadline - time.monotonic()):
             self.check()
@@ -63,7 +71,7 @@ class Conversation:
     def tell(self, kind: Kind, head: dict[str, Any]) -> str:
         """Send a last word; returns why it could not be said, or an empty string."""
         try:
-            self._link.send(kind, head)
+            self._session.send(kind, head)
         except ChannelLostError as error:
             return str(error)
         return ""
@@ -125,9 +133,9 @@ class Conversation:
             raise SessionEndedError(Cause.PEER_LOST, self._inbox.loss)
 
     def close(self) -> None:
-        """End the link; nothing of it arrives any more."""
+        """End the session; nothing of it arrives any more."""
         self._inbox.close_source()
-        self._link.close()
+        self._session.close()
 
     @staticmethod
     def _raise_ending(frame: Frame) -> None:

@@ -1,6 +1,6 @@
 """Everything the replicator's main thread waits for, in one queue.
 
-Frames and losses come from the reading thread of a link, sessions from the listener, requests from the control socket,
+Frames and losses come from the reading threads of a session, sessions from the listener, requests from the control socket,
 and a stop from a signal handler: SimpleQueue.put may be called by all of them, even in the middle of a get.
 """
 
@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from colo_helper.channel.listener import Session
+from colo_helper.channel.session import Session
 from colo_helper.channel.wire import Frame, Kind
 from colo_helper.control.protocol import Request
 from colo_helper.replication.packing import PackingError
@@ -40,9 +40,9 @@ class _Loss:
 
 
 class FrameSource:
-    """Where one link puts its frames; after ``close`` they are thrown away.
+    """Where one session puts its frames; after ``close`` they are thrown away.
 
-    Frames of a kind that was diverted go to an outlet instead, in the link's own thread, and never wait in the queue.
+    Frames of a kind that was diverted go to an outlet instead, in the lane's own thread, and never wait in the queue.
     """
 
     def __init__(self, queue: SimpleQueue[object]) -> None:
@@ -69,7 +69,7 @@ class FrameSource:
             self._queue.put(_Arrival(self, frame))
 
     def lost(self, sentence: str) -> None:
-        """Queue the end of the link, behind its frames, and end what comes out of the outlets."""
+        """Queue the end of the session, behind its frames, and end what comes out of the outlets."""
         self._queue.put(_Loss(self, sentence))
         self._close_outlets()
 
@@ -103,7 +103,7 @@ class Inbox:
         self._queue.put(request)
 
     def put_session(self, session: Session) -> None:
-        """Queue a pair of channels."""
+        """Queue a session that a primary has begun."""
         self._queue.put(session)
 
     def put_stop(self, reason: str) -> None:
@@ -111,13 +111,13 @@ class Inbox:
         self._queue.put(_Stop(reason))
 
     def new_source(self) -> FrameSource:
-        """Forget an earlier link and return where the next one puts its frames."""
+        """Forget an earlier session and return where the next one puts its frames."""
         self.close_source()
         self._source = FrameSource(self._queue)
         return self._source
 
     def close_source(self) -> None:
-        """Forget the link in use, if any."""
+        """Forget the session in use, if any."""
         if self._source:
             self._source.close()
             self._source = None
@@ -142,7 +142,7 @@ class Inbox:
         self._take(self._queue.get())
 
     def next_frame(self, deadline_s: float) -> Frame | None:
-        """Return the next frame; None when something else came first, the link is lost, or at the deadline."""
+        """Return the next frame; None when something else came first, the session is lost, or at the deadline."""
         if not self.frames and not self.loss:
             self.wait(deadline_s - time.monotonic())
         return self.frames.popleft() if self.frames else None

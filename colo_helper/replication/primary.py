@@ -29,7 +29,7 @@ from colo_helper.replication.packing import pack
 from colo_helper.replication.primary_epochs import PrimaryEpochs
 
 #: Makes the conversation with the secondary; raises SessionEndedError.
-Connector = Callable[[Config, Inbox], Conversation]
+Connector = Callable[[Config, Monitor, Inbox], Conversation]
 
 _PROGRESS_S = 1.0
 
@@ -68,7 +68,7 @@ class Primary:
         """Everything until both copies are equal and stand still: checks, connection, first copy."""
         vm, peer = self.config.vm, self.config.peer_name
         guest = self._open_guest()
-        self.conversation = conversation = self.connect(self.config, self.inbox)
+        self.conversation = conversation = self.connect(self.config, self.monitor, self.inbox)
         conversation.send(Kind.HELLO, self._hello(guest))
         theirs = conversation.expect(Kind.HELLO).head
         refusal = pair_refusal(self.host.release, str(theirs.get("release")))

@@ -131,6 +131,7 @@ class PrimaryEpochs(HelperLog):
         self.guest.resume()
         self._watch.lap("resume")
         self._due_s = time.monotonic() + self.config.interval_ms / 1000
+        self.conversation.idle_now()
         if self.epoch:
             self._record(verified)
         else:
@@ -184,7 +185,7 @@ class PrimaryEpochs(HelperLog):
     def _record(self, verified: dict[str, Any] | None) -> None:
         """Write the checkpoint down and answer the requests for it."""
         record = checkpoint_record(self.epoch, self._figures, self._sent_bytes, self._watch)
-        self.monitor.checkpoint(record)
+        self.monitor.checkpoint(record, self.conversation.figures())
         if verified:
             self.monitor.verification(verified)
             self.monitor.event("verified", _verdict(verified))

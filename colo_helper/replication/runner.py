@@ -112,11 +112,13 @@ def _serve(
 
         return Primary(config, host, monitor, inbox, connect).run()
     from colo_helper.channel.listener import AttachListener  # noqa: PLC0415
+    from colo_helper.replication.connect import session  # noqa: PLC0415
 
     listener = AttachListener(
         run_dir / "attach.sock",
         config.vm,
         lambda: attach_refusal(config.vm, monitor.state.phase),
+        lambda name: session(config, monitor, name),
         inbox.put_session,
     )
     secondary = Secondary(config, host, monitor, inbox, state_dir, _saved(state_dir))

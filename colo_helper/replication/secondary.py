@@ -77,8 +77,7 @@ class Secondary:
         session = self.inbox.sessions.pop()
         while self.inbox.sessions:
             self.inbox.sessions.pop().close()  # its client gave up and came again
-        timeout_s = self.config.peer_timeout_ms / 1000
-        conversation = Conversation(session.back.stream, session.forward.stream, timeout_s, self.inbox)
+        conversation = Conversation(session, self.inbox)
         try:
             self._receive_copy(conversation)
             self._replicate(conversation)
@@ -95,7 +94,6 @@ class Secondary:
         if cause is Cause.END and not problems:
             conversation.tell(Kind.ENDED, {})
         conversation.close()
-        session.close()
         domid = self.guest.domain.domid if self.guest else None
         self.monitor.enter(end.phase, " ".join([end.sentence, *problems]), domid=domid)
         return end

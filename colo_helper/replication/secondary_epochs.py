@@ -179,4 +179,5 @@ class SecondaryEpochs(HelperLog):
 
     def _record(self) -> None:
         counts = {name: number(self._commit.head, name) for name in COUNTS}
-        self.monitor.checkpoint(checkpoint_record(self.epoch, counts, self._sent_bytes, self._watch))
+        record = checkpoint_record(self.epoch, counts, self._sent_bytes, self._watch)
+        self.monitor.checkpoint(record, self.conversation.figures())

@@ -10,7 +10,7 @@ from colo_helper.replication.packing import unpack
 
 
 class Outlet:
-    """Frames of one kind, on their way into the pipe that a helper reads. Used by the reading thread of the link.
+    """Frames of one kind, on their way into the pipe that a helper reads. Used by the reading thread of its lane.
 
     A helper that has ended is no error here: whoever serves it learns that from itself.
     """

@@ -1,7 +1,7 @@
 """A primary and a secondary in two threads, joined as in production but for SSH and Xen.
 
 The channels go through the real listener and the real forced command's hand-over. The test stands in the middle of
-them: ``Wire`` passes frames on from the primary and can cut after a given number of frames of a kind.
+them: a ``Relay`` passes frames on, one way of one connection, and can break at a given number of frames of a kind.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from colo_helper.channel import attach
+from colo_helper.channel.dialer import ConnectError, Connection, End
 from colo_helper.channel.listener import AttachListener
+from colo_helper.channel.opening import Opening
+from colo_helper.channel.session import BACK, FORWARD, LANES
 from colo_helper.channel.stream import ChannelLostError, FdStream, read_frame, write_frame
 from colo_helper.channel.wire import Kind, encode
 from colo_helper.control.protocol import Request
 from colo_helper.monitor.monitor import Monitor
 from colo_helper.monitor.sdnotify import Notifier
 from colo_helper.monitor.state import State
+from colo_helper.replication import connect
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import Conversation
 from colo_helper.replication.decisions import attach_refusal
@@ -55,38 +59,110 @@ def config(role: str, timeout_ms: int = 2000) -> Config:
 
 
 class Relay:
-    """Passes one direction's frames on. ``cut`` = (kind, n) breaks the line instead of passing the n-th such frame."""
+    """Passes one way's frames on. ``cut`` = (kind, n): ``on_cut`` happens instead of passing the n-th such frame on.
 
-    def __init__(self, source: FdStream, target: FdStream) -> None:
-        self.source, self.target = source, target
-        self.seen: list[Kind] = []
-        self.cut: tuple[Kind, int] | None = None
-        self.cut_after = False
-        self.frozen = threading.Event()
-        self.other: Relay = self
-        self.on_cut: Callable[[], None] = lambda: None
+    ``seen`` outlives the connection; ``frozen`` loses everything and closes nothing.
+    """
+
+    def __init__(self, line: Line, source: FdStream, target: FdStream, seen: list[Kind]) -> None:
+        self.line, self.source, self.target, self.seen = line, source, target, seen
         self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
 
     def _run(self) -> None:
+        line = self.line
         try:
             while True:
                 frame = read_frame(self.source, lambda: None, 1.0)
-                if self.frozen.is_set():
+                if line.frozen.is_set():
                     continue
                 self.seen.append(frame.kind)
-                if self.cut == (frame.kind, self.seen.count(frame.kind)):
-                    self.other.frozen.set()  # nothing of an answer gets through either
-                    if self.cut_after:
-                        write_frame(
-                            self.target, encode(frame.kind, frame.head, frame.parts), lambda: None, 1.0
-                        )
-                    self.on_cut()
-                    return
-                write_frame(self.target, encode(frame.kind, frame.head, frame.parts), lambda: None, 1.0)
+                if line.cut == (frame.kind, self.seen.count(frame.kind)):
+                    line.cut = None
+                    if line.cut_after:
+                        self._pass_on(frame)
+                    line.on_cut()
+                    continue
+                self._pass_on(frame)
         except ChannelLostError:
-            if not self.frozen.is_set():  # through a cut cable not even the end comes
-                self.on_cut()
+            self.source.close()
+            self.target.close()
+            shut(self.target)
+
+    def _pass_on(self, frame: Any) -> None:
+        buffers = encode(frame.kind, frame.head, frame.parts, frame.number)
+        write_frame(self.target, buffers, lambda: None, 1.0)
+
+
+class Line:
+    """What all relays share: whether and where the line breaks."""
+
+    def __init__(self, on_cut: Callable[[], None]) -> None:
+        self.frozen = threading.Event()
+        self.cut: tuple[Kind, int] | None = None
+        self.cut_after = False
+        self.on_cut = on_cut
+        self.dead = False
+
+
+def shut(stream: FdStream) -> None:
+    """Close a connection under whoever uses it."""
+    for fd in {stream._read_fd, stream._write_fd}:
+        sock = socket.socket(fileno=os.dup(fd))
+        try:
+            sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            continue
+        finally:
+            sock.close()
+
+
+class LineDialer:
+    """What Dialer, sshd and the forced command do: one socket as stdin and stdout, handed to the listener."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.refusals: list[str] = []
+        self.without: set[str] = set()
+
+    def open(self, channel: str, _timeout_s: float) -> Connection:
+        """See Dialer."""
+        pair = self.pair
+        if pair.line.dead:
+            raise ConnectError("auth_refused", "The test's host is gone.")
+        if channel in self.without:
+            raise ConnectError("unreachable", "Connection refused.")
+        ours, theirs = socket.socketpair()
+        fd = theirs.detach()
+
+        def forced_command() -> None:
+            try:
+                attach.hand_over(str(pair.directory / "attach.sock"), channel, fd, fd)
+            except attach.AttachRefusedError as error:
+                self.refusals.append(str(error))
+                shut(far)
+            finally:
+                os.close(fd)
+
+        here, near_socket = socket.socketpair()
+        near_fd, far_fd = near_socket.detach(), ours.detach()
+        near, far = FdStream(near_fd, near_fd), FdStream(far_fd, far_fd)
+        threading.Thread(target=forced_command, daemon=True).start()
+        pair.connections[channel] = (near, far)
+        for way, source, target in (("down", near, far), ("up", far, near)):
+            relay = Relay(pair.line, source, target, pair.seen[channel, way])
+            pair.relays.append(relay)
+            relay.thread.start()
+        return Connection(len(pair.relays), channel, here, "none", "none", 0)
+
+    def why(self, _number: int) -> End | None:
+        """See Dialer."""
+        return End("refused", self.refusals[-1]) if self.refusals else None
+
+    def idle(self) -> None:
+        """See Dialer."""
+
+    def close(self) -> None:
+        """See Dialer."""
 
 
 @dataclass
@@ -98,8 +174,6 @@ class Pair:
     secondary_host: EmulatedHost = field(default_factory=EmulatedHost)
     exit_codes: dict[str, int] = field(default_factory=dict)
     threads: list[threading.Thread] = field(default_factory=list)
-    forward: Relay | None = None
-    back: Relay | None = None
     saved: dict[str, Any] | None = None
     only_secondary: bool = False
     before_link: Callable[[Pair], None] = lambda _pair: None
@@ -114,10 +188,18 @@ class Pair:
             self.directory / "attach.sock",
             VM,
             lambda: attach_refusal(VM, self.s_monitor.state.phase),
+            lambda name: connect.session(config("secondary", self.timeout_ms), self.s_monitor, name),
             self.s_inbox.put_session,
             group="",
         )
-        self.streams: list[FdStream] = []
+        self.line = Line(self.cut_line)
+        #: Kinds that have passed, by (channel, way): ``down`` is from the primary to the secondary.
+        self.seen: dict[tuple[str, str], list[Kind]] = {
+            (channel, way): [] for channel in LANES for way in ("down", "up")
+        }
+        self.connections: dict[str, tuple[FdStream, FdStream]] = {}
+        self.relays: list[Relay] = []
+        self.dialer = LineDialer(self)
 
     def _monitor(self, role: str) -> Monitor:
         directory = self.directory / role
@@ -127,66 +209,38 @@ class Pair:
 
     # -- wiring
 
-    def _attach(self, channel: str) -> FdStream:
-        """What sshd and the forced command do: one socket as stdin and stdout, handed to the listener."""
-        ours, theirs = socket.socketpair()
-        fd = theirs.detach()
-
-        def forced_command() -> None:
-            try:
-                attach.hand_over(str(self.directory / "attach.sock"), channel, fd, fd)
-            except attach.AttachRefusedError as error:
-                self.refusals.append(str(error))
-            finally:
-                os.close(fd)
-
-        threading.Thread(target=forced_command, daemon=True).start()
-        ours_fd = ours.detach()
-        stream = FdStream(ours_fd, ours_fd)
-        write_frame(
-            stream,
-            encode(Kind.OPEN, {"session": "0123456789", "channel": channel, "vm": VM}),
-            lambda: None,
-            1,
-        )
-        return stream
-
-    refusals: list[str] = field(default_factory=list)
-
-    def connect(self, configuration: Config, inbox: Inbox) -> Conversation:
-        """The primary's connector: two relayed channels."""
-        forward_peer, back_peer = self._attach("forward"), self._attach("back")
-        f_here, f_there = socket.socketpair()
-        b_here, b_there = socket.socketpair()
-        streams = []
-        for sock in (f_here, f_there, b_here, b_there):
-            fd = sock.detach()
-            streams.append(FdStream(fd, fd))
-        forward, forward_in, back, back_out = streams
-        self.forward = Relay(forward_in, forward_peer)
-        self.back = Relay(back_peer, back_out)
-        self.forward.other, self.back.other = self.back, self.forward
-        self.streams += [*streams, forward_peer, back_peer]
-        self.forward.on_cut = self.back.on_cut = self.cut_line
+    def connect(self, configuration: Config, monitor: Monitor, inbox: Inbox) -> Conversation:
+        """The primary's connector."""
+        session = connect.session(configuration, monitor, "0123456789", Opening(VM, self.dialer, PATIENCE_S))
+        session.open()
         self.before_link(self)
-        return Conversation(forward, back, configuration.peer_timeout_ms / 1000, inbox)
+        return Conversation(session, inbox)
+
+    @property
+    def forward(self) -> list[Kind]:
+        """What has passed from the primary on its channel."""
+        return self.seen[FORWARD, "down"]
+
+    @property
+    def back(self) -> list[Kind]:
+        """What has passed from the secondary on its channel."""
+        return self.seen[BACK, "up"]
+
+    def break_connection(self, channel: str) -> None:
+        """One connection breaks; both hosts live."""
+        for stream in self.connections[channel]:
+            shut(stream)
 
     def cut_line(self) -> None:
-        """Both connections break, as when a host dies."""
-        for stream in self.streams:
-            for fd in {stream._read_fd, stream._write_fd}:
-                sock = socket.socket(fileno=os.dup(fd))
-                try:
-                    sock.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    continue
-                finally:
-                    sock.close()
+        """All connections break and none can be made, as when a host dies."""
+        self.line.frozen.set()
+        self.line.dead = True
+        for channel in self.connections:
+            self.break_connection(channel)
 
     def freeze_line(self) -> None:
         """Nothing comes through any more, and nothing is closed, as when a cable is cut."""
-        self.forward.frozen.set()
-        self.back.frozen.set()
+        self.line.frozen.set()
 
     # -- running
 
@@ -254,15 +308,16 @@ class Pair:
     def close(self) -> None:
         for inbox in (self.p_inbox, self.s_inbox):
             inbox.put_stop("The test ends.")
+        for thread in self.threads:
+            thread.join(0.5)  # in order, when both sides still can
         self.cut_line()
         for thread in self.threads:
             thread.join(PATIENCE_S)
-        for relay in (self.forward, self.back):
-            if relay:
-                relay.source.close()
-                relay.thread.join(PATIENCE_S)
         self.listener.close()
-        for stream in self.streams:
-            stream.release()
+        for relay in self.relays:
+            relay.source.close()
+            relay.thread.join(PATIENCE_S)
+        for relay in self.relays:
+            relay.source.release()
         shutil.rmtree(self.directory)
         assert not any(thread.is_alive() for thread in self.threads)

@@ -25,9 +25,10 @@ from colo_helper.replication.runner import Desk
 from tests.unit.colo_helper.test_decisions import PRIMARY
 
 RECORD = Checkpoint(1, 2, 3, 4, 4, 5000, 12.5, {"suspend": 1.0}, "2026-01-01T00:00:00Z")
+CHANNELS = {"life": "alive", "peer_epoch": 1, "round_trip": {}, "broken": {}, "reopened": {}}
 DOCUMENTED = {
     "format", "vm", "role", "mode", "phase", "reason", "domid", "peer", "epoch", "since", "updated", "updated_monotonic_s",
-    "boot_id", "last", "totals", "progress",
+    "boot_id", "last", "totals", "progress", "channels",
 }  # fmt: skip
 
 
@@ -42,13 +43,14 @@ def saved(tmp_path):
 
 def test_the_state_file_has_the_documented_fields(monitor, tmp_path):
     monitor.enter("replicating", "Both run.", domid=3)
-    monitor.checkpoint(RECORD)
+    monitor.checkpoint(RECORD, CHANNELS)
     state = saved(tmp_path)
     assert set(state) == DOCUMENTED
     assert (state["format"], state["mode"], state["epoch"], state["domid"]) == (1, "colo", 1, 3)
     assert set(state["last"]) == {
         "epoch", "a_pages", "b_pages", "d_pages", "sent_pages", "bytes", "pause_ms", "phases_ms", "completed",
     }  # fmt: skip
+    assert state["channels"] == CHANNELS
     assert state["totals"] == {"checkpoints": 1, "bytes": 5000, "b_nonempty": 1}
 
 
@@ -225,7 +227,7 @@ def test_status_shows_what_an_ended_replicator_left(tmp_path, monkeypatch, capsy
     left = Monitor(
         tmp_path / "no-such-vm", State("no-such-vm", "primary", "connecting", "", "xb"), Notifier("")
     )
-    left.checkpoint(RECORD)
+    left.checkpoint(RECORD, CHANNELS)
     left.enter("unprotected", "The secondary was lost.")
     assert commands.dispatch(["status"]) == 0
     assert capsys.readouterr().out == (

@@ -13,6 +13,9 @@ from colo_helper.monitor.monitor import boot_id
 from tests.unit.colo_helper.emulated_host import RING, EmulatedHost, running_guest
 from tests.unit.colo_helper.replication_pair import VM, Pair, eventually
 
+#: The timeout of a pair whose line is to be cut: the test waits for it.
+BRIEF_MS = 600
+
 
 @pytest.fixture
 def pair():
@@ -160,15 +163,15 @@ def test_the_clock_makes_checkpoints_by_itself(pair, monkeypatch):
     ids=lambda value: value.name if isinstance(value, Kind) else str(value)[:12],
 )
 def test_the_line_breaks_in_a_checkpoint(pair, direction, kind, passed, secondary_says):
-    both = pair().start().replicating()
+    both = pair(timeout_ms=BRIEF_MS).start().replicating()
     dice = random.Random(2)
     write_on_both(both, dice)
     both.ask("primary", "checkpoint")
     write_on_both(both, dice, 2)
     both.guest.context = b"the new context"
     before = guest_memory(both.copy)
-    relay = both.forward if direction == "forward" else both.back
-    relay.cut, relay.cut_after = (kind, relay.seen.count(kind) + 1), passed
+    seen = both.forward if direction == "forward" else both.back
+    both.line.cut, both.line.cut_after = (kind, seen.count(kind) + 1), passed
     both.ask_without_waiting("primary", "checkpoint")
 
     reason = both.phase("primary", "unprotected")
@@ -192,19 +195,83 @@ def test_the_line_breaks_in_a_checkpoint(pair, direction, kind, passed, secondar
 def test_a_silent_peer_is_noticed_by_both_without_any_connection_closing(pair):
     both = pair(timeout_ms=500).start().replicating()
     both.freeze_line()
-    assert "silent for" in both.phase("primary", "unprotected")
-    assert "silent for" in both.phase("secondary", "peer_lost")
+    assert "silent on every path for" in both.phase("primary", "unprotected")
+    assert "silent on every path for" in both.phase("secondary", "peer_lost")
     assert_primary_untouched(both)
     assert_copy_runs_off_the_network(both)
 
 
 def test_a_quiet_hour_is_not_silence(pair):
     both = pair(timeout_ms=400).start().replicating()
-    eventually(
-        lambda: both.forward.seen.count(Kind.BEAT) > 8 and both.back.seen.count(Kind.BEAT) > 8, "beats"
-    )
+    eventually(lambda: both.forward.count(Kind.BEAT) > 8 and both.back.count(Kind.BEAT) > 8, "beats")
     assert both.p_monitor.state.phase == "replicating"
     assert both.ask("primary", "checkpoint")["ok"] is True
+
+
+# ----------------------------------------------------------------------------------- a connection breaks, the peer lives
+
+
+@pytest.mark.parametrize("broken", ["forward", "back", "heartbeat"])
+@pytest.mark.parametrize(
+    ("direction", "kind"),
+    [
+        ("forward", Kind.SUSPEND),
+        ("back", Kind.BACK),
+        ("forward", Kind.STREAM),
+        ("forward", Kind.COMMIT),
+        ("back", Kind.APPLIED),
+        ("forward", Kind.RUN),
+    ],
+    ids=lambda value: value.name if isinstance(value, Kind) else value,
+)
+def test_the_checkpoint_goes_on_over_a_new_connection(pair, broken, direction, kind):
+    """Whichever connection breaks at whichever frame, and whether that one had passed: nothing is lost, nothing twice."""
+    both = pair().start().replicating()
+    figures = both.primary.conversation.figures
+    dice = random.Random(3)
+    for times, passed in enumerate((False, True), 1):
+        write_on_both(both, dice)
+        both.guest.context = b"context %d" % passed
+        seen = both.forward if direction == "forward" else both.back
+        both.line.on_cut = lambda: both.break_connection(broken)
+        both.line.cut, both.line.cut_after = (kind, seen.count(kind) + 1), passed or broken != direction
+        record = both.ask("primary", "checkpoint")
+        assert record["ok"] is True
+        assert guest_memory(both.copy) == guest_memory(both.guest)
+        assert both.copy.context == both.guest.context
+        eventually(lambda want=times: figures()["reopened"][broken] == want, "the channel is there again")
+    assert figures()["broken"] == {}
+    assert both.ask("primary", "verify")["unexplained"] == []
+
+
+def test_the_first_copy_goes_on_over_a_new_connection(pair):
+    def cut(one):
+        one.line.on_cut = lambda: one.break_connection("forward")
+        one.line.cut = (Kind.CHUNK, 3)
+
+    both = pair(before_link=cut).start().replicating()
+    both.both_run()
+    assert guest_memory(both.copy) == guest_memory(both.guest)
+
+
+def test_a_channel_that_cannot_be_made_again_in_time_ends_the_session(pair):
+    both = pair(timeout_ms=BRIEF_MS).start().replicating()
+    both.dialer.without.add("forward")
+    both.break_connection("forward")
+    reason = both.phase("primary", "unprotected")
+    assert "The forward channel could not be made again for 0." in reason
+    assert "Connection refused" in reason or "The peer gave the session up" in reason
+    both.phase("secondary", "peer_lost")
+    assert_primary_untouched(both)
+    assert_copy_runs_off_the_network(both)
+
+
+def test_a_replicator_that_was_started_anew_does_not_take_the_session_on(pair):
+    both = pair().start().replicating()
+    both.listener._session = None  # what a new process knows
+    both.break_connection("back")
+    assert "does not know the session" in both.phase("primary", "unprotected")
+    assert_primary_untouched(both)
 
 
 # ------------------------------------------------------------------------------------------ one side fails
@@ -271,9 +338,9 @@ def test_the_state_cannot_be_loaded_into_the_secondary(pair):
 
 def test_a_line_that_breaks_in_the_first_copy_leaves_nothing_behind(pair):
     def cut(one):
-        one.forward.cut = (Kind.CHUNK, 3)
+        one.line.cut = (Kind.CHUNK, 3)
 
-    both = pair(before_link=cut).start()
+    both = pair(timeout_ms=BRIEF_MS, before_link=cut).start()
     reason = both.phase("primary", "failed")
     assert reason.endswith("; h1 was not protected yet and runs on.")
     assert both.ended("primary") == 1
@@ -338,7 +405,7 @@ def test_a_guest_with_pv_drivers_is_refused(pair):
 
 
 def test_takeover_after_the_primary_died(pair):
-    both = pair().start().replicating()
+    both = pair(timeout_ms=BRIEF_MS).start().replicating()
     both.ask("primary", "checkpoint")
     both.both_run()
     both.cut_line()
@@ -356,7 +423,7 @@ def test_takeover_after_the_primary_died(pair):
 
 
 def test_a_takeover_that_fails_can_be_asked_again(pair):
-    both = pair().start().replicating()
+    both = pair(timeout_ms=BRIEF_MS).start().replicating()
     both.cut_line()
     both.phase("secondary", "peer_lost")
     both.secondary_host.devices[7].faults.add("announce")
@@ -379,7 +446,7 @@ def test_either_side_ends_the_protection_in_order(pair, role):
 
 
 def test_an_operator_destroys_a_copy_that_lost_its_primary(pair):
-    both = pair().start().replicating()
+    both = pair(timeout_ms=BRIEF_MS).start().replicating()
     both.cut_line()
     both.phase("secondary", "peer_lost")
     both.ask_without_waiting("secondary", "stop")
