@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 SAVE, RESTORE = "--save-domain", "--restore-domain"
 
-#: XCFLAGS of xenguest.h, in the argument ``flags`` of a save.
+#: XCFLAGS_LIVE of xenguest.h, in the argument ``flags`` of a save. XCFLAGS_DEBUG (1 << 1) is accepted and changes nothing.
 FLAG_LIVE = 1 << 0
-FLAG_DEBUG = 1 << 1
 #: Ours: both copies are equal and stand still; only what is dirty from now on is sent, and a paused guest counts as
 #: suspended. libxl never sets it.
 FLAG_BASELINE = 1 << 16

@@ -15,8 +15,8 @@ from colo_helper.stream import libxc
 from colo_helper.stream.dirty_list import (
     ENTRY_BYTES,
     ListForm,
+    check_list_length,
     first_list_is_suspicious,
-    max_list_bytes,
     mend_shifted,
     pack_dirty_list,
     parse_dirty_list,
@@ -56,8 +56,7 @@ class DirtyReader:
         return unpack_bitmap(memoryview(body)[:length], frame_limit)
 
     def _list(self, length: int, frame_limit: int) -> DirtyBitmap:
-        if length > max_list_bytes(frame_limit):
-            raise StreamError(f"A list of {length} bytes was announced for a guest of {frame_limit} frames.")
+        check_list_length(length, frame_limit)
         entries = parse_dirty_list(self._fd.read_exact(length), frame_limit)
         if self.form is ListForm.UNKNOWN:
             shifted = first_list_is_suspicious(entries) and self._fd.readable_within(_TAIL_S)

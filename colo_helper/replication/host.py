@@ -19,7 +19,7 @@ class SaveStream(Protocol):
     """The first copy as a stream of bytes. Methods may raise HostError."""
 
     def read(self) -> bytes:
-        """Return the next bytes, at most MAX_CHUNK_BYTES; empty at the end of a complete copy."""
+        """Return the next bytes, at most COPY_CHUNK_BYTES; empty at the end of a complete copy."""
 
     def abandon(self) -> None:
         """Give the copy up. Returns when the domain is paused, with one pause more, as after a complete copy."""
@@ -39,7 +39,7 @@ class RestoreStream(Protocol):
 
 
 #: The largest piece of the first copy in one frame.
-MAX_CHUNK_BYTES = 256 << 10
+COPY_CHUNK_BYTES = 256 << 10
 
 
 class Helper(Protocol):

@@ -24,7 +24,7 @@ from colo_helper.helper.parent import NAME as HELPER_NAME
 from colo_helper.hypervisor.libraries import XenLibraries, open_libraries
 from colo_helper.hypervisor.xen import XenDomain
 from colo_helper.replication.guest import Guest
-from colo_helper.replication.host import MAX_CHUNK_BYTES, HostError
+from colo_helper.replication.host import COPY_CHUNK_BYTES, HostError
 
 _PIPE_BYTES = 1 << 20
 _ASK_TIMEOUT_S = 60.0
@@ -70,7 +70,7 @@ class XlSave:
         """See SaveStream."""
         if not select.select([self._fd], [], [], _STALL_TIMEOUT_S)[0]:
             raise HostError(f"'{self._what}' has written nothing for {_STALL_TIMEOUT_S:g} s.")
-        data = os.read(self._fd, MAX_CHUNK_BYTES)
+        data = os.read(self._fd, COPY_CHUNK_BYTES)
         if not data:
             self._finish()
         return data

@@ -20,10 +20,8 @@ from enum import Enum, unique
 
 from colo_helper.stream.libxc import (
     MAX_RECORD_BYTES,
-    RECORD_HEADER_BYTES,
     RecordType,
     StreamError,
-    name_of,
     record_header,
 )
 
@@ -44,6 +42,16 @@ def max_list_bytes(size_frames: int) -> int:
     return min(ENTRY_BYTES * size_frames, MAX_RECORD_BYTES)
 
 
+def check_list_length(length: int, size_frames: int) -> None:
+    """Raise StreamError when the body of a list for a guest of ``size_frames`` cannot have ``length`` bytes."""
+    if length % ENTRY_BYTES:
+        raise StreamError(f"The list of dirty frames has {length} bytes, not a multiple of {ENTRY_BYTES}.")
+    if length > max_list_bytes(size_frames):
+        raise StreamError(
+            f"The list of dirty frames has {length // ENTRY_BYTES} entries; the guest has {size_frames} frames."
+        )
+
+
 def pack_dirty_list(gfns: array[int]) -> bytes:
     """Return the whole record. Raises StreamError beyond 128 MiB, which is all of a guest of 64 GiB."""
     return (
@@ -52,19 +60,9 @@ def pack_dirty_list(gfns: array[int]) -> bytes:
     )
 
 
-def parse_list_header(data: bytes | memoryview, size_frames: int) -> int:
-    """Return the bytes of the list's body, bounded by the guest's size; raises StreamError."""
-    kind = int.from_bytes(data[:4], "little")
-    length = int.from_bytes(data[4:RECORD_HEADER_BYTES], "little")
-    if kind != RecordType.CHECKPOINT_DIRTY_PFN_LIST:
-        raise StreamError(f"{name_of(kind)} came on the back channel instead of the list of dirty frames.")
-    _check_length(length, size_frames)
-    return length
-
-
 def parse_dirty_list(body: bytes | memoryview, size_frames: int) -> array[int]:
     """Return the frames of a list; raises StreamError when one is not below ``size_frames`` or bytes are left over."""
-    _check_length(len(body), size_frames)
+    check_list_length(len(body), size_frames)
     gfns = array("Q")
     gfns.frombytes(body)
     gfns = _swapped(gfns)
@@ -99,15 +97,6 @@ def mend_shifted(entries: array[int], tail: int) -> array[int]:
     mended = entries[1:]
     mended.append(tail)
     return mended
-
-
-def _check_length(length: int, size_frames: int) -> None:
-    if length % ENTRY_BYTES:
-        raise StreamError(f"The list of dirty frames has {length} bytes, not a multiple of {ENTRY_BYTES}.")
-    if length > max_list_bytes(size_frames):
-        raise StreamError(
-            f"The list of dirty frames has {length // ENTRY_BYTES} entries; the guest has {size_frames} frames."
-        )
 
 
 def _swapped(gfns: array[int]) -> array[int]:

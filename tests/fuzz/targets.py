@@ -34,8 +34,13 @@ from colo_helper.memory.encoding import (
     unpack_bitmap,
 )
 from colo_helper.stream import libxl, walk
-from colo_helper.stream.dirty_list import mend_shifted, parse_dirty_list, parse_list_header
-from colo_helper.stream.libxc import MAX_RECORD_ENTRIES, MAX_SMALL_RECORD_BYTES, StreamError
+from colo_helper.stream.dirty_list import check_list_length, mend_shifted, parse_dirty_list
+from colo_helper.stream.libxc import (
+    MAX_RECORD_ENTRIES,
+    MAX_SMALL_RECORD_BYTES,
+    StreamError,
+    parse_record_header,
+)
 from tests.fuzz import seeds
 
 #: The guest that all of this is about; its peer's words must not cost more than it warrants.
@@ -181,7 +186,8 @@ def restorer(data: bytes) -> EmulatedDomain:
 def dirty_list(data: bytes) -> None:
     """Read upstream's list, sound and shifted."""
     with suppress(StreamError):
-        length = parse_list_header(data[:8].ljust(8, b"\0"), FRAMES)
+        _kind, length = parse_record_header(data[:8].ljust(8, b"\0"))
+        check_list_length(length, FRAMES)
         entries = parse_dirty_list(data[8 : 8 + length], FRAMES)
         assert all(gfn < FRAMES for gfn in entries)
         tail = data[8 + length : 16 + length]

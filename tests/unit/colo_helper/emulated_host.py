@@ -19,7 +19,7 @@ from colo_helper.helper.parent import PipeParent
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.hypervisor.interface import PAGE_BYTES, SpecialFrame
 from colo_helper.replication.guest import Guest
-from colo_helper.replication.host import MAX_CHUNK_BYTES, HostError
+from colo_helper.replication.host import COPY_CHUNK_BYTES, HostError
 
 RING = 4000
 RING_FRAME = SpecialFrame(RING, "xenstore ring", "Each host's xenstored keeps its own indexes in this page.")
@@ -47,7 +47,7 @@ class EmulatedSave:
                 self.domain.pause_count -= 1  # libxl resumes a domain whose save failed
             self.failed = True
             raise HostError("'xl save -p' failed with status 1: scripted.")
-        chunk = self.data[self.position : self.position + MAX_CHUNK_BYTES // 16]
+        chunk = self.data[self.position : self.position + COPY_CHUNK_BYTES // 16]
         self.position += len(chunk)
         return chunk
 
