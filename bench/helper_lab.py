@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from statistics import median
 from typing import Any
 
@@ -41,7 +42,7 @@ def measured(settings: Settings, host: str, line: str) -> dict[str, Any]:
 
 def save(guest: MovedGuest, which: str) -> dict[str, Any]:
     """Save into a pipe that only counts; the guest goes on."""
-    line = f"{environment(which)} xl save -c {guest.name} /dev/stdout | wc -c"
+    line = f"{environment(which)} xl -v save -c {guest.name} /dev/stdout | wc -c"
     found = measured(guest.settings, guest.host, line)
     return {**found, "bytes": int(found["out"])}
 
@@ -65,6 +66,9 @@ def rows_of(guest: MovedGuest, runs: int) -> list[list[object]]:
             row += [f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs:.2f}"] if theirs else ["-", "-", "-"]
         rows.append(row)
         print(table(_HEAD, [row]), flush=True)
+        if name == "save":
+            spent = re.findall(r"\d+ pages, \d+ bytes sent: .*", turns[-1][0]["err"])
+            print(f"{guest.name}, our last save: {spent[0] if spent else turns[-1][0]['err']}", flush=True)
     return rows
 
 

@@ -79,6 +79,7 @@ class Saver:
             self._send_memory(epoch, first_walk=epoch == 1 and not live and not self._baseline)
             self._write_state()
             if not self._checkpointed:
+                self._log(self._frames.summary())
                 break
             self.stream.write(libxc.pack_record(RecordType.CHECKPOINT))
             if not self._between_checkpoints():
