@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from array import array
 
+from colo_helper.channel import wire
+from colo_helper.channel.wire import Kind
 from colo_helper.helper import messages
 from colo_helper.helper.messages import Callback, Message
 from colo_helper.memory.bitmap import DirtyBitmap
@@ -157,3 +159,27 @@ def helper_messages() -> list[bytes]:
     ]
     modern = [*map(messages.pack, some), messages.pack(Message(Callback.STATIC_DATA_DONE, (3,)))]
     return modern + [messages.pack(message, modern=False) for message in some]
+
+
+def frames() -> list[bytes]:
+    """Return frames of a channel: said about the connection, numbered, and with parts."""
+    opening = {
+        "session": "0123456789abcdef",
+        "channel": "forward",
+        "vm": "h1",
+        "received": 0,
+        "resumes": False,
+    }
+    return [
+        b"".join(wire.encode(Kind.OPEN, opening)),
+        b"".join(
+            wire.encode(Kind.BEAT, {"n": 1, "epoch": 2, "t_us": 3, "echo_us": 4, "held_us": 5, "received": 6})
+        ),
+        b"".join(
+            [
+                *wire.encode(Kind.STREAM, {"packed": False, "bytes": 9}, (b"some data",), 1),
+                *wire.encode(Kind.HASHES, {"start": 0, "count": 2, "width": 16}, (bytes(16), bytes(32)), 2),
+                *wire.encode(Kind.ACK, {"received": 2}),
+            ]
+        ),
+    ]

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from colo_helper.channel import wire
+from colo_helper.channel.wire import WireError
 from colo_helper.helper import messages
 from colo_helper.helper.argv import RestoreRequest, StreamType
 from colo_helper.helper.back_channel import DirtyReader
@@ -227,6 +229,19 @@ def helper_message(data: bytes) -> None:
             assert again.callback is message.callback
 
 
+def frames(data: bytes) -> None:
+    """Read frames of a channel as a lane does; what was understood can be said again."""
+    source = _Source(data)
+    with suppress(WireError, EOFError):
+        while True:
+            prelude = wire.parse_prelude(source(wire.PRELUDE_BYTES))
+            lengths = wire.parse_lengths(source(4 * prelude.parts), prelude)
+            head = wire.parse_head(source(prelude.head_bytes))
+            parts = [source(length) for length in lengths]
+            again = b"".join(wire.encode(prelude.kind, head, parts, prelude.number))
+            assert wire.parse_prelude(again[: wire.PRELUDE_BYTES]).number == prelude.number
+
+
 # The largest single read stands three times: as the buffer, as what is made of it, and as what is kept.
 _LARGEST_PIECE = max(8 * MAX_RECORD_ENTRIES, MAX_SMALL_RECORD_BYTES)
 
@@ -263,5 +278,11 @@ TARGETS: dict[str, Target] = {
     ),
     "helper-message": Target(
         helper_message, lambda: [b"\0" + seed for seed in seeds.helper_messages()], _OBJECTS_BYTES
+    ),
+    "frames": Target(
+        frames,
+        seeds.frames,
+        # A part stands as the buffer and as what is made of it; a head also as text and as Python's objects.
+        2 * wire.MAX_PAYLOAD_BYTES + 40 * wire.MAX_HEAD_BYTES + _OBJECTS_BYTES,
     ),
 }
