@@ -10,7 +10,7 @@ def main() -> int:
     if sys.argv[1:2] == ["attach"]:  # before argparse: a second of start-up is a second without protection
         from colo_helper.channel import attach  # noqa: PLC0415
 
-        return attach.main()
+        return attach.main(sys.argv[2:])
     from colo_helper.commands import dispatch  # noqa: PLC0415
 
     return dispatch(sys.argv[1:])

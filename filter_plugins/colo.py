@@ -67,12 +67,28 @@ def selection_problems(
     return []
 
 
-def peers(vms: Mapping[str, Any], host: str) -> list[str]:
-    """The hosts that ``host`` shares a VM with, whichever way round: after a failover the roles change."""
-    pairs = [(vm["primary"], vm["secondary"]) for vm in vms.values()]
-    return sorted(
-        {second if first == host else first for first, second in pairs if host in (first, second)} - {host}
-    )
+def pairs(vms: Mapping[str, Any], host: str, only: str = "") -> list[dict[str, str]]:
+    """The VMs that ``host`` takes part in and the other host of each, whichever way round: after a failover roles change.
+
+    ``only`` leaves one VM.
+    """
+    return [
+        {"vm": name, "peer": vm["secondary"] if vm["primary"] == host else vm["primary"]}
+        for name, vm in sorted(vms.items())
+        if host in (vm["primary"], vm["secondary"]) and only in ("", name)
+    ]
+
+
+def channel_keys_of(results: Sequence[Mapping[str, Any]], vm: str) -> dict[str, list[str]]:
+    """What a host says of itself for ``vm``, out of its results of colo_channel in a loop: all its keys, and its host keys.
+
+    A key that is only predicted, in a dry run, is empty.
+    """
+    for result in results:
+        if result["vm"] == vm:
+            keys = [result["public_key"], *filter(None, [result["next_public_key"]])]
+            return {"public_keys": keys, "host_keys": list(result["host_keys"])}
+    return {"public_keys": [], "host_keys": []}
 
 
 def bridges(vms: Mapping[str, Any], host: str) -> list[str]:
@@ -225,7 +241,8 @@ class FilterModule:
         return {
             "colo_inventory_problems": inventory_problems,
             "colo_selection_problems": selection_problems,
-            "colo_peers": peers,
+            "colo_pairs": pairs,
+            "colo_channel_keys_of": channel_keys_of,
             "colo_bridges": bridges,
             "colo_pair_problems": pair_problems,
             "colo_failover_problems": failover_problems,

@@ -75,15 +75,29 @@ def test_selection() -> None:
     ]
 
 
-def test_peers_and_bridges_whichever_way_round() -> None:
+def test_pairs_and_bridges_whichever_way_round() -> None:
     vms = {
         "h1": H1,
         "h2": {"primary": "xc", "secondary": "xa", "bridge": "br1"},
         "h3": {"primary": "xb", "secondary": "xc"},
     }
-    assert FILTERS["colo_peers"](vms, "xa") == ["xb", "xc"]
-    assert FILTERS["colo_peers"]({}, "xa") == []
+    assert FILTERS["colo_pairs"](vms, "xa") == [{"vm": "h1", "peer": "xb"}, {"vm": "h2", "peer": "xc"}]
+    assert FILTERS["colo_pairs"](vms, "xa", "h2") == [{"vm": "h2", "peer": "xc"}]
+    assert FILTERS["colo_pairs"](vms, "xd") == FILTERS["colo_pairs"]({}, "xa") == []
     assert FILTERS["colo_bridges"](vms, "xa") == ["br1", "xenbr0"]
+
+
+def test_keys_of_a_vm_in_a_hosts_results() -> None:
+    results = [
+        {"vm": "h1", "public_key": "k1", "next_public_key": "", "host_keys": ["h"]},
+        {"vm": "h2", "public_key": "k2", "next_public_key": "k3", "host_keys": ["h"]},
+        {"vm": "h3", "public_key": "", "next_public_key": "", "host_keys": ["h"]},
+    ]
+    keys_of = FILTERS["colo_channel_keys_of"]
+    assert keys_of(results, "h1") == {"public_keys": ["k1"], "host_keys": ["h"]}
+    assert keys_of(results, "h2") == {"public_keys": ["k2", "k3"], "host_keys": ["h"]}
+    assert keys_of(results, "h3") == {"public_keys": [""], "host_keys": ["h"]}, "predicted in a dry run"
+    assert keys_of(results, "h4") == {"public_keys": [], "host_keys": []}
 
 
 def test_pairs_of_releases() -> None:

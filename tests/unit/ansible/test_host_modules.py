@@ -1,4 +1,4 @@
-"""Preflight, files and the channel's key."""
+"""Preflight and files."""
 
 import grp
 import os
@@ -144,56 +144,3 @@ def test_unknown_group_and_wrong_kind(host: FakeHost, run: Runner) -> None:
     assert result["msg"] == f"{path} on xa is a directory, not a file: move it away and run again."
     result = run("colo_files", files=[entry(host.root / "g")])
     assert result["msg"] == f"{host.root / 'g'} has no content: give it one, or make it a directory."
-
-
-@pytest.fixture
-def keys(host: FakeHost) -> dict[str, str]:
-    """Where keys are; ssh-keygen makes a pair."""
-    ssh = host.root / "ssh"
-    ssh.mkdir()
-    (ssh / "ssh_host_rsa_key.pub").write_text("ssh-rsa AAAAB3 root@xa\n")
-    (ssh / "ssh_host_ed25519_key.pub").write_text("ssh-ed25519 AAAAC3 root@xa\n")
-
-    def keygen(words: list[str]) -> tuple[int, str, str]:
-        path = Path(words[-1])
-        path.write_text("private")
-        path.with_name(path.name + ".pub").write_text(f"ssh-ed25519 AAAAnew {words[words.index('-C') + 1]}\n")
-        return 0, "", ""
-
-    host.answers["ssh-keygen"] = keygen
-    return {"path": str(host.root / "colo" / "id_ed25519"), "host_key_directory": str(ssh)}
-
-
-def test_key_is_made_once(host: FakeHost, keys: dict[str, str], run: Runner) -> None:
-    predicted = run("colo_channel_key", check=True, **keys)
-    assert (predicted["changed"], predicted["public_key"]) == (True, "")
-    assert predicted["host_keys"] == ["ssh-ed25519 AAAAC3"]
-    assert host.calls == []
-    made = run("colo_channel_key", **keys)
-    assert (made["changed"], made["public_key"]) == (True, "ssh-ed25519 AAAAnew")
-    assert "private" not in str(made)
-    again = run("colo_channel_key", **keys)
-    assert (again["changed"], again["public_key"]) == (False, "ssh-ed25519 AAAAnew")
-
-
-def test_a_public_half_alone_is_no_key(keys: dict[str, str], run: Runner) -> None:
-    run("colo_channel_key", **keys)
-    Path(keys["path"]).unlink()
-    assert run("colo_channel_key", **keys)["changed"] is True
-
-
-def test_keygen_fails(host: FakeHost, keys: dict[str, str], run: Runner) -> None:
-    host.answers["ssh-keygen"] = lambda _words: (1, "", "No space left on device\n")
-    result = run("colo_channel_key", **keys)
-    assert result["msg"] == (
-        f"ssh-keygen on xa made no key {keys['path']}: No space left on device. Install openssh-client there."
-    )
-
-
-def test_sshd_without_host_keys(host: FakeHost, keys: dict[str, str], run: Runner) -> None:
-    for path in (host.root / "ssh").iterdir():
-        path.unlink()
-    result = run("colo_channel_key", check=True, **keys)
-    assert result["msg"] == (
-        f"sshd on xa has no host keys in {host.root / 'ssh'}: run 'ssh-keygen -A' there, then this again."
-    )
