@@ -45,6 +45,10 @@ options:
         description: The port there.
         type: int
         default: 22
+      heartbeat_address:
+        description: Where the same sshd answers in a second network, for heartbeats; used on the primary, none when empty.
+        type: str
+        default: ""
   interval_ms:
     description: Time between checkpoints; used on the primary.
     type: int
@@ -167,6 +171,7 @@ def main() -> None:
                     "name": {"type": "str", "required": True},
                     "address": {"type": "str", "default": ""},
                     "port": {"type": "int", "default": 22},
+                    "heartbeat_address": {"type": "str", "default": ""},
                 },
             },
             "interval_ms": {"type": "int", "default": 1000},

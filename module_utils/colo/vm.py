@@ -34,6 +34,8 @@ def configuration(params: dict[str, Any]) -> dict[str, Any]:
     }
     if params["role"] == "primary":
         config["peer"] = {key: params["peer"][key] for key in ("name", "address", "port")}
+        if params["peer"]["heartbeat_address"]:
+            config["peer"]["heartbeat_address"] = params["peer"]["heartbeat_address"]
         config["interval_ms"] = params["interval_ms"]
     return config
 

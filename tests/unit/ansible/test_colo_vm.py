@@ -70,6 +70,14 @@ def starts(host: FakeHost) -> FakeHost:
     return host
 
 
+def test_a_second_network_stands_in_the_primarys_configuration_only() -> None:
+    peer = {**PEER, "port": 22, "heartbeat_address": "192.168.78.2"}
+    params = {"name": "h1", "peer": peer, "interval_ms": 1000, "peer_timeout_ms": 5000, "bridge": "xenbr0"}
+    configuration = utility("vm").configuration
+    assert configuration({**params, "role": "primary"})["peer"] == peer
+    assert configuration({**params, "role": "secondary"})["peer"] == {"name": "xb"}
+
+
 @pytest.mark.usefixtures("helper")
 def test_primary_is_protected_and_the_second_run_changes_nothing(starts: FakeHost, run: Runner) -> None:
     starts.domains = {"Domain-0": (0, "r-----"), "h1": (1, "-b----")}
