@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ def dispatch(arguments: Sequence[str]) -> int:
     ctl = commands.add_parser("ctl", help="ask the replicator of a VM for something; prints its JSON answer")
     ctl.add_argument("vm")
     ctl.add_argument("verb", choices=("status", "checkpoint", "verify", "takeover", "stop"))
+    probe = commands.add_parser("probe", help="measure the way to the peer of a VM, or say why there is none")
+    _add_probe_arguments(probe)
     chosen = parser.parse_args(arguments)
     if chosen.command == "run":
         from colo_helper.replication.runner import run as run_replicator  # noqa: PLC0415
@@ -38,7 +40,85 @@ def dispatch(arguments: Sequence[str]) -> int:
         return run_replicator(chosen.vm)
     if chosen.command == "ctl":
         return _ctl(chosen.vm, chosen.verb)
+    if chosen.command == "probe":
+        return _probe(chosen)
     return _status(chosen.vm, as_json=chosen.json)
+
+
+def _add_probe_arguments(probe: argparse.ArgumentParser) -> None:
+    probe.add_argument("vm")
+    probe.add_argument("--json", action="store_true", help="the whole report as JSON")
+    probe.add_argument("--name", default="the peer", help="the peer's name, for sentences")
+    probe.add_argument("--address", help="the peer; its address in the VM's configuration when not given")
+    probe.add_argument("--port", type=_whole(1, 65535), default=22)
+    probe.add_argument("--heartbeat-address", help="the peer in a second network")
+    probe.add_argument("--key-file", type=Path, help="another key than the VM's")
+    probe.add_argument("--echoes", type=_whole(1, 10_000), default=100, help="round trips of 64 bytes (100)")
+    probe.add_argument(
+        "--size-bytes", type=_whole(0, 120 << 20), default=16 << 20, help="each way (16 MiB); 0: none"
+    )
+    probe.add_argument(
+        "--timeout-s", type=_whole(1, 600), default=20, help="of the connection and each answer (20)"
+    )
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or len(text) > 12 or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _probe(chosen: argparse.Namespace) -> int:
+    from colo_helper.channel.peer import PeerAddress  # noqa: PLC0415
+    from colo_helper.channel.probe import nowhere, probe  # noqa: PLC0415
+    from colo_helper.replication.config import CONFIG, ConfigError, load_config  # noqa: PLC0415
+
+    name, address, port, heartbeat = chosen.name, chosen.address, chosen.port, chosen.heartbeat_address
+    problem = ""
+    if not address:
+        try:
+            config = load_config(Path(CONFIG.format(vm=chosen.vm)), chosen.vm)
+        except ConfigError as error:
+            problem = f"{error} Give the peer's address, or protect the VM."
+        else:
+            name, address, port = config.peer_name, config.peer_address, config.peer_port
+            heartbeat = config.peer_heartbeat_address
+            if not address:
+                problem = (
+                    f"The configuration of {chosen.vm} on its secondary names no address of {name}: give one."
+                )
+    if problem:
+        report = nowhere(chosen.vm, "no_address", problem)
+    else:
+        peer = PeerAddress(name, address, port, key_file=chosen.key_file, heartbeat_address=heartbeat or None)
+        report = probe(peer, chosen.vm, chosen.echoes, chosen.size_bytes, chosen.timeout_s)
+    _say(json.dumps(report, indent=1) if chosen.json else _probed(report))
+    return 1 if report["error"] or (report["heartbeat"] or {}).get("error") else 0
+
+
+def _probed(report: dict[str, Any]) -> str:
+    """A report of a probe in sentences."""
+    if report["error"]:
+        return str(report["error"]["sentence"])
+    rtt, speed, second = report["rtt_ms"], report["throughput_mb_s"], report["heartbeat"]
+    lines = [
+        f"{report['peer']} ({report['address']} port {report['port']}), host key {report['host_key']}",
+        f"connected in {report['connect_ms']:.0f} ms, {report['cipher']}",
+        f"round trip of 64 bytes: {rtt['p50']:.2f} ms, 99 of 100 within {rtt['p99']:.2f} ms",
+    ]
+    if speed:
+        lines.append(
+            f"throughput: {speed['to_peer']:.1f} MB/s to the peer, {speed['from_peer']:.1f} MB/s from it"
+        )
+    if second:
+        failed = second["error"] and second["error"]["sentence"]
+        lines.append(
+            f"heartbeats: {failed or 'round trip ' + format(second['rtt_ms']['p50'], '.2f') + ' ms'}"
+        )
+    return "\n".join(lines)
 
 
 def _ctl(vm: str, verb: str) -> int:
