@@ -158,6 +158,8 @@ class Carrier:
             self._tell({"id": number, "error": {"cause": error.cause, "sentence": str(error)}})
             return
         local, remote = socket.socketpair()
+        for one in (local, remote):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         opened = {
             "cipher": connection.cipher,
             "host_key": connection.host_key,
