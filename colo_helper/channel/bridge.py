@@ -40,8 +40,8 @@ class Bridge:
         self._report = report
         self._lock = threading.Lock()
         self._concluded = False
-        #: The replicator has closed its end; what it wrote before is still delivered.
-        self.abandoned = False
+        self._inward_ended = self._outward_ended = False
+        self._abandoned = False
         self._renewing = False
 
     def run(self) -> None:
@@ -53,6 +53,10 @@ class Bridge:
         self._connection.close()
         self._shut(socket.SHUT_RDWR)
         outward.join()
+
+    def hung_up(self) -> None:
+        """Take note that the replicator reads and writes no more; what it wrote before is still delivered."""
+        self._abandoned = not self._inward_ended
 
     def cut(self) -> None:
         """End the connection now."""
@@ -81,6 +85,7 @@ class Bridge:
                             raise EOFError
                         start += sent
             channel.shutdown_write()
+            self._outward_ended = True
         except _LOST as error:
             if isinstance(error, paramiko.SSHException):
                 self._connection.close()  # it stands, but paramiko cannot go on with it
@@ -102,6 +107,7 @@ class Bridge:
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     self.local.sendall(data)
             if not channel.exit_status_ready():
+                self._inward_ended = True
                 self._shut(socket.SHUT_WR)
                 channel.recv_exit_status()  # returns when the connection ends in whatever way
         except _LOST:
@@ -123,11 +129,12 @@ class Bridge:
         said = connection.said()
         if said and status != 0:
             return End("refused", f"{name} refused the {self._name} channel: {said}")
-        if self.abandoned:
+        if self._abandoned:
             return End("closed", f"The {self._name} channel to {name} was closed on this side.")
         if status > 0:
             return End("peer_closed", f"{name} closed the {self._name} channel with status {status}.")
-        if status == 0 or connection.packetizer.channel_closed:
+        in_order = self._inward_ended and self._outward_ended
+        if status == 0 or in_order or connection.packetizer.channel_closed:
             return End("peer_closed", f"{name} closed the {self._name} channel.")
         error = connection.transport.get_exception()
         why = str(error) if error is not None and not isinstance(error, EOFError) else ""

@@ -37,6 +37,8 @@ from colo_helper.channel.ssh import connect
 
 _DONE, _USAGE = 0, 2
 _MAX_ORDER_BYTES = 4096
+#: What the socket of a connection holds each way; the kernel gives less where ``net.core.wmem_max`` is lower.
+_SOCKET_BYTES = 1 << 20
 DEFAULT_TIMEOUT_MS = 60_000
 #: How long bytes may take to the peer after the replicator has closed its end.
 LINGER_S = 10.0
@@ -95,7 +97,7 @@ class Carrier:
             ready = {fd for fd, _ in poll.poll(self._until_next_cut_ms())}
             for fd in ready & self._bridges.keys():  # only a hang-up is watched for
                 poll.unregister(fd)
-                self._bridges[fd].abandoned = True
+                self._bridges[fd].hung_up()
                 self._linger[fd] = time.monotonic() + LINGER_S
             if self._wake_r.fileno() in ready:
                 self._wake_r.recv(_MAX_ORDER_BYTES)
@@ -159,7 +161,7 @@ class Carrier:
             return
         local, remote = socket.socketpair()
         for one in (local, remote):
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
         opened = {
             "cipher": connection.cipher,
             "host_key": connection.host_key,

@@ -83,7 +83,7 @@ class Dialer:
         program: Sequence[str],
         on_end: Callable[[int, End], None] | None,
     ) -> None:
-        self._arguments = [*program, *_arguments(peer, vm)]
+        self._arguments = [*program, *program_arguments(peer, vm)]
         self._peer = peer
         self._on_end = on_end
         #: Guards all below; notified when an answer or an end has come.
@@ -250,7 +250,8 @@ class Dialer:
             self._on_end(number, end)
 
 
-def _arguments(peer: PeerAddress, vm: str) -> list[str]:
+def program_arguments(peer: PeerAddress, vm: str) -> list[str]:
+    """Return the arguments of colo-channel but its control socket."""
     given = {
         "--vm": vm,
         "--peer": peer.name,
