@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -200,9 +201,7 @@ class Dialer:
         with carrier.control:
             while True:
                 try:
-                    data, fds, _, _ = socket.recv_fds(
-                        carrier.control, _MAX_ANSWER_BYTES, 1, socket.MSG_CMSG_CLOEXEC
-                    )
+                    data, fds = _receive(carrier.control)
                 except OSError:
                     break
                 if not data:
@@ -248,6 +247,17 @@ class Dialer:
             self._changed.notify_all()
         if self._on_end:
             self._on_end(number, end)
+
+
+def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
+    """Return a message and its descriptors, which no child of ours shall have (``socket.recv_fds`` drops the flag)."""
+    space = socket.CMSG_SPACE(array("i").itemsize)
+    data, given, _, _ = control.recvmsg(_MAX_ANSWER_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    fds = array("i")
+    for level, kind, value in given:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(value[: len(value) - len(value) % fds.itemsize])
+    return data, fds.tolist()
 
 
 def program_arguments(peer: PeerAddress, vm: str) -> list[str]:
