@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import socket
 import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import paramiko
 from paramiko.hostkeys import HostKeyEntry
 
 from colo_helper.channel.packetizer import GcmPacketizer
-from colo_helper.channel.peer import SSH_DIRECTORY, USER, ConnectError, PeerAddress, key_file
-from colo_helper.channel.stream import ChannelLostError, Patience, write_frame
-from colo_helper.channel.wire import Kind, encode
-
-if TYPE_CHECKING:
-    from colo_helper.channel.stream import ByteStream
+from colo_helper.channel.peer import ConnectError, PeerAddress, key_file
 
 __all__ = ["ConnectError", "PeerAddress", "SshConnection", "connect", "explain"]
 
-KEY_FILE = SSH_DIRECTORY / "id_ed25519"
 #: AES-GCM authenticates while it encrypts: one pass less over every page than CTR with a MAC.
 PREFERRED_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr")
 #: Without AES in the processor the carry-less multiplication of GCM is the slower of the two.
 CIPHERS_WITHOUT_AES = ("aes128-ctr", "aes256-ctr", "aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 CPUINFO = Path("/proc/cpuinfo")
 _MAX_REASON_BYTES = 4096
-_PACKET_BYTES = 32 << 10
 _FEATURE_LINES = ("flags", "Features")  # x86, ARM
 
 
@@ -151,6 +142,8 @@ def _transport(
     options = transport.get_security_options()
     options.ciphers = ciphers(CPUINFO.read_text(encoding="utf-8"))
     kinds = {key.get_name() for key in pinned}
+    if "ssh-rsa" in kinds:
+        kinds |= {"rsa-sha2-256", "rsa-sha2-512"}  # what such a key signs with (RFC 8332)
     # The peer shall show a key that we can compare, if it has one.
     options.key_types = sorted(options.key_types, key=lambda kind: kind not in kinds)
     return transport
@@ -202,8 +195,6 @@ def explain(error: Exception, peer: PeerAddress, where: str) -> ConnectError:
     """Turn what paramiko or the system raised into a cause and a sentence that says what to do."""
     said = str(error)
     match error:
-        case paramiko.BadHostKeyException():
-            return _host_key_changed(peer, where)
         case paramiko.AuthenticationException() if "EOF" not in said:
             cause = "auth_refused"
             sentence = (
@@ -211,9 +202,6 @@ def explain(error: Exception, peer: PeerAddress, where: str) -> ConnectError:
             )
         case paramiko.ChannelException():
             cause, sentence = "refused", f"{where} opens no channel for the user {peer.user}: {error.text}."
-        case paramiko.SSHException() if "not found in known_hosts" in said:
-            cause = "host_key_unknown"
-            sentence = f"No host key of {where} is pinned in {peer.known_hosts}: pair the hosts."
         case FileNotFoundError():
             return _not_paired(error)
         case OSError():
@@ -223,135 +211,3 @@ def explain(error: Exception, peer: PeerAddress, where: str) -> ConnectError:
         case _:
             cause, sentence = "ssh_failed", f"SSH with {where} failed: {error}."
     return ConnectError(cause, sentence)
-
-
-class _GcmTransport(paramiko.Transport):
-    """paramiko's transport, which would prefer CTR with a separate MAC."""
-
-    _preferred_ciphers = PREFERRED_CIPHERS
-
-
-class SshStream:
-    """One SSH connection with one command on it; see ByteStream."""
-
-    def __init__(self, client: paramiko.SSHClient, channel: paramiko.Channel, peer: PeerAddress) -> None:
-        self.last_read = 0.0
-        self._client = client
-        self._channel = channel
-        self._peer = peer
-
-    def read(self, length: int, patience: Patience, slice_s: float) -> bytes:
-        """See ByteStream."""
-        data = bytearray()
-        while len(data) < length:
-            self._channel.settimeout(slice_s)
-            try:
-                part = self._channel.recv(length - len(data))
-            except TimeoutError:
-                patience()
-                continue
-            except (OSError, EOFError, paramiko.SSHException) as error:
-                raise ChannelLostError(self.ending(error)) from error
-            if not part:
-                raise ChannelLostError(self.ending(None))
-            self.last_read = time.monotonic()
-            data += part
-        return bytes(data)
-
-    def write(self, data: bytes, patience: Patience, slice_s: float) -> None:
-        """See ByteStream."""
-        done = 0
-        while done < len(data):
-            self._channel.settimeout(slice_s)
-            try:
-                # paramiko takes one SSH packet (32 KiB) at a time; a small slice avoids copying the rest each time.
-                sent = self._channel.send(data[done : done + _PACKET_BYTES])
-            except TimeoutError:
-                patience()
-                continue
-            except (OSError, EOFError, paramiko.SSHException) as error:
-                raise ChannelLostError(self.ending(error)) from error
-            if sent == 0:
-                raise ChannelLostError(self.ending(None))
-            done += sent
-
-    def ending(self, error: Exception | None) -> str:
-        """Say why the channel ended: what the forced command said, or what broke."""
-        said = b""
-        while self._channel.recv_stderr_ready() and len(said) < _MAX_REASON_BYTES:
-            said += self._channel.recv_stderr(_MAX_REASON_BYTES)
-        if said.strip():
-            return f"{self._peer.name} ended the channel: {said.decode(errors='replace').strip()}"
-        if error is not None and str(error):
-            return f"The channel to {self._peer.name} broke: {error}."
-        return f"{self._peer.name} closed the channel."
-
-    def close(self) -> None:
-        """See ByteStream."""
-        self._client.close()
-
-
-def connect_pair(peer: PeerAddress, vm: str, timeout_s: float) -> tuple[ByteStream, ByteStream]:
-    """Return (forward, back), opened as one session; raises ConnectError with the cause as a sentence."""
-    session = secrets.token_hex(8)
-    forward = _open_channel(peer, vm, "forward", session, timeout_s)
-    try:
-        return forward, _open_channel(peer, vm, "back", session, timeout_s)
-    except BaseException:
-        forward.close()
-        raise
-
-
-def _open_channel(peer: PeerAddress, vm: str, channel: str, session: str, timeout_s: float) -> SshStream:
-    client = _connect(peer, timeout_s)
-    command = f"attach {vm} {channel}"
-    stream: SshStream | None = None
-
-    def expired() -> None:
-        raise ChannelLostError(f"{peer.name} takes no data.")
-
-    try:
-        transport = client.get_transport()
-        assert transport is not None
-        ssh_channel = transport.open_session(timeout=timeout_s)
-        ssh_channel.settimeout(timeout_s)
-        stream = SshStream(client, ssh_channel, peer)
-        ssh_channel.exec_command(command)
-        opening = encode(Kind.OPEN, {"session": session, "channel": channel, "vm": vm})
-        write_frame(stream, opening, expired, timeout_s)
-    except (paramiko.SSHException, OSError, EOFError, ChannelLostError) as error:
-        said = str(error) if isinstance(error, ChannelLostError) or not stream else stream.ending(error)
-        client.close()
-        reason = said.rstrip(".") or "no reason given"
-        raise ConnectError(
-            "command_refused", f"{peer.name} refused the command '{command}': {reason}."
-        ) from error
-    return stream
-
-
-def _connect(peer: PeerAddress, timeout_s: float) -> paramiko.SSHClient:
-    client = paramiko.SSHClient()
-    client.set_missing_host_key_policy(paramiko.RejectPolicy())
-    where = f"{peer.name} ({peer.address} port {peer.port})"
-    try:
-        client.load_host_keys(str(peer.known_hosts))
-        connection = socket.create_connection((peer.address, peer.port), timeout_s)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client.connect(
-            peer.address,
-            port=peer.port,
-            sock=connection,
-            username=USER,
-            key_filename=str(peer.key_file or KEY_FILE),
-            timeout=timeout_s,
-            banner_timeout=timeout_s,
-            auth_timeout=timeout_s,
-            allow_agent=False,
-            look_for_keys=False,
-            # The type stubs still have the GSS options that paramiko 5 dropped.
-            transport_factory=_GcmTransport,  # type: ignore[arg-type]
-        )
-    except (paramiko.SSHException, OSError, EOFError) as error:
-        client.close()
-        raise explain(error, peer, where) from error
-    return client
