@@ -22,6 +22,8 @@ CHANNEL = "probe"
 ECHO_BYTES = 64
 #: A round trip on a connection that has just been opened may wait for the other side's start; these are not counted.
 WARM_UP = 3
+#: Not counted either: a connection's first megabytes go slowly, until the windows of TCP and SSH are open.
+WARM_UP_BYTES = 2 << 20
 MAX_ECHOES = 10_000
 #: Both directions together, with the echoes, stay below what the forced command serves (attach.PROBE_BYTES).
 MAX_SIZE_BYTES = 120 << 20
@@ -132,6 +134,7 @@ class _Client:
 
     def throughput(self, size_bytes: int) -> dict[str, Any]:
         """Megabytes (10^6) in a second each way; the answer to the last byte is part of the time."""
+        self.ask(min(size_bytes, WARM_UP_BYTES), 1)
         to_peer, from_peer = self.ask(size_bytes, 1), self.ask(0, size_bytes)
         return {
             "to_peer": round(size_bytes / to_peer / 1e6, 2),

@@ -59,9 +59,9 @@ def authorize(text: str, vm: str, entries: Iterable[Authorized]) -> str:
     A line that is none of ours goes: the file says whom this host lets in as the user colo, and nobody may be let in for
     anything else.
     """
-    others = [entry.line() for entry in authorized(text) if entry.vm != vm]
-    own = [entry.line() for entry in entries]
-    return AUTHORIZED_HEADER + "".join(f"{line}\n" for line in dict.fromkeys([*others, *own]))
+    others = [entry for entry in authorized(text) if entry.vm != vm]
+    lines = [entry.line() for entry in sorted([*others, *entries], key=lambda entry: entry.vm)]
+    return AUTHORIZED_HEADER + "".join(f"{line}\n" for line in dict.fromkeys(lines))
 
 
 def pin(text: str, peer: str, name: str, host_keys: Iterable[str]) -> str:
@@ -76,7 +76,9 @@ def pin(text: str, peer: str, name: str, host_keys: Iterable[str]) -> str:
             raise Failure(f"The host key of {peer} is no public key: {key!r:.80}.")
         lines.append(f"{name} {key} {peer}")
     others = [line for line in _pins(text) if line.split()[0] != name and line.split()[3:] != [peer]]
-    return KNOWN_HEADER + "".join(f"{line}\n" for line in [*others, *lines])
+    return KNOWN_HEADER + "".join(
+        f"{line}\n" for line in sorted([*others, *lines], key=lambda line: line.split()[3:])
+    )
 
 
 def unpin(text: str, peers: Collection[str]) -> str:

@@ -151,16 +151,26 @@ def test_lines_of_other_vms_stay_and_strangers_go(keep: Any, ssh: Path) -> None:
     keep(peer={**PEER, "port": 2222})
     text = (ssh / "authorized_keys").read_text()
     assert text.splitlines()[1:] == [
-        OF_H2,
         f'restrict,command="{attach.FORCED}h1" {KEY_B} colo-channel h1 xb',
+        OF_H2,
     ]
     assert (ssh / "known_hosts").read_text().splitlines()[1:] == [
         f"192.168.77.2 {HOST_C}",
-        f"192.168.77.3 {HOST_C} xc",
         f"[192.168.77.2]:2222 {HOST_B} xb",
+        f"192.168.77.3 {HOST_C} xc",
     ]
     keep(peer=PEER)
     assert f"192.168.77.2 {HOST_C}" not in (ssh / "known_hosts").read_text()
+
+
+def test_two_vms_do_not_take_turns(keep: Any) -> None:
+    peers = {"h1": PEER, "h2": {**PEER, "name": "xc", "address": "192.168.77.3", "public_keys": [KEY_C]}}
+    assert [keep(vm, peer=peer)["changed"] for vm, peer in [*peers.items(), *peers.items()]] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_removing_one_vm_leaves_the_others(keep: Any, ssh: Path, host: FakeHost) -> None:

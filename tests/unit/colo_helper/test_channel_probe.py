@@ -16,7 +16,7 @@ from colo_helper import commands
 from colo_helper.channel import attach
 from colo_helper.channel.attach import AttachRefusedError, permitted, serve_probe
 from colo_helper.channel.peer import PeerAddress
-from colo_helper.channel.probe import MAX_ECHOES, MAX_SIZE_BYTES, WARM_UP, percentile, probe
+from colo_helper.channel.probe import MAX_ECHOES, MAX_SIZE_BYTES, WARM_UP, WARM_UP_BYTES, percentile, probe
 from colo_helper.replication import config
 
 
@@ -199,7 +199,7 @@ def test_percentiles(values, percent, expected):
 
 
 def test_the_largest_probe_is_one_that_the_peer_serves():
-    moved = 2 * MAX_SIZE_BYTES + 2 * 64 * (MAX_ECHOES + WARM_UP) + 2
+    moved = 2 * MAX_SIZE_BYTES + WARM_UP_BYTES + 2 * 64 * (MAX_ECHOES + WARM_UP) + 2
     assert moved < attach.PROBE_BYTES
 
 
