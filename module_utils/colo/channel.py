@@ -66,6 +66,8 @@ class VmChannel(DesiredState):
 
     def desired(self, before: dict[str, Any]) -> dict[str, Any]:
         """By state."""
+        if self.state == "established" and not self.module.check_mode:
+            gate.require_helper()  # before anything is made
         return self._absent(before) if self.state == "absent" else self._present(before)
 
     def _absent(self, before: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +192,6 @@ class VmChannel(DesiredState):
         """Prove the way to the peer; with the next key while a rotation prepares one."""
         if self.state != "established":
             return
-        gate.require_helper()
         key = self.directory / (NEXT_KEY if self.params["rotation"] == "prepare" else KEY)
         report = probe(self.module, self.vm, self.peer, ["--echoes=1", "--size-bytes=0", f"--key-file={key}"])
         for path in (report, report["heartbeat"]):

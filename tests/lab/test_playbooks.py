@@ -30,7 +30,7 @@ def test_a_dry_run_on_fresh_hosts_predicts_and_changes_nothing(fresh, settings, 
 
 
 def test_an_unknown_vm_is_named_with_those_there_are(fresh, play):
-    for name in ("protect", "verify", "unprotect"):
+    for name in ("protect", "verify", "unprotect", "rotate"):
         played = play(name, "-e", "colo_vm=h9")
         assert played.code != 0
         assert "colo_vms has no VM h9; it has: h1." in played.text
@@ -49,18 +49,20 @@ def test_a_failover_wants_the_name_twice(fresh, play):
     )
 
 
-def test_without_the_helper_the_playbooks_say_what_to_run(fresh, play):
-    for name in ("protect", "verify"):
+def test_without_the_helper_the_playbooks_say_what_to_run(fresh, settings, play):
+    for name in ("protect", "verify", "rotate"):
         played = play(name, "-e", "colo_vm=h1")
         assert played.code != 0
         assert "colo_helper is not installed on x" in played.text, name
         assert "run playbooks/site.yml first." in played.text, name
+    assert ssh.run(settings, "xa", "ls -d /etc/colo 2>/dev/null; true") == "", "no key was made"
 
 
 def test_with_the_secondarys_host_down(fresh, play):
     fresh.host("xb").power_off()
     down = "xb does not answer on ssh"
     assert down in play("site").text
+    assert down in play("rotate").text
     for name, arguments in (("protect", ()), ("unprotect", ()), ("failover", ("-e", "colo_confirm=h1"))):
         played = play(name, "-e", "colo_vm=h1", *arguments)
         assert played.code != 0

@@ -28,7 +28,8 @@ KNOWN_HOSTS = os.environ.get("THIEF_KNOWN_HOSTS", "/etc/colo/ssh/known_hosts")
 OPTIONS = ["-F/dev/null", "-oBatchMode=yes", "-oIdentitiesOnly=yes", "-oStrictHostKeyChecking=yes", "-i" + KEY,
            "-oUserKnownHostsFile=" + KNOWN_HOSTS, "-oGlobalKnownHostsFile=/dev/null"]  # fmt: skip
 TIMEOUT_S = 30
-LOCAL_PORT = 12999
+with socket.create_server(("127.0.0.1", 0)) as free:
+    LOCAL_PORT = free.getsockname()[1]
 
 
 def connect(user=USER):

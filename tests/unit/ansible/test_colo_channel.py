@@ -411,7 +411,7 @@ def test_established_fails_with_the_cause(keep: Any, helper: list[Any], report: 
     assert result["msg"] == f"xa has no channel to xb for h1: {BROKEN['sentence']}"
 
 
-def test_established_needs_the_helper_and_a_peer(keep: Any) -> None:
+def test_established_needs_the_helper_and_a_peer(keep: Any, ssh: Path) -> None:
     assert keep(state="established", peer=PEER)["msg"] == (
         "colo_helper is not installed on xa: run playbooks/site.yml first."
     )

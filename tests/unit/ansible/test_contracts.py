@@ -161,6 +161,10 @@ def silent_hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "failover",
             "xb, the secondary of h1, does not answer on ssh (127.0.0.1:1), so nothing there can take",
         ),
+        (
+            "rotate",
+            "xa does not answer on ssh (127.0.0.1:1). Keys are changed on both hosts of a VM; no key was changed",
+        ),
     ],
 )
 def test_a_silent_host_is_told_in_a_sentence(silent_hosts: Path, playbook: str, sentence: str) -> None:
@@ -175,6 +179,21 @@ def test_a_silent_host_is_told_in_a_sentence(silent_hosts: Path, playbook: str, 
     assert done.returncode != 0
     said = " ".join((done.stdout + done.stderr).split())
     assert sentence in said
+
+
+def test_rotate_names_the_vms_there_are() -> None:
+    command = [
+        Path(sys.executable).with_name("ansible-playbook"),
+        "-i",
+        "inventory/example",
+        "playbooks/rotate.yml",
+    ]
+    done = subprocess.run(
+        [*command, "-e", "colo_vm=h7"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "colo_vms has no VM h7; it has: h1." in " ".join(done.stdout.split())
+    assert "xa" not in done.stdout
 
 
 def test_status_shows_silent_hosts_and_succeeds(silent_hosts: Path) -> None:
