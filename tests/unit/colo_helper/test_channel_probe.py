@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 
 import paramiko
 import pytest
@@ -73,6 +74,9 @@ class Sshd(paramiko.ServerInterface):
         return True
 
     def _run(self, channel, command):
+        time.sleep(
+            0.05
+        )  # paramiko answers the request after this thread was started; sshd does it before the command runs
         ours, theirs = socket.socketpair()
         status = 0
         try:
