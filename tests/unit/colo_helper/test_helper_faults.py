@@ -378,7 +378,7 @@ NONSENSE = {
     "a frame beyond the guest in a bitmap": (BEYOND, "cannot be used"),
     "a list longer than the guest": (
         record_header(RecordType.CHECKPOINT_DIRTY_PFN_LIST, 8 * FRAMES + 8),
-        "of 520 bytes",
+        "has 65 entries; the guest has 64 frames",
     ),
     "a list of half a frame": (
         record_header(RecordType.CHECKPOINT_DIRTY_PFN_LIST, 12) + bytes(12),
