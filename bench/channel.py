@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Protocol
 
-from bench.channel_far import DONE
+from bench.channel_far import COUNT, DONE
 from bench.tables import LEAST_RUNS, machine, table
 from colo_helper.channel.dialer import Dialer
 from colo_helper.channel.peer import PeerAddress
@@ -300,7 +300,7 @@ def bulk(way: Way, connections: int, total_bytes: int) -> Bulk:
     """Send so many bytes over so many connections at once."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(way.open("sink")) for _ in range(connections)]
-        share = total_bytes // connections
+        share = total_bytes // connections // _PIECE_BYTES * _PIECE_BYTES
         before = way.cpu_s()
         started = time.perf_counter()
         threads = [threading.Thread(target=_send, args=(one, share)) for one in sockets]
@@ -315,9 +315,9 @@ def bulk(way: Way, connections: int, total_bytes: int) -> Bulk:
 
 def _send(connection: socket.socket, count: int) -> None:
     piece = os.urandom(_PIECE_BYTES)
+    connection.sendall(COUNT.pack(count // _PIECE_BYTES * _PIECE_BYTES))
     for _ in range(count // _PIECE_BYTES):
         connection.sendall(piece)
-    connection.shutdown(socket.SHUT_WR)
     answer = connection.recv(len(DONE), socket.MSG_WAITALL)
     assert answer == DONE, answer
 

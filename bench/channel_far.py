@@ -8,19 +8,24 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import struct
 import sys
 import threading
 
 _BUFFER_BYTES = 1 << 20
+COUNT = struct.Struct("<Q")
 DONE = b"done"
 
 
 def sink(read_fd: int, write_fd: int) -> None:
-    """Take everything and say so."""
+    """Take as many bytes as the first eight say, say so, and wait for the end."""
+    head = os.read(read_fd, COUNT.size)
+    left = COUNT.unpack(head)[0] if len(head) == COUNT.size else 0
     buffer = bytearray(_BUFFER_BYTES)
-    while os.readv(read_fd, [buffer]):
-        pass
-    os.write(write_fd, DONE)
+    while got := os.readv(read_fd, [buffer]):
+        left -= got
+        if left == 0:
+            os.write(write_fd, DONE)
 
 
 def echo(read_fd: int, write_fd: int) -> None:
