@@ -36,7 +36,7 @@ def h1(installed, settings):
 @pytest.fixture(autouse=True)
 def unharmed(h1):
     """The guest before and after: it counts on, has forgotten nothing, is not slowed down, and there is one of it."""
-    before = h1.ask("before a fault")
+    before = h1.ask("before-a-fault")
     yield
     assert "log_dirty" not in paging(h1)
     after = h1.ask()
