@@ -70,14 +70,21 @@ class Lane:
         self._last_write = 0.0
         self._received = 0
         self._delivered = 0
+        self._handing_on = False
+        self._break_reason = ""
         self._goodbye = ""
         self._unacknowledged_bytes = 0
         self._heard_before = 0.0
 
     @property
     def last_read(self) -> float:
-        """Monotonic time when something last came in; 0 before that."""
+        """Monotonic time when something last came in, or the connection was made; 0 before that.
+
+        While a frame is handed on, the silence is ours.
+        """
         stream = self._stream
+        if stream and self._handing_on:
+            return time.monotonic()
         return max(self._heard_before, stream.last_read if stream else 0.0)
 
     # ------------------------------------------------------------------------------------------------ connections
@@ -91,6 +98,13 @@ class Lane:
                 self.broken_since = time.monotonic()
                 stream.close()  # its reading thread releases it
             return self._received
+
+    def break_off(self, why: str) -> None:
+        """Give up a connection that is there and good for nothing; the lane is broken then for this reason."""
+        with self._state:
+            stream, self._break_reason = self._stream, why
+            if stream:
+                stream.close()
 
     def attach(self, stream: FdStream, peer_received: int, first: Sequence[bytes] = ()) -> None:
         """Go on over a new connection, after ``detach``: write ``first``, then what the peer has not received.
@@ -110,6 +124,8 @@ class Lane:
             write_frame(stream, list(first), _endless, _READ_SLICE_S)
             with self._state:
                 self._stream = stream
+                self._break_reason = ""
+                self._heard_before = time.monotonic()
                 self.broken_since = None
             # Read at once: the peer repeats as well, and two that only write would wait for each other.
             threading.Thread(
@@ -193,7 +209,7 @@ class Lane:
             while True:
                 self._handle(stream, read_frame(stream, _endless, _READ_SLICE_S))
         except ChannelLostError as error:
-            end = Break(str(error), goodbye=self._goodbye)
+            end = Break(self._break_reason or str(error), goodbye=self._goodbye)
         except WireError as error:
             end = Break(str(error), fatal=True)
         stream.close()
@@ -203,7 +219,9 @@ class Lane:
                 if ours:
                     self._stream = None
                     self._heard_before = stream.last_read
-                    self.broken_since, self.why_broken = time.monotonic(), end.why
+                    # One that was given up for its silence has been of no use since it was heard last.
+                    self.broken_since = stream.last_read if self._break_reason else time.monotonic()
+                    self.why_broken = end.why
             stream.release()
         if ours:
             self._hooks.on_broken(self.name, end)
@@ -222,7 +240,9 @@ class Lane:
             self._received = frame.number
             # The reader of an earlier connection may still be handing on the frame before.
             self._state.wait_for(lambda: self._delivered == frame.number - 1)
+        self._handing_on = True
         self._hooks.on_frame(frame)
+        self._handing_on = False
         with self._state:
             self._delivered = frame.number
             self._unacknowledged_bytes += sum(len(part) for part in frame.parts)

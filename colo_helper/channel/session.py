@@ -276,10 +276,26 @@ class Session:
             if verdict.life is Life.DEAD:
                 self._lose(verdict.sentence)
                 return
+            self._break_silent_lanes(now)
             if gone := self._gone_for_good(now):
                 self._lose(gone)
                 return
             self._send_beats(now)
+
+    def _break_silent_lanes(self, now: float) -> None:
+        """A connection over which nothing comes while the peer is heard elsewhere leads nowhere, though nothing closed it.
+
+        It is given up in half of the time, so that the other half is left to make it anew.
+        """
+        limit_s = self._timing.timeout_s / 2
+        if now - max(lane.last_read for lane in self._lanes.values()) > self._timing.interval_s:
+            return  # nor is it heard elsewhere
+        for lane in self._lanes.values():
+            silence_s = now - lane.last_read
+            if lane.broken_since is None and silence_s > limit_s:
+                lane.break_off(
+                    f"Nothing came over it for {silence_s:.1f} s, while the peer was heard elsewhere."
+                )
 
     def _gone_for_good(self, now: float) -> str:
         for name in NEEDED:

@@ -167,6 +167,38 @@ def test_a_broken_connection_is_made_anew(sides, channel):
     assert any(kind == "channel_reopened" for kind, _ in primary.events)
 
 
+@pytest.mark.parametrize("channel", LANES)
+def test_a_connection_that_leads_nowhere_is_made_anew_although_nothing_closed_it(sides, channel):
+    primary, secondary = connected(sides)
+    secondary.session._lanes[channel].beat = lambda *_: None  # what it says on this way does not arrive
+    eventually(lambda: primary.session.figures()["reopened"][channel] > 0, "the new connection")
+    assert any(
+        kind == "channel_broken" and f"The {channel} channel broke: Nothing came over it for 0." in sentence
+        for kind, sentence in primary.events
+    )
+    assert not primary.lost.is_set()
+
+
+def test_a_slow_taker_of_frames_is_not_silent(sides):
+    primary, secondary = sides(timing=QUICK)
+    primary.session.open()
+    taking, taken = threading.Event(), threading.Event()
+
+    def take(_frame):
+        taken.set()
+        taking.wait(PATIENCE_S)
+
+    secondary.session.start(take, secondary._on_lost)
+    primary.start()
+    primary.session.send(Kind.STREAM, {}, (b"x",))
+    assert taken.wait(PATIENCE_S)
+    time.sleep(QUICK.timeout_s * 2)  # that it takes longer than the timeout is the point
+    taking.set()
+    assert primary.session.figures()["reopened"] == dict.fromkeys(LANES, 0)
+    assert not primary.lost.is_set()
+    assert not secondary.lost.is_set()
+
+
 @pytest.mark.parametrize("channel", [FORWARD, BACK])
 def test_a_lasting_refusal_ends_the_session_at_once(sides, channel):
     primary, _secondary = connected(sides, timing=Timing(60.0))
