@@ -12,6 +12,14 @@ UPGRADE_PAIRS = frozenset({("4.17", "4.20")})
 COLUMNS = ("VM", "MODE", "PRIMARY", "SECONDARY", "EPOCHS", "PAUSE_MS", "|A|", "|B|", "|D|", "BYTES", "REASON")
 
 
+#: Numbers of a VM in colo_vms: name, default, least and most.
+_NUMBERS = (
+    ("interval_ms", 1000, 10, 3_600_000),
+    ("peer_timeout_ms", 5000, 500, 600_000),
+    ("heartbeat_misses", 5, 2, 100),
+)
+
+
 def inventory_problems(vms: object, hosts: Sequence[str], variables: Mapping[str, Any]) -> list[str]:
     """Everything in colo_vms and colo_hosts that cannot work, one sentence each; needs no facts and no host."""
     problems = []
@@ -35,13 +43,12 @@ def inventory_problems(vms: object, hosts: Sequence[str], variables: Mapping[str
         ]
         if sides["primary"] and sides["primary"] == sides["secondary"]:
             problems.append(f"colo_vms: primary and secondary of {name} are both {sides['primary']}.")
-        interval, timeout = vm.get("interval_ms", 1000), vm.get("peer_timeout_ms", 5000)
         problems += [
             f"colo_vms: {key} of {name} is {value!r}, not a whole number from {low} to {high}."
-            for key, value, low, high in (
-                ("interval_ms", interval, 10, 3_600_000), ("peer_timeout_ms", timeout, 500, 600_000))
+            for key, default, low, high in _NUMBERS
+            for value in (vm.get(key, default),)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high
-        ]  # fmt: skip
+        ]
         used += [host for host in sides.values() if host in hosts]
     problems += [
         f"{host} has no colo_channel_address: the address at which its peer's channels reach its sshd."

@@ -17,6 +17,7 @@ def write_inventory(settings: Settings, ports: dict[str, int]) -> None:
             "ansible_host": "127.0.0.1",
             "ansible_port": ports[name],
             "colo_channel_address": address("data", host_number(name)),
+            "colo_channel_heartbeat_address": address("mgmt", host_number(name)),
         }
         for name in HOSTS
     }

@@ -54,9 +54,13 @@ options:
     type: int
     default: 1000
   peer_timeout_ms:
-    description: A peer that is silent for so long counts as lost.
+    description: A peer that is silent for so long on every path counts as lost.
     type: int
     default: 5000
+  heartbeat_misses:
+    description: How many beats a peer misses in that time; the beats of both hosts follow from it.
+    type: int
+    default: 5
   bridge:
     description: The bridge of the VM's network cards.
     type: str
@@ -123,7 +127,8 @@ config:
   description: What the replicator shall do; null when the VM is not protected here.
   type: dict
   returned: success
-  sample: {format: 1, vm: h1, role: secondary, peer: {name: xa}, peer_timeout_ms: 5000, bridge: xenbr0}
+  sample:
+    {format: 1, vm: h1, role: secondary, peer: {name: xa}, peer_timeout_ms: 5000, heartbeat_misses: 5, bridge: xenbr0}
 protection:
   description: V(running), V(stopped), or V(active) when the VM goes on alone after a takeover.
   type: str
@@ -176,6 +181,7 @@ def main() -> None:
             },
             "interval_ms": {"type": "int", "default": 1000},
             "peer_timeout_ms": {"type": "int", "default": 5000},
+            "heartbeat_misses": {"type": "int", "default": 5},
             "bridge": {"type": "str", "default": "xenbr0"},
             "confirm": {"type": "str", "default": ""},
             "wait": {"type": "bool", "default": True},

@@ -30,6 +30,7 @@ def configuration(params: dict[str, Any]) -> dict[str, Any]:
         "role": params["role"],
         "peer": {"name": params["peer"]["name"]},
         "peer_timeout_ms": params["peer_timeout_ms"],
+        "heartbeat_misses": params["heartbeat_misses"],
         "bridge": params["bridge"],
     }
     if params["role"] == "primary":

@@ -13,6 +13,7 @@ from lab import ssh
 from lab.errors import LabError
 from lab.lab import Lab
 from lab.settings import HOSTS, here
+from tests.lab.protected_vm import ProtectedVm
 
 
 def pytest_addoption(parser):
@@ -81,3 +82,9 @@ def installed(lab, settings, play):
                 ssh.run(settings, host, f"touch {mark}")
 
     return ready
+
+
+@pytest.fixture(scope="session")
+def vm(settings):
+    """The VM h1 as a protected one."""
+    return ProtectedVm(settings)

@@ -1,44 +1,91 @@
-"""The life of one protected VM by playbooks: installed, protected, refused, unprotected; each twice."""
+"""The life of one protected VM by playbooks: installed, protected, keys changed, refused, unprotected; each twice."""
 
-from lab import ssh
+import pytest
+
 from lab.guests import Client
 
-
-def domains(settings, host):
-    return [line.split()[0] for line in ssh.run(settings, host, "xl list").splitlines()[2:]]
+NOTHING = {"localhost": 0, "xa": 0, "xb": 0}
 
 
-def test_protect_and_unprotect(installed, settings, play):
+@pytest.fixture(scope="module")
+def client(installed, settings):
     installed()
-    client = Client(settings, "h1", timeout_s=10)
-    before = client.write("before")
+    made = Client(settings, "h1", timeout_s=10)
+    yield made
+    made.close()
 
+
+@pytest.fixture(scope="module")
+def written(client):
+    return client.write("before")
+
+
+def test_a_second_run_of_site_changes_nothing(written, play):
     again = play("site")
     assert again.code == 0
-    assert again.changed == {"localhost": 0, "xa": 0, "xb": 0}
+    assert again.changed == NOTHING
 
+
+def test_protect_makes_two_copies_of_which_one_is_on_the_network(client, written, vm, play):
     assert play("protect", "-e", "colo_vm=h1").code == 0
     again = play("protect", "-e", "colo_vm=h1")
     assert again.code == 0
-    assert again.changed == {"localhost": 0, "xa": 0, "xb": 0}
-    assert domains(settings, "xa") == ["h1"]
-    assert domains(settings, "xb") == ["h1"]
-    assert client.write("protected").writes == before.writes + 1
+    assert again.changed == NOTHING
+    assert vm.domains("xa") == ["h1"]
+    assert vm.domains("xb") == ["h1"]
+    assert client.write("protected").writes == written.writes + 1
+    bridge = vm.on("xb", "ls /sys/class/net/xenbr0/brif").split()
+    assert bridge == ["eth1"], "the secondary's taps are off the network"
+    channels = vm.wait_for_checkpoints()["channels"]
+    assert channels["life"] == "alive"
+    assert channels["broken"] == {}
+    assert 0 < channels["round_trip"]["p50_ms"] < 5000
 
+
+def test_a_primary_that_may_run_is_not_failed_over(play):
     refused = play("failover", "-e", "colo_vm=h1", "-e", "colo_confirm=h1")
     assert refused.code != 0
     assert "h1 is not failed over, because it may still run on its primary xa" in refused.text
 
-    bridge = ssh.run(settings, "xb", "ls /sys/class/net/xenbr0/brif").split()
-    assert bridge == ["eth1"], "the secondary's taps are off the network"
 
+def test_new_keys_while_the_vm_is_protected(vm, play):
+    hosts = ("xa", "xb")
+
+    def keys():
+        return {
+            host: vm.on(host, "ssh-keygen -y -f /etc/colo/ssh/h1/id_ed25519").split()[1] for host in hosts
+        }
+
+    def let_in(host):
+        lines = vm.on(host, "cat /etc/colo/ssh/authorized_keys").splitlines()
+        return [line.split("ssh-ed25519 ")[1].split()[0] for line in lines if "attach h1" in line]
+
+    old, processes, before = keys(), vm.processes(), vm.status()
+    rotated = play("rotate", "-e", "colo_vm=h1")
+    assert rotated.code == 0
+    new = keys()
+    assert not set(new.values()) & set(old.values())
+    assert let_in("xb") == [new["xa"]], "the old key is not let in any more"
+    assert let_in("xa") == [new["xb"]]
+    after = vm.wait_for_checkpoints()
+    made = after["totals"]["checkpoints"] - before["totals"]["checkpoints"]
+    assert made == after["epoch"] - before["epoch"] > 0, "an epoch without its checkpoint"
+
+    # The connections that the old key opened end; the replicator makes new ones, which only the new key can.
+    vm.on("xb", "pkill -KILL -u colo; true")
+    after = vm.wait_for_checkpoints()
+    assert after["channels"]["reopened"] == {"forward": 1, "back": 1, "heartbeat": 1}
+    assert vm.processes() == processes, "the replicators went on"
+    assert vm.status("xb")["phase"] == "replicating"
+
+
+def test_unprotect_leaves_the_vm_alone_where_it_is(client, written, vm, play):
     assert play("unprotect", "-e", "colo_vm=h1").code == 0
     again = play("unprotect", "-e", "colo_vm=h1")
     assert again.code == 0
-    assert again.changed == {"localhost": 0, "xa": 0, "xb": 0}
-    assert domains(settings, "xa") == ["h1"]
-    assert domains(settings, "xb") == []
+    assert again.changed == NOTHING
+    assert vm.domains("xa") == ["h1"]
+    assert vm.domains("xb") == []
     after = client.read()
-    client.close()
-    assert after.writes == before.writes + 1
-    assert after.counter > before.counter
+    assert after.writes == written.writes + 1
+    assert after.counter > written.counter

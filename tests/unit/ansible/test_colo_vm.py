@@ -72,7 +72,8 @@ def starts(host: FakeHost) -> FakeHost:
 
 def test_a_second_network_stands_in_the_primarys_configuration_only() -> None:
     peer = {**PEER, "port": 22, "heartbeat_address": "192.168.78.2"}
-    params = {"name": "h1", "peer": peer, "interval_ms": 1000, "peer_timeout_ms": 5000, "bridge": "xenbr0"}
+    params = {"name": "h1", "peer": peer, "interval_ms": 1000, "peer_timeout_ms": 5000, "heartbeat_misses": 5}
+    params["bridge"] = "xenbr0"
     configuration = utility("vm").configuration
     assert configuration({**params, "role": "primary"})["peer"] == peer
     assert configuration({**params, "role": "secondary"})["peer"] == {"name": "xb"}
@@ -88,7 +89,7 @@ def test_primary_is_protected_and_the_second_run_changes_nothing(starts: FakeHos
     written = json.loads((starts.root / "vms" / "h1.json").read_text())
     assert written == {
         "format": 1, "vm": "h1", "role": "primary", "peer": {"name": "xb", "address": "192.168.77.2", "port": 22},
-        "interval_ms": 1000, "peer_timeout_ms": 5000, "bridge": "xenbr0",
+        "interval_ms": 1000, "peer_timeout_ms": 5000, "heartbeat_misses": 5, "bridge": "xenbr0",
     }  # fmt: skip
     assert starts.ran("systemctl", "start", "--no-block", UNIT)
     second = run("colo_vm", name="h1", role="primary", peer=PEER)
@@ -101,7 +102,8 @@ def test_secondary_gets_only_what_it_needs(starts: FakeHost, run: Runner) -> Non
     result = run("colo_vm", name="h1", role="secondary", peer={"name": "xa"})
     assert result["changed"] is True
     assert result["config"] == {
-        "format": 1, "vm": "h1", "role": "secondary", "peer": {"name": "xa"}, "peer_timeout_ms": 5000, "bridge": "xenbr0",
+        "format": 1, "vm": "h1", "role": "secondary", "peer": {"name": "xa"}, "peer_timeout_ms": 5000, "heartbeat_misses": 5,
+        "bridge": "xenbr0",
     }  # fmt: skip
 
 

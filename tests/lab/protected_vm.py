@@ -1,0 +1,72 @@
+"""The VM h1 while it is protected, seen from the controller: what its replicators say and do."""
+
+import json
+import time
+from dataclasses import dataclass
+
+from lab import ssh
+from lab.settings import HOSTS, Settings
+
+HELPER = "/opt/colo-helper/current/bin/colo-helper"
+UNIT = "colo-replicator@h1"
+_WAIT_S = 120
+
+
+@dataclass
+class ProtectedVm:
+    """Protected by xa, copied on xb."""
+
+    settings: Settings
+
+    def on(self, host, line, timeout_s=60):
+        """Run a shell line on a host."""
+        return ssh.run(self.settings, host, line, timeout_s)
+
+    def status(self, host="xa"):
+        """What `colo-helper status` says there."""
+        return json.loads(self.on(host, f"{HELPER} status h1 --json"))
+
+    def is_replicating(self):
+        """Whether both copies run and checkpoints are made."""
+        line = f"{HELPER} status h1 --json 2>/dev/null || echo '{{}}'"
+        found = [json.loads(self.on(host, line)) for host in HOSTS]
+        return all(one.get("running") and one.get("phase") == "replicating" for one in found)
+
+    def processes(self):
+        """The replicators' pids, by host."""
+        line = f"systemctl show --property=MainPID --value {UNIT}"
+        return {host: int(self.on(host, line)) for host in HOSTS}
+
+    def domains(self, host):
+        """Names of the guests on a host."""
+        return [line.split()[0] for line in self.on(host, "xl list").splitlines()[2:]]
+
+    def events(self, host):
+        """All that the replicator on a host has written down, the oldest first."""
+        return [json.loads(line) for line in self.on(host, "cat /var/lib/colo/h1/events.jsonl").splitlines()]
+
+    def wait_for(self, host, phase):
+        """Wait until the replicator on a host is in a phase; returns its reason."""
+        return self._wait(lambda: self._in_phase(host, phase), f"{host} {phase}")
+
+    def wait_for_checkpoints(self, count=3):
+        """Wait until so many more have been made; returns the primary's status then."""
+        before = self.status()["epoch"]
+
+        def made():
+            now = self.status()
+            assert now["phase"] == "replicating", now["reason"]
+            return now if now["epoch"] >= before + count else None
+
+        return self._wait(made, f"{count} checkpoints")
+
+    def _in_phase(self, host, phase):
+        now = self.status(host)
+        return now["reason"] if now["phase"] == phase else None
+
+    def _wait(self, look, what):
+        deadline = time.monotonic() + _WAIT_S
+        while (found := look()) is None:
+            assert time.monotonic() < deadline, f"never came: {what}; {[self.status(host) for host in HOSTS]}"
+            time.sleep(1)  # a program on another host
+        return found
