@@ -134,13 +134,19 @@ class Lane:
             for kept in missing:
                 self._write(stream, kept.buffers, _endless)
 
-    def close(self, goodbye: str) -> None:
-        """End for good, with a goodbye (one sentence) if it can be said at once."""
-        if self._writing.acquire(blocking=False):
+    def close(self, goodbye: str, within_s: float = 0.0) -> None:
+        """End for good, with a goodbye (one sentence) if it can be said within a time."""
+        deadline = time.monotonic() + within_s
+
+        def limited() -> None:
+            if time.monotonic() > deadline:
+                raise ChannelLostError("There was no time left for a goodbye.")
+
+        if self._writing.acquire(timeout=within_s):
             try:
                 stream = self._stream
-                if stream and stream.takes_more():
-                    self._write(stream, wire.encode(Kind.BYE, {"reason": goodbye}), _endless)
+                if stream and (within_s or stream.takes_more()):
+                    self._write(stream, wire.encode(Kind.BYE, {"reason": goodbye}), limited)
             finally:
                 self._writing.release()
         self.detach()

@@ -33,6 +33,8 @@ _LOOKS = 2
 #: Wait between two attempts to make a channel anew, in seconds: doubled from the first to the last.
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 1.0
 _CLOSE_S = 10.0
+#: How long an orderly end may wait for room to say so, in seconds.
+_GOODBYE_S = 1.0
 
 
 class Opener(Protocol):
@@ -170,7 +172,7 @@ class Session:
         self._ended.set()
         self._started.set()
         for lane in self._lanes.values():
-            lane.close("The peer closed the session.")
+            lane.close("The peer closed the session.", _GOODBYE_S)
         if self._opener:
             self._opener.close()
         if self._watcher and self._watcher is not threading.current_thread():
@@ -326,9 +328,9 @@ class Session:
                 return
             self._loss = sentence
             self._ended.set()
+        self._on_lost(sentence)
         for lane in self._lanes.values():
             lane.close(f"The peer gave the session up: {sentence}")
-        self._on_lost(sentence)
 
 
 def _run(name: str, target: Callable[[], None]) -> threading.Thread:

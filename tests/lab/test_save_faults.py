@@ -81,7 +81,7 @@ def test_in_the_middle_of_a_live_migration(h1, fault):
     migrate = f"{XL} migrate -s /root/to-held h1 {h1.peer_address}"
     h1.on(
         h1.host,
-        f"systemd-run -q --unit=lab-migrate sh -c '{migrate} > /var/tmp/migrate.log 2>&1; echo ended >> /var/tmp/migrate.log'",
+        f"systemd-run -q --collect --unit=lab-migrate sh -c '{migrate} > /var/tmp/migrate.log 2>&1; echo ended >> /var/tmp/migrate.log'",
     )
     h1.on(h1.host, f"timeout 120 sh -c 'until test -e {HELD}; do sleep 0.2; done'", 150)
     assert "log_dirty" in paging(h1), "so that its absence at the end means something"

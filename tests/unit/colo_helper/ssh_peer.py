@@ -166,8 +166,8 @@ class SshPeer(paramiko.ServerInterface):
         channel.shutdown_write()
         while data := channel.recv(65536):
             self.received_after_half_close += data
-        self._end(channel, 0)
         self.done.set()
+        self._end(channel, 0)
 
     def do_bye(self, channel):
         channel.sendall(b"farewell")
