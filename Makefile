@@ -29,7 +29,7 @@ types: setup ## mypy, strict
 	$(BIN)/mypy
 
 unit: setup ## unit, property and contract tests: under a minute, no lab
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q -n auto tests/unit
 
 fuzz: setup ## every reader of a peer's bytes, coverage-guided, FUZZ_S seconds (60) each
 	$(BIN)/pip install --quiet --constraint constraints.txt --group fuzz

@@ -140,6 +140,8 @@ class LineDialer:
             except attach.AttachRefusedError as error:
                 self.refusals.append(str(error))
                 shut(far)
+            except OSError:
+                shut(far)  # the replicator has ended meanwhile
             finally:
                 os.close(fd)
 
