@@ -149,7 +149,8 @@ class MovedGuest:
         log = "/var/tmp/remus.log"
         command = f"xl -vvv remus -Fnd -i 500 -s /root/to-{restorer} {self.name} {self.peer_address}"
         self.on(
-            self.host, f"systemd-run -q --collect --unit=lab-remus sh -c '{environment(saver)} {command} > {log} 2>&1'"
+            self.host,
+            f"systemd-run -q --collect --unit=lab-remus sh -c '{environment(saver)} {command} > {log} 2>&1'",
         )
         self._await_checkpoints(log, checkpoints)
         while_protected()
