@@ -1,4 +1,7 @@
-"""The life of one protected VM by playbooks: installed, protected, keys changed, refused, unprotected; each twice."""
+"""The life of one protected VM by playbooks: installed, protected, keys changed, refused, unprotected.
+
+That a second run of protect.yml changes nothing is molecule's to show (colo_vm).
+"""
 
 import pytest
 
@@ -28,9 +31,6 @@ def test_a_second_run_of_site_changes_nothing(written, play):
 
 def test_protect_makes_two_copies_of_which_one_is_on_the_network(client, written, vm, play):
     assert play("protect", "-e", "colo_vm=h1").code == 0
-    again = play("protect", "-e", "colo_vm=h1")
-    assert again.code == 0
-    assert again.changed == NOTHING
     assert vm.domains("xa") == ["h1"]
     assert vm.domains("xb") == ["h1"]
     assert client.write("protected").writes == written.writes + 1
