@@ -28,6 +28,7 @@ def dispatch(arguments: Sequence[str]) -> int:
     status = commands.add_parser("status", help="show what is")
     status.add_argument("vm", nargs="?")
     status.add_argument("--json", action="store_true", help="the whole state as JSON")
+    commands.add_parser("receive", help="take a VM from xl migrate at the peer (systemd does this)")
     ctl = commands.add_parser("ctl", help="ask the replicator of a VM for something; prints its JSON answer")
     ctl.add_argument("vm")
     ctl.add_argument("verb", choices=("status", "checkpoint", "verify", "takeover", "stop"))
@@ -38,6 +39,10 @@ def dispatch(arguments: Sequence[str]) -> int:
         from colo_helper.replication.runner import run as run_replicator  # noqa: PLC0415
 
         return run_replicator(chosen.vm)
+    if chosen.command == "receive":
+        from colo_helper.channel.receive import main as receive  # noqa: PLC0415
+
+        return receive()
     if chosen.command == "ctl":
         return _ctl(chosen.vm, chosen.verb)
     if chosen.command == "probe":

@@ -50,6 +50,11 @@ options:
         description: Its keys for this VM, and no others; left as they are when not given.
         type: list
         elements: str
+      receive:
+        description:
+          - Whether these keys may also ask for C(xl migrate-receive) here, which is as good as a login as root; only with
+            O(peer.public_keys). Left as it is when not given.
+        type: bool
       host_keys:
         description: The keys of its sshd, and no others; left as they are when not given.
         type: list
@@ -130,11 +135,11 @@ host_keys:
   returned: success
   sample: [ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOther]
 authorized:
-  description: Whose keys may attach to the VM here.
+  description: Whose keys may attach to the VM here, and whether they may have xl receive one.
   type: list
   elements: dict
   returned: success
-  sample: [{peer: xb, public_key: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPeer}]
+  sample: [{peer: xb, public_key: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPeer, receive: false}]
 connection:
   description: What O(state=established) found; null otherwise, and in check mode.
   type: dict
@@ -159,6 +164,7 @@ def main() -> None:
                     "port": {"type": "int", "default": 22},
                     "heartbeat_address": {"type": "str", "default": ""},
                     "public_keys": {"type": "list", "elements": "str"},
+                    "receive": {"type": "bool"},
                     "host_keys": {"type": "list", "elements": "str"},
                 },
             },

@@ -5,6 +5,9 @@ for stands in SSH_ORIGINAL_COMMAND and may only be ``attach VM forward|back|hear
 (this process's stdin and stdout) goes to the VM's replicator by SCM_RIGHTS; this process stays until the replicator closes
 the connection, because sshd ends the channel with it. A probe is answered here, for measurements.
 
+Where the operator lets VMs be migrated to this host, the line says ``attach VM --receive``. Then the client may also ask for
+``xl migrate-receive``, as ``xl migrate`` and ``xl remus`` do; ``channel.receive`` runs it as root.
+
 sshd runs a forced command by the user's shell, so ``shell`` is that shell: it runs exactly such a command, in this same
 process. A key whose line lacks the command, a subsystem or a login get it too, and are refused.
 
@@ -24,7 +27,10 @@ from collections.abc import Sequence
 
 #: What a line of authorized_keys has as its command, before the VM; module_utils/colo/channel.py writes it.
 FORCED = "/opt/colo-helper/current/bin/colo-helper attach "
+#: What stands behind the VM there when ``xl migrate-receive`` may be asked for as well.
+RECEIVE = "--receive"
 ATTACH_SOCKET = "/run/colo/{vm}/attach.sock"
+RECEIVE_SOCKET = "/run/colo/receive.sock"
 #: What a replicator is handed.
 CHANNELS = ("forward", "back", "heartbeat")
 PROBE = "probe"
@@ -35,6 +41,12 @@ PROBE_S = 60
 _ALNUM = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _NAME = _ALNUM | frozenset("_.-")
 _MAX_NAME = 63
+#: What the sender's xl puts before and behind ``migrate-receive`` (Xen 4.17 to 4.20, xl_migrate.c): progress with carriage
+#: returns, time stamps, verbosity; no monitor, debug, leave paused, Remus. Not ``--colo``: root would run its script.
+_XL_GLOBAL = frozenset(("-t", "-T", "-v", "-vv", "-vvv", "-vvvv"))
+_XL_RECEIVE = frozenset(("-e", "-d", "-p", "-r"))
+_MIGRATE_RECEIVE = "migrate-receive"
+_EXIT = "exit "
 _MAX_ANSWER = 4096
 _PART = 256 << 10
 _PIPE_BYTES = 1 << 20
@@ -73,29 +85,61 @@ def permitted(command: str | None, own: str) -> str:
     return channel
 
 
+def receive_arguments(command: str) -> list[str]:
+    """Return the arguments of xl in ``xl [-t -T -v] migrate-receive [-e -d -p -r]``; raises AttachRefusedError."""
+    xl, *words = command.split(" ")
+    if xl != "xl" or words.count(_MIGRATE_RECEIVE) != 1:
+        raise AttachRefusedError("Of xl this account takes 'xl migrate-receive' only.")
+    verb = words.index(_MIGRATE_RECEIVE)
+    for taken, given in ((_XL_GLOBAL, words[:verb]), (_XL_RECEIVE, words[verb + 1 :])):
+        for word in given:
+            if word not in taken:
+                raise AttachRefusedError(f"This account takes no {word!r:.40} with 'xl migrate-receive'.")
+    return words
+
+
 def hand_over(path: str, channel: str, read_fd: int, write_fd: int) -> None:
     """Give the channel to the replicator listening at ``path`` and wait until it is done with it.
 
     Raises AttachRefusedError with the replicator's own sentence when it refuses.
     """
+    answer = _exchange(path, channel, [read_fd, write_fd], "No replicator waits for this VM here")
+    if answer:
+        raise AttachRefusedError(answer)
+
+
+def receive(path: str, vm: str, command: str, descriptors: Sequence[int]) -> int:
+    """Have the receiver at ``path`` run xl with stdin, stdout and stderr ``descriptors``; returns xl's exit status.
+
+    Raises AttachRefusedError with the receiver's own sentence when it refuses.
+    """
+    answer = _exchange(path, f"{vm} {command}", descriptors, "This host does not receive VMs now")
+    status = answer.removeprefix(_EXIT)
+    if not answer.startswith(_EXIT) or not status.isdecimal():
+        raise AttachRefusedError(
+            answer
+            or "The receiver ended without a word: look at journalctl -u 'colo-receive@*' on this host."
+        )
+    return int(status)
+
+
+def _exchange(path: str, order: str, descriptors: Sequence[int], nobody: str) -> str:
+    """Give descriptors and one line to who listens at ``path``, and return what it says until it closes."""
     with socket.socket(socket.AF_UNIX) as control:
         try:
             control.connect(path)
         except OSError as error:
-            raise AttachRefusedError(
-                f"No replicator waits for this VM here ({path}: {error.strerror or error})."
-            ) from error
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [read_fd, write_fd]))
-        control.sendmsg([channel.encode() + b"\n"], [rights])
+            raise AttachRefusedError(f"{nobody} ({path}: {error.strerror or error}).") from error
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))
+        control.sendmsg([order.encode() + b"\n"], [rights])
         answer = b""
         while len(answer) < _MAX_ANSWER and (data := control.recv(_MAX_ANSWER)):
             answer += data
-    if answer:
-        raise AttachRefusedError(answer.decode(errors="replace").strip())
+    return answer.decode(errors="replace").strip()
 
 
-def _widen(descriptor: int) -> None:
-    """Give a pipe from or to sshd room for more than its 64 KiB: each byte then takes both processes half the time."""
+def widen(descriptor: int) -> None:
+    """Give a pipe from or to sshd or xl room for more than its 64 KiB: each byte then takes both processes half the time."""
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     except OSError:
@@ -138,17 +182,23 @@ def _probe_too_long(_signal: int, _frame: object) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the forced command ``attach VM``; returns the exit status, 1 when the client was refused."""
+    """Run the forced command ``attach VM [--receive]``; returns the exit status, 1 when the client was refused."""
     command = os.environ.get("SSH_ORIGINAL_COMMAND")
-    own = arguments[0] if len(arguments) == 1 else ""
+    receives = len(arguments) == 2 and arguments[1] == RECEIVE
+    own = arguments[0] if len(arguments) == 1 or receives else ""
     try:
         if not is_name(own):
             raise AttachRefusedError(
                 "The line of this key in authorized_keys names no VM: run playbooks/site.yml."
             )
-        channel = permitted(command, own)
+        xl = command if receives and command and command.startswith("xl ") else ""
+        channel = "" if xl else permitted(command, own)
+        if xl:
+            receive_arguments(xl)  # the receiver looks again, this is for the log
         for descriptor in (0, 1):
-            _widen(descriptor)
+            widen(descriptor)
+        if xl:
+            return receive(RECEIVE_SOCKET, own, xl, (0, 1, 2))
         if channel == PROBE:
             signal.signal(signal.SIGALRM, _probe_too_long)
             signal.alarm(PROBE_S)
@@ -167,9 +217,9 @@ def shell() -> int:
     """The program ``colo-attach``, login shell of the user ``colo``: takes ``-c`` and a forced command as above only."""
     words = sys.argv[1:]
     command = words[1] if len(words) == 2 and words[0] == "-c" else ""
-    vm = command.removeprefix(FORCED)
-    if command.startswith(FORCED) and is_name(vm):
-        return main([vm])
+    vm, space, mark = command.removeprefix(FORCED).partition(" ")
+    if command.startswith(FORCED) and is_name(vm) and (not space or mark == RECEIVE):
+        return main([vm, mark] if space else [vm])
     error = AttachRefusedError("This account has no shell, and this key may not attach to any VM.")
     return _refuse("no VM", os.environ.get("SSH_ORIGINAL_COMMAND", " ".join(words)), error)
 

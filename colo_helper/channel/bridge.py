@@ -10,6 +10,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 import paramiko
 
@@ -28,13 +29,41 @@ RENEW_AFTER_BYTES = 256 << 20
 RENEW_AFTER_S = 3600.0
 
 
+class Local(Protocol):
+    """What a bridge does with the socket on our side."""
+
+    def recv_into(self, buffer: memoryview, /) -> int:
+        """Wait for bytes; 0 at their end."""
+
+    def sendall(self, data: bytes, /) -> None:
+        """Write all of it."""
+
+    def shutdown(self, how: int, /) -> None:
+        """End one way or both; who waits in ``recv_into`` then gets the end."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
 class Bridge:
-    """``run`` returns when the connection has ended; ``report`` is called once, before the replicator reads the end."""
+    """``run`` returns when the connection has ended; ``report`` is called once, before the replicator reads the end.
+
+    ``said`` returns what the peer wrote on stderr, where somebody else reads that.
+    """
 
     def __init__(
-        self, channel: str, connection: SshConnection, local: socket.socket, report: Callable[[End], None]
+        self,
+        channel: str,
+        connection: SshConnection,
+        local: Local,
+        report: Callable[[End], None],
+        said: Callable[[], str] | None = None,
     ) -> None:
         self.local = local
+        self._said = said or connection.said
         self._name = channel
         self._connection = connection
         self._report = report
@@ -126,7 +155,7 @@ class Bridge:
         connection = self._connection
         name = connection.peer.name
         status = connection.channel.recv_exit_status()  # -1: none was given
-        said = connection.said()
+        said = self._said()
         if said and status != 0:
             return End("refused", f"{name} refused the {self._name} channel: {said}")
         if self._abandoned:

@@ -11,6 +11,8 @@ SOCK_SEQPACKET socket, one JSON object each:
 | | ``{"id", "ended": {"cause", "sentence"}}``, then the descriptor reads its end |
 
 When that socket is closed, or with SIGTERM, all connections end and so does the process.
+
+``colo-channel ssh`` is one connection in the way of ``ssh HOST COMMAND``; see ``channel.ssh_command``.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from typing import Any
 from colo_helper.channel.bridge import Bridge
 from colo_helper.channel.peer import KNOWN_HOSTS, USER, ConnectError, End, PeerAddress
 from colo_helper.channel.ssh import connect
+from colo_helper.channel.ssh_command import add_arguments, run_command
 
 _DONE, _USAGE = 0, 2
 _MAX_ORDER_BYTES = 4096
@@ -205,15 +208,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve.add_argument("--user", default=USER)
     serve.add_argument("--key-file", type=Path)
     serve.add_argument("--known-hosts", type=Path, default=KNOWN_HOSTS)
+    add_arguments(
+        commands.add_parser("ssh", help="run a command at a peer, for xl migrate -s and xl remus -s")
+    )
     chosen = parser.parse_args(arguments)
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())  # causes are told in sentences of ours
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    if chosen.command == "ssh":
+        return run_command(chosen)
     try:
         control = socket.socket(fileno=chosen.control_fd)
     except OSError as error:
         sys.stderr.write(f"colo-channel: descriptor {chosen.control_fd} is no socket: {error.strerror}.\n")
         return _USAGE
     os.set_inheritable(chosen.control_fd, False)
-    logging.getLogger("paramiko").addHandler(logging.NullHandler())  # causes are told on the control socket
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     peer = PeerAddress(
         chosen.peer,
         chosen.address,

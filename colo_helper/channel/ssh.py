@@ -72,8 +72,8 @@ class SshConnection:
         self.transport.close()
 
 
-def connect(peer: PeerAddress, vm: str, channel: str, timeout_s: float) -> SshConnection:
-    """Run ``attach VM CHANNEL`` at the peer; raises ConnectError, after ``timeout_s`` at the latest.
+def connect(peer: PeerAddress, vm: str, channel: str, timeout_s: float, command: str = "") -> SshConnection:
+    """Run ``command``, or ``attach VM CHANNEL``, at the peer; raises ConnectError, after ``timeout_s`` at the latest.
 
     The peer must show a host key that is pinned; ours is the only key that is offered.
     """
@@ -110,7 +110,7 @@ def connect(peer: PeerAddress, vm: str, channel: str, timeout_s: float) -> SshCo
     try:
         transport = _transport(connection, pinned, timeout_s)
         try:
-            return _attach(transport, (peer, where), (identity, pinned), f"attach {vm} {channel}")
+            return _attach(transport, (peer, where), (identity, pinned), command or f"attach {vm} {channel}")
         except BaseException:
             transport.close()
             raise

@@ -134,8 +134,12 @@ class VmChannel(DesiredState):
                 f"No key of {self.peer['name']} for {self.vm} is given, so {host_name()} cannot let it in: run "
                 "playbooks/site.yml, which makes one there."
             )
+        receive = self.peer.get("receive")
+        if receive is None:
+            receive = any(line.receive for line in authorized(text) if line.vm == self.vm)
+        name = self.peer["name"]
         return authorize(
-            text, self.vm, [Authorized(self.vm, self.peer["name"], strip_comment(key)) for key in keys]
+            text, self.vm, [Authorized(self.vm, name, strip_comment(key), receive) for key in keys]
         )
 
     # from one to the other
@@ -220,7 +224,9 @@ class VmChannel(DesiredState):
             "next_public_key": next_key["public_key"] if next_key else "",
             "host_keys": host_keys,
             "authorized": [
-                {"peer": line.peer, "public_key": line.public_key} for line in lines if line.vm == self.vm
+                {"peer": line.peer, "public_key": line.public_key, "receive": line.receive}
+                for line in lines
+                if line.vm == self.vm
             ],
             "connection": self._connection,
         }

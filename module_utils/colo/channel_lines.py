@@ -12,17 +12,20 @@ if TYPE_CHECKING:
 
 #: What the key of a VM's peer may start, before the VM's name; the same as in colo_helper.channel.attach.
 FORCED = "/opt/colo-helper/current/bin/colo-helper attach "
+#: Stands behind the VM where its peer may also have xl receive a VM here; the same as there.
+RECEIVE = "--receive"
 #: Stands for a key that a dry run cannot know.
 UNKNOWN_KEY = "ssh-ed25519 (made when this is not a dry run)"
 
 AUTHORIZED_HEADER = (
-    "# Each key may do one thing: attach to the replicator of its VM here. Written by colo_channel.\n"
+    "# Each key may do one thing: attach to the replicator of its VM here; with --receive also have xl receive a VM. "
+    "Written by colo_channel.\n"
 )
 KNOWN_HEADER = "# The peers' host keys, read over the controller's connection to each of them. Written by colo_channel.\n"
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 _LINE = re.compile(
-    rf'restrict,command="{re.escape(FORCED)}(?P<vm>{_NAME})" (?P<key>ssh-ed25519 [A-Za-z0-9+/]+=*) '
+    rf'restrict,command="{re.escape(FORCED)}(?P<vm>{_NAME})(?P<receive> {RECEIVE})?" (?P<key>ssh-ed25519 [A-Za-z0-9+/]+=*) '
     rf"colo-channel (?P=vm) (?P<peer>{_NAME})"
 )
 _PUBLIC_KEY = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]+=*")
@@ -36,6 +39,7 @@ class Authorized(NamedTuple):
     vm: str
     peer: str
     public_key: str
+    receive: bool = False
 
     def line(self) -> str:
         """The line of authorized_keys. A key cannot do more than the line's options say, so nothing is taken unchecked."""
@@ -44,13 +48,18 @@ class Authorized(NamedTuple):
         key = self.public_key or UNKNOWN_KEY
         if key != UNKNOWN_KEY and not _PUBLIC_KEY.fullmatch(key):
             raise Failure(f"The key of {self.peer} for {self.vm} is no ed25519 public key: {key!r:.80}.")
-        return f'restrict,command="{FORCED}{self.vm}" {key} colo-channel {self.vm} {self.peer}'
+        what = f"{self.vm} {RECEIVE}" if self.receive else self.vm
+        return f'restrict,command="{FORCED}{what}" {key} colo-channel {self.vm} {self.peer}'
 
 
 def authorized(text: str) -> list[Authorized]:
     """The lines that are exactly as written here."""
     found = (_LINE.fullmatch(line) for line in text.splitlines())
-    return [Authorized(match["vm"], match["peer"], match["key"]) for match in found if match]
+    return [
+        Authorized(match["vm"], match["peer"], match["key"], bool(match["receive"]))
+        for match in found
+        if match
+    ]
 
 
 def authorize(text: str, vm: str, entries: Iterable[Authorized]) -> str:

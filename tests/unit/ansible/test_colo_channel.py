@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from colo_helper.channel import attach
-from tests.unit.ansible.module_host import FakeHost, Runner, utility
+from tests.unit.ansible.module_host import REPOSITORY, FakeHost, Runner, utility
 from tests.unit.ansible.test_host_modules import GROUP, OWNER
 
 KEY_B = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPeerB"
@@ -130,7 +131,7 @@ def test_the_peer_is_let_in_for_this_vm_only(keep: Any, ssh: Path) -> None:
     ]
     assert (ssh / "known_hosts").read_text().splitlines()[1:] == [f"192.168.77.2 {HOST_B} xb"]
     assert (ssh / "authorized_keys").stat().st_mode & 0o777 == 0o640
-    assert made["authorized"] == [{"peer": "xb", "public_key": KEY_B}]
+    assert made["authorized"] == [{"peer": "xb", "public_key": KEY_B, "receive": False}]
     assert keep(peer=PEER)["changed"] is False
     assert keep(peer=PEER, check=True)["changed"] is False
     assert keep()["changed"] is False, "what is not told stays"
@@ -138,6 +139,38 @@ def test_the_peer_is_let_in_for_this_vm_only(keep: Any, ssh: Path) -> None:
 
 def test_the_command_is_the_one_that_the_shell_runs() -> None:
     assert utility("channel_lines").FORCED == attach.FORCED
+    assert utility("channel_lines").RECEIVE == attach.RECEIVE
+
+
+def test_a_key_receives_vms_only_while_the_operator_says_so(keep: Any, ssh: Path) -> None:
+    keep("h2", peer={**PEER, "public_keys": [KEY_C]})
+    allowed = keep(peer={**PEER, "receive": True})
+    assert allowed["authorized"] == [{"peer": "xb", "public_key": KEY_B, "receive": True}]
+    marked = f'restrict,command="{attach.FORCED}h1 --receive" {KEY_B} colo-channel h1 xb'
+    assert (ssh / "authorized_keys").read_text().splitlines()[1:] == [marked, OF_H2.replace(" xc", " xb")]
+    rotated = keep(peer={**PEER, "public_keys": [KEY_B, KEY_C]})
+    assert [line["receive"] for line in rotated["authorized"]] == [True, True], "left as it is"
+    assert keep(peer={**PEER, "receive": True})["changed"] is True
+    assert keep(peer={**PEER, "receive": True})["changed"] is False
+    (ssh / "authorized_keys").write_text(marked.replace("--receive", "--receive --more") + "\n")
+    assert keep()["authorized"] == []
+    keep(peer={**PEER, "receive": True})
+    assert keep(peer={**PEER, "receive": False})["authorized"][0]["receive"] is False
+    assert '--receive"' not in (ssh / "authorized_keys").read_text()
+
+
+def test_the_units_are_what_the_programs_expect() -> None:
+    role = REPOSITORY / "roles" / "colo_channel"
+    socket_unit = (role / "templates" / "colo-receive.socket.j2").read_text()
+    service = (role / "templates" / "colo-receive@.service.j2").read_text()
+    assert f"ListenStream={attach.RECEIVE_SOCKET}\n" in socket_unit
+    for line in ("Accept=yes", "SocketUser=root", "SocketGroup=colo", "SocketMode=0660"):
+        assert f"{line}\n" in socket_unit
+    assert f"ExecStart={attach.FORCED.removesuffix('attach ')}receive\n" in service
+    assert "StandardInput=socket\n" in service
+    assert "KillMode=process\n" in service
+    defaults = yaml.safe_load((role / "defaults" / "main.yml").read_text())
+    assert defaults["colo_channel_receive"] is False
 
 
 def test_lines_of_other_vms_stay_and_strangers_go(keep: Any, ssh: Path) -> None:

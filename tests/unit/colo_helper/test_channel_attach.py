@@ -15,7 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_helper.channel import attach
-from colo_helper.channel.attach import AttachRefusedError, parse_command, permitted, serve_probe
+from colo_helper.channel.attach import (
+    AttachRefusedError,
+    parse_command,
+    permitted,
+    receive_arguments,
+    serve_probe,
+)
 
 DOCUMENTED = re.compile(r"attach ([a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}) (forward|back|heartbeat|probe)")
 TAKES = "takes 'attach VM forward', 'back', 'heartbeat' or 'probe' only"
@@ -69,6 +75,66 @@ def test_commands_that_are_refused(command, reason):
         permitted(command, "h1")
 
 
+XL = re.compile(r"xl((?: -(?:t|T|v{1,4}))*) migrate-receive((?: -[edpr])*)")
+
+
+@given(
+    st.one_of(
+        st.text(),
+        st.lists(
+            st.sampled_from(
+                [
+                    "xl",
+                    "migrate-receive",
+                    "-e",
+                    "-t",
+                    "-vvv",
+                    "-r",
+                    "-F",
+                    "--colo",
+                    "create",
+                    "",
+                    "-e;id",
+                    "-er",
+                ]
+            ),
+            max_size=6,
+        ).map(lambda given: " ".join(["xl", *given])),
+        st.from_regex(XL, fullmatch=True),
+    )
+)
+def test_of_xl_exactly_the_documented_commands_are_accepted(command):
+    if XL.fullmatch(command):
+        assert receive_arguments(command) == command.split(" ")[1:]
+    else:
+        with pytest.raises(AttachRefusedError):
+            receive_arguments(command)
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("xl create /tmp/x.cfg", "Of xl this account takes 'xl migrate-receive' only."),
+        ("xl", "Of xl this account"),
+        ("xlmigrate-receive", "Of xl this account"),
+        ("xl migrate-receive; id", "Of xl this account"),
+        ("xl migrate-receive migrate-receive", "Of xl this account"),
+        ("xl -N migrate-receive", "takes no '-N' with 'xl migrate-receive'"),
+        ("xl -f migrate-receive", "takes no '-f' with"),
+        ("xl -e migrate-receive", "takes no '-e' with"),
+        ("xl migrate-receive -t", "takes no '-t' with"),
+        ("xl migrate-receive --coloft-script /tmp/x", "takes no '--coloft-script' with"),
+        ("xl migrate-receive --colo", "takes no '--colo' with"),
+        ("xl migrate-receive -F", "takes no '-F' with"),
+        ("xl migrate-receive  -e", "takes no '' with"),
+        ("xl migrate-receive -e\n", "takes no '-e\\n' with"),
+    ],
+)
+def test_of_xl_what_is_refused(command, reason):
+    with pytest.raises(AttachRefusedError, match=re.escape(reason)):
+        receive_arguments(command)
+
+
 @given(words)
 def test_names_are_the_configurations_names(name):
     from colo_helper.replication.config import VM_NAME  # noqa: PLC0415
@@ -105,6 +171,11 @@ SHELL = "import sys; from colo_helper.channel.attach import shell; sys.exit(shel
         (["attach", "h1"], "attach h2 back", "This key is for the VM h1 only.\n"),
         (["attach"], "attach h1 back", "The line of this key in authorized_keys names no VM: run playbooks/site.yml.\n"),
         (["attach", "h1", "h2"], "attach h1 back", "The line of this key in authorized_keys names no VM"),
+        (["attach", "h1"], "xl migrate-receive", f"This account {TAKES}.\n"),
+        (["attach", "h1", "--receive"], "xl create -F", "Of xl this account takes 'xl migrate-receive' only.\n"),
+        (["attach", "h1", "--receive"], "attach h2 back", "This key is for the VM h1 only.\n"),
+        (["attach", "h1", "--receive"], "xl migrate-receive -e",
+         "This host does not receive VMs now (/run/colo/receive.sock"),
         (["attach", "../h1"], "attach ../h1 back", "The line of this key in authorized_keys names no VM"),
         (["attach", "no-such-vm"], "attach no-such-vm forward",
          "No replicator waits for this VM here (/run/colo/no-such-vm/attach.sock"),
@@ -127,6 +198,10 @@ def test_the_program_refuses_with_a_sentence_and_a_status(arguments, command, se
         (["-c", attach.FORCED], "attach  probe"),
         (["-c", "/opt/colo-helper/current/bin/colo-helper run h1"], "attach h1 probe"),
         (["-c", attach.FORCED + "h1", "x"], "attach h1 probe"),
+        (["-c", attach.FORCED + "h1 "], "attach h1 probe"),
+        (["-c", attach.FORCED + "h1 --receive "], "attach h1 probe"),
+        (["-c", attach.FORCED + "h1 --receive; id"], "attach h1 probe"),
+        (["-c", attach.FORCED + " --receive"], "xl migrate-receive"),
         (["-l", "-c", attach.FORCED + "h1"], "attach h1 probe"),
     ],
 )
@@ -142,9 +217,10 @@ def test_a_key_without_a_command_gets_nothing_by_asking_for_the_forced_one():
     assert done.stderr.startswith(b"This account has no shell; it takes")
 
 
-def test_the_shell_runs_the_forced_command():
+@pytest.mark.parametrize("what", ["h1", "h1 --receive"])
+def test_the_shell_runs_the_forced_command(what):
     done = run(
-        SHELL, "-c", attach.FORCED + "h1", command="attach h1 probe", input=struct.pack("<II", 3, 5) + b"abc"
+        SHELL, "-c", attach.FORCED + what, command="attach h1 probe", input=struct.pack("<II", 3, 5) + b"abc"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, bytes(5), b"")
 
