@@ -32,10 +32,10 @@ _SIGNALED = 128
 def main() -> int:
     """Serve the connection that systemd gave us as stdin; returns the exit status, 1 after a refusal."""
     with socket.socket(fileno=os.dup(0)) as control:
-        return serve(control)
+        return serve(control, XL, AUTHORIZED_KEYS)
 
 
-def serve(control: socket.socket, xl: str = XL, authorized_keys: Path = AUTHORIZED_KEYS) -> int:
+def serve(control: socket.socket, xl: str, authorized_keys: Path) -> int:
     """Take one hand-over, run xl and tell its exit status; returns 1 after a refusal, which is told and written down."""
     descriptors: list[int] = []
     try:

@@ -223,6 +223,7 @@ ATTEMPTS = {
     "a command behind a good one": lambda: command(f"attach {VM} forward; id"),
     "another verb of the program": lambda: command(f"/opt/colo-helper/current/bin/colo-helper ctl {VM} stop"),
     "another VM": lambda: command(f"attach not-{VM} forward"),
+    "a place for a VM of his own": lambda: command("xl migrate-receive"),
     "a path for a VM": lambda: command(f"attach ../{VM} forward"),
     "another channel": lambda: command(f"attach {VM} control"),
     "sftp as a subsystem": subsystem,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from array import array
 
@@ -55,14 +58,14 @@ class Receiver:
                 self.results.append(receive.serve(control, str(self.xl), self.keys))
 
     def close(self):
-        if self.listener.fileno() < 0:
-            return
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.thread.join(10)
-        self.listener.close()
+        if self.listener.fileno() >= 0:
+            self.listener.shutdown(socket.SHUT_RDWR)
+            self.thread.join(10)
+            self.listener.close()
         daemon = self.directory / "daemon"
         if daemon.exists():
-            os.kill(int(daemon.read_text()), 9)
+            os.kill(int(daemon.read_text()), signal.SIGKILL)
+            daemon.unlink()
 
 
 @pytest.fixture
@@ -99,6 +102,51 @@ def test_xl_gets_the_channel_and_its_status_comes_back(receiver, status, capfd):
     said = capfd.readouterr().err
     assert "h1: xl -t -vv migrate-receive -e -d\n" in said
     assert f"h1: xl ended with status {status}\n" in said
+
+
+FORCED = """import sys
+from colo_helper.channel import attach
+attach.RECEIVE_SOCKET = sys.argv[1]
+sys.exit(attach.main(["h1", "--receive"]))
+"""
+RECEIVES = """import sys
+from colo_helper import cli
+from colo_helper.channel import receive
+receive.XL, receive.AUTHORIZED_KEYS = sys.argv[1], receive.Path(sys.argv[2])
+sys.argv = ["colo-helper", "receive"]
+sys.exit(cli.main())
+"""
+
+
+def test_from_the_forced_command_to_xl_by_the_programs(receiver):
+    """As sshd and systemd start them; the receiver has the connection as its standard input."""
+    receiver.close()
+    path = receiver.directory / "program.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        environment = {**os.environ, "SSH_ORIGINAL_COMMAND": "xl migrate-receive -r"}
+        forced = subprocess.Popen(
+            [sys.executable, "-c", FORCED, path],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        control, _ = listener.accept()
+    with control:
+        received = subprocess.Popen(
+            [sys.executable, "-c", RECEIVES, receiver.xl, receiver.keys],
+            stdin=control,
+            stderr=subprocess.PIPE,
+        )
+    out, err = forced.communicate(b"5\n", timeout=30)
+    assert (forced.returncode, out, err) == (5, b"got 5\n", b"migration target: migrate-receive -r\n")
+    _, journal = received.communicate(timeout=30)
+    assert (received.returncode, journal.decode().splitlines()) == (
+        0,
+        ["h1: xl migrate-receive -r", "h1: xl ended with status 5"],
+    )
 
 
 def test_a_killed_xl_has_a_shells_status(receiver):
