@@ -28,7 +28,8 @@ FAULTS = {
     "restorer told to stop": ("xb", "pkill -TERM -f -- '--[r]estore-domain'"),
     "peer gone": (
         "xb",
-        "pkill -KILL -f '[m]igrate-receive' && { pkill -KILL -f -- '--[r]estore-domain' || true; }",
+        # A toolstack that is killed leaves the domain that it was making.
+        "pkill -KILL -f '[m]igrate-receive' && pkill -KILL -f -- '--[r]estore-domain'; xl destroy h1--incoming",
     ),
 }
 
