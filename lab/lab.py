@@ -75,6 +75,7 @@ class Lab:
             wanted = (releases, images, accelerator)
             made_so = plan is not None and (plan.debian, plan.image, plan.accelerator) == wanted
             if plan and made_so and all(host.has_snapshot(READY) for host in self._hosts(plan)):
+                write_inventory(self.settings, plan.ports)  # what it says may be newer than the lab
                 if all(host.pid for host in self._hosts(plan)):
                     _on_both(self._greet)
                     self._say("both hosts are running already")
