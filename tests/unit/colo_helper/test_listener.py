@@ -34,7 +34,12 @@ class Listener(AttachListener):
 
     def __init__(self, path):
         self.sessions, self.made, self.refusal = [], [], []
-        super().__init__(path, "h1", lambda: "".join(self.refusal), self.make, self.sessions.append, group="")
+        self.handed_on = threading.Event()
+        super().__init__(path, "h1", lambda: "".join(self.refusal), self.make, self.keep, group="")
+
+    def keep(self, session):
+        self.sessions.append(session)
+        self.handed_on.set()
 
     def make(self, name):
         self.made.append(Session(name, BACK, TIMING))
@@ -100,6 +105,7 @@ def client(listener, tmp_path):
         made.append(Client(tmp_path / "attach.sock", channel, frame))
         return made[-1]
 
+    make.listener = listener
     yield make
     for one in made:
         one.stream.close()
@@ -110,6 +116,7 @@ def begin(client, session="12345678"):
     found = {channel: client(channel, session=session) for channel in ("forward", "back", "heartbeat")}
     for one in found.values():
         assert one.opened() == 0
+    assert client.listener.handed_on.wait(PATIENCE_S)
     return found
 
 
