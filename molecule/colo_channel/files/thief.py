@@ -1,5 +1,5 @@
 #!/usr/bin/python3 -IS
-"""What somebody can do who has a VM's channel key: tries it, and prints what each attempt got as JSON.
+"""What somebody can do who has a VM's channel key: tries it, and prints what each attempt got as JSON in its last line.
 
 Usage: thief.py ADDRESS PORT KEY VM [USER]. Runs on a host, with paramiko of the installed release and OpenSSH's own clients.
 Each entry has ``got``: empty when the attempt was refused, otherwise what came of it; and ``said``, the refusal.
@@ -126,8 +126,9 @@ def display():
 def second_session():
     client = connect()
     try:
+        first = client.get_transport().open_session(timeout=TIMEOUT_S)
         client.get_transport().open_session(timeout=TIMEOUT_S)
-        client.get_transport().open_session(timeout=TIMEOUT_S)
+        first.close()  # not sooner: one that nobody holds is closed by itself
     except (paramiko.SSHException, EOFError) as error:
         return "", str(error)
     else:
@@ -249,4 +250,4 @@ report = []
 for name, attempt in ATTEMPTS.items():
     got, said = attempt()
     report.append({"attempt": name, "got": got, "said": said[-300:]})
-json.dump(report, sys.stdout, indent=1)
+print("\n" + json.dumps(report))
