@@ -250,4 +250,4 @@ report = []
 for name, attempt in ATTEMPTS.items():
     got, said = attempt()
     report.append({"attempt": name, "got": got, "said": said[-300:]})
-print("\n" + json.dumps(report))
+sys.stdout.write("\n" + json.dumps(report) + "\n")
