@@ -20,10 +20,11 @@ from typing import Any, Protocol
 
 from colo_helper.channel.lane import Break, Hooks, Lane
 from colo_helper.channel.liveness import Life, Liveness, RoundTrips
+from colo_helper.channel.peer import HEARTBEAT
 from colo_helper.channel.stream import ChannelLostError, FdStream, Patience
 from colo_helper.channel.wire import Frame, Kind, WireError, encode
 
-FORWARD, BACK, HEARTBEAT = "forward", "back", "heartbeat"
+FORWARD, BACK = "forward", "back"
 LANES = (FORWARD, BACK, HEARTBEAT)
 #: Without these a session cannot go on; without the heartbeat it can.
 NEEDED = (FORWARD, BACK)
@@ -83,7 +84,6 @@ class Session:
         event: Callable[[str, str], None] = lambda _kind, _sentence: None,
     ) -> None:
         self.name = name
-        self.bytes_sent = 0
         self._timing = timing
         self._opener = opener
         self._epoch = epoch
@@ -183,9 +183,7 @@ class Session:
     def send(self, kind: Kind, head: dict[str, Any] | None = None, parts: Sequence[bytes] = ()) -> int:
         """Send one frame and return its bytes; raises ChannelLostError when the session is lost."""
         self._patience()
-        size = self._outgoing.send(kind, head, parts, self._patience)
-        self.bytes_sent += size
-        return size
+        return self._outgoing.send(kind, head, parts, self._patience)
 
     def _patience(self) -> None:
         if self._ended.is_set():

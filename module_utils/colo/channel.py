@@ -14,7 +14,7 @@ from ansible.module_utils.colo import gate, snapshot
 from ansible.module_utils.colo.base import DesiredState, Failure, host_name
 from ansible.module_utils.colo.channel_lines import Authorized, authorize, authorized, pin, unpin
 from ansible.module_utils.colo.files import exclusive
-from ansible.module_utils.colo.filetree import read_entry, show, write_entry
+from ansible.module_utils.colo.filetree import diff_entries, read_entry, write_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -233,16 +233,7 @@ class VmChannel(DesiredState):
 
     def diff(self, before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, str]]:
         """One diff a path."""
-        return [
-            {
-                "before_header": path,
-                "after_header": path,
-                "before": show(before[path]),
-                "after": show(after[path]),
-            }
-            for path in after
-            if before[path] != after[path]
-        ]
+        return diff_entries(before, after)
 
 
 def probe(module: AnsibleModule, vm: str, peer: dict[str, Any], options: list[str]) -> dict[str, Any]:

@@ -72,16 +72,7 @@ class FileTree(DesiredState):
 
     def diff(self, before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, str]]:
         """One diff a file, contents as they are and the rest as one line above."""
-        return [
-            {
-                "before_header": path,
-                "after_header": path,
-                "before": show(before[path]),
-                "after": show(after[path]),
-            }
-            for path in after
-            if before[path] != after[path]
-        ]
+        return diff_entries(before, after)
 
     def _validate(self) -> None:
         if not self.check_command:
@@ -133,6 +124,20 @@ def write_entry(path: Path, entry: dict[str, Any] | None) -> None:
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(mode)
     os.chown(path, uid, gid)
+
+
+def diff_entries(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, str]]:
+    """One diff for each path of ``after`` whose entry changes; see ``show``."""
+    return [
+        {
+            "before_header": path,
+            "after_header": path,
+            "before": show(before[path]),
+            "after": show(after[path]),
+        }
+        for path in after
+        if before[path] != after[path]
+    ]
 
 
 def show(entry: dict[str, Any] | None) -> str:

@@ -36,7 +36,7 @@ class SshPeer(paramiko.ServerInterface):
         self.directory = directory
         self.host_key = new_key(directory / "host_key")
         self.client_key = new_key(directory / "id_ed25519")
-        self.listeners, self.transports, self.commands = [], [], []
+        self.listeners, self.transports, self.commands, self.threads = [], [], [], []
         self.only_cipher = None
         self.thaw = threading.Event()
         self.poured_before_blocked = 0
@@ -48,8 +48,13 @@ class SshPeer(paramiko.ServerInterface):
     def listen(self, address, port):
         listener = socket.create_server((address, port))
         self.listeners.append(listener)
-        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+        self._start(self._accept, listener)
         return listener.getsockname()[1]
+
+    def _start(self, target, *args):
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        self.threads.append(thread)
+        thread.start()
 
     def pin(self, *keys, name=None):
         name = name or f"[127.0.0.1]:{self.port}"
@@ -116,7 +121,7 @@ class SshPeer(paramiko.ServerInterface):
             replied.set()
 
         transport._send_user_message = first  # sshd starts no command before it has said so
-        threading.Thread(target=self._run, args=(work, channel, replied), daemon=True).start()
+        self._start(self._run, work, channel, replied)
         return True
 
     def _run(self, work, channel, replied):

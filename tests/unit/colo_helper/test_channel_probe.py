@@ -6,12 +6,8 @@ import contextlib
 import json
 import socket
 import threading
-import time
 
-import paramiko
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from colo_helper import commands
 from colo_helper.channel import attach
@@ -19,68 +15,22 @@ from colo_helper.channel.attach import AttachRefusedError, permitted, serve_prob
 from colo_helper.channel.peer import PeerAddress
 from colo_helper.channel.probe import MAX_ECHOES, MAX_SIZE_BYTES, WARM_UP, WARM_UP_BYTES, percentile, probe
 from colo_helper.replication import config
+from tests.unit.colo_helper.ssh_peer import SshPeer, new_key
 
 
-def new_key(path):
-    path.write_bytes(
-        Ed25519PrivateKey.generate().private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-        )
-    )
-    return paramiko.Ed25519Key.from_private_key_file(str(path))
+class Sshd(SshPeer):
+    """Its key is for h1; ``limit_bytes`` is the forced command's bound."""
 
-
-class Sshd(paramiko.ServerInterface):
-    """Lets one key of the user colo in, which is for h1; ``limit_bytes`` is the forced command's bound."""
-
-    def __init__(self, host_key, client_key):
-        self.host_key, self.client_key = host_key, client_key
+    def __init__(self, directory):
         self.limit_bytes = attach.PROBE_BYTES
         self.silent = threading.Event()
-        self.transports, self.threads = [], []
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        self._start(self._accept)
+        super().__init__(directory)
 
-    def _start(self, target, *args):
-        thread = threading.Thread(target=target, args=args, daemon=True)
-        self.threads.append(thread)
-        thread.start()
-
-    def _accept(self):
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            transport = paramiko.Transport(connection)
-            transport.add_server_key(self.host_key)
-            self.transports.append(transport)
-            with contextlib.suppress(paramiko.SSHException, EOFError):
-                transport.start_server(server=self)
-
-    def check_auth_publickey(self, username, key):
-        good = (username, key) == ("colo", self.client_key)
-        return paramiko.AUTH_SUCCESSFUL if good else paramiko.AUTH_FAILED
-
-    def get_allowed_auths(self, username):
-        return "publickey"
-
-    def check_channel_request(self, kind, chanid):
-        return paramiko.OPEN_SUCCEEDED
-
-    def check_channel_exec_request(self, channel, command):
-        self._start(self._run, channel, command.decode())
-        return True
-
-    def _run(self, channel, command):
-        time.sleep(
-            0.05
-        )  # paramiko answers the request after this thread was started; sshd does it before the command runs
+    def do_probe(self, channel):
         ours, theirs = socket.socketpair()
         status = 0
         try:
-            permitted(command, "h1")
+            permitted(self.commands[-1], "h1")
             self._start(self._pump, channel, ours)
             self._start(self._answer, ours, channel)
             serve_probe(theirs.fileno(), theirs.fileno(), self.limit_bytes)
@@ -88,8 +38,7 @@ class Sshd(paramiko.ServerInterface):
             channel.sendall_stderr(f"{error}\n".encode())
             status = 1
         finally:
-            channel.send_exit_status(status)
-            channel.close()
+            self._end(channel, status)
             theirs.close()
 
     def _pump(self, channel, ours):
@@ -105,10 +54,7 @@ class Sshd(paramiko.ServerInterface):
                 channel.sendall(data)
 
     def close(self):
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        for transport in self.transports:
-            transport.close()
+        super().close()
         for thread in self.threads:
             thread.join(5)
             assert not thread.is_alive()
@@ -116,16 +62,9 @@ class Sshd(paramiko.ServerInterface):
 
 @pytest.fixture
 def sshd(tmp_path):
-    server = Sshd(new_key(tmp_path / "host_key"), new_key(tmp_path / "id_ed25519"))
-    pin(tmp_path, server, server.host_key)
+    server = Sshd(tmp_path)
     yield server
     server.close()
-
-
-def pin(tmp_path, server, key):
-    (tmp_path / "known_hosts").write_text(
-        f"[127.0.0.1]:{server.port} {key.get_name()} {key.get_base64()} xb\n"
-    )
 
 
 def run(tmp_path, server, vm="h1", echoes=20, size_bytes=0, timeout_s=10.0, **fields):
@@ -171,7 +110,7 @@ def test_a_second_network_is_measured_too(sshd, tmp_path):
     ("spoil", "cause", "sentence"),
     [
         (lambda path, _: new_key(path / "id_ed25519"), "auth_refused", "does not accept our key"),
-        (lambda path, server: pin(path, server, new_key(path / "x")), "host_key_changed", "is not the one pinned in"),
+        (lambda path, server: server.pin(new_key(path / "x")), "host_key_changed", "is not the one pinned in"),
         (lambda path, _: (path / "known_hosts").write_text(""), "host_key_unknown", "No host key of"),
         (lambda path, _: (path / "id_ed25519").unlink(), "not_paired", "does not exist on this host"),
         (lambda _, server: setattr(server, "limit_bytes", 1000), "refused",
