@@ -130,14 +130,12 @@ class Session:
         self._count_opened(channel)
 
     def open(self) -> None:
-        """Make all connections, on the primary; raises ChannelLostError when a needed one fails."""
-        for channel in LANES:
-            try:
-                self._open(channel)
-            except ChannelLostError as error:
-                if channel in NEEDED:
-                    raise
-                self._lanes[channel].why_broken = str(error)
+        """Make the needed connections, on the primary; raises ChannelLostError when one fails.
+
+        The heartbeat follows in the background after ``start``: a second network that is down costs no time here.
+        """
+        for channel in NEEDED:
+            self._open(channel)
 
     def _open(self, channel: str) -> None:
         assert self._opener is not None
@@ -164,7 +162,6 @@ class Session:
         if self._opener:
             for channel, lane in self._lanes.items():
                 if lane.broken_since is not None:
-                    self._event("channel_broken", f"There is no {channel} channel yet: {lane.why_broken}")
                     _run(f"session-reopen-{channel}", partial(self._reopen, lane))
 
     def close(self) -> None:
@@ -242,11 +239,14 @@ class Session:
 
     def _reopen(self, lane: Lane) -> None:
         """Try until the channel is there again or the session ends."""
-        retry_s = _FIRST_RETRY_S
+        retry_s, said = _FIRST_RETRY_S, False
         while not self._ended.is_set():
             try:
                 self._open(lane.name)
             except ChannelLostError as error:
+                if not (self._opened[lane.name] or said):
+                    said = True
+                    self._event("channel_broken", f"There is no {lane.name} channel yet: {error}")
                 lane.why_broken = str(error)
                 if error.lasting:
                     if lane.name in NEEDED:
