@@ -47,17 +47,17 @@ class Kind(IntEnum):
     OPEN = 2  # primary, first on every connection: {session, channel, vm, received}
     HELLO = 3  # F: what the primary has; B: what the secondary has
     REFUSE = 4  # both: {code, error}; the sender gives up
-    CHUNK = 5  # F: a piece of the first copy
+    CHUNK = 5  # F: {packed, bytes}; a piece of the first copy: the stream that xl restore reads
     COPY_END = 6  # F: {bytes}; the first copy is complete
     COPIED = 7  # B: {domid, frames, pages}; the copy stands, paused
     ARM = 8  # F: log dirty frames, take the taps off the bridge
     ARMED = 9  # B: done
-    RUN = 10  # F: {epoch}; let the guest run
+    RUN = 10  # F: {epoch}; let the guest run that COMMIT wanted held
     SUSPEND = 11  # F: {epoch}; stop the guest
     BACK = 12  # B: bytes of the restoring helper's back channel: B
     STREAM = 13  # F: {packed, bytes}; bytes of the saving helper's stream: pages, CPU state
-    COMMIT = 14  # F: {epoch, counts} + device state; all of the checkpoint has been sent
-    APPLIED = 15  # B: {epoch, ms}; the secondary is an exact copy
+    COMMIT = 14  # F: {epoch, hold, counts} + device state; all of the checkpoint has been sent
+    APPLIED = 15  # B: {epoch, frames}; the secondary was made an exact copy, and runs unless it is held
     HASH = 16  # F: {start, count}; hash a window
     HASHES = 17  # B: {start, count, width, total} + frame numbers + hashes
     END = 18  # F: {reason}; protection ends in order
@@ -67,6 +67,9 @@ class Kind(IntEnum):
     OPENED = 22  # secondary, first on every connection: {received}
     ACK = 23  # both, against the way of the lane's frames: {received}
     BYE = 24  # both, on every lane: {reason}; nothing more will come, and no new connection is wanted
+    RECEIVED = (
+        25  # B: {epoch}; all of the checkpoint is here and will be applied, whatever happens to the primary
+    )
 
 
 #: What is said about a connection itself, and not repeated on the next one.

@@ -15,9 +15,11 @@ SAVE, RESTORE = "--save-domain", "--restore-domain"
 
 #: XCFLAGS_LIVE of xenguest.h, in the argument ``flags`` of a save. XCFLAGS_DEBUG (1 << 1) is accepted and changes nothing.
 FLAG_LIVE = 1 << 0
-#: Ours: both copies are equal and stand still; only what is dirty from now on is sent, and a paused guest counts as
-#: suspended. libxl never sets it.
+#: Ours, for COLO: there is a copy already. Log-dirty is on since before it was made, and what it logged, with what the
+#: back channel names, is all that may differ. A paused guest counts as suspended. libxl never sets it.
 FLAG_BASELINE = 1 << 16
+#: Ours, for a plain save: this makes such a copy. A paused guest counts as suspended, and log-dirty stays on at the end.
+FLAG_FIRST_COPY = 1 << 17
 
 NO_FD = -1
 #: DOMID_FIRST_RESERVED

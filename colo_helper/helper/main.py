@@ -28,6 +28,8 @@ from colo_helper.hypervisor.interface import Domain, HypervisorError
 _DONE, _USAGE, _PARENT_LOST, _INTERNAL = 0, 2, 254, 255
 #: How long the other side of a checkpointed stream may be silent while a guest stands still for it, in seconds.
 SILENCE_VARIABLE, _SILENCE_S, _MAX_SILENCE_S = "COLO_SAVE_HELPER_SILENCE_S", 60.0, 86400.0
+#: How long a guest may stand still for the last round of a live save, in milliseconds.
+DOWNTIME_VARIABLE, _MAX_DOWNTIME_MS = "COLO_SAVE_HELPER_DOWNTIME_MS", 600_000.0
 #: Where checkpoints are kept that are too large for memory.
 SPOOL_VARIABLE, _SPOOL_DIR = "COLO_SAVE_HELPER_SPOOL", "/var/tmp"  # noqa: S108  (unlinked files of root)
 #: The helper for PV guests.
@@ -109,7 +111,7 @@ def _run(
     request = invocation.request
     saving = isinstance(request, SaveRequest)
     checkpointed = request.stream_type is not StreamType.PLAIN
-    limit_s = _silence_limit_s() if checkpointed else None
+    limit_s = _setting(SILENCE_VARIABLE, _SILENCE_S, _MAX_SILENCE_S, "seconds") if checkpointed else None
     # A secondary that runs waits for its primary as long as that takes; the parent knows whether the primary is there.
     stream = Fd(invocation.stream_fd, "The stream", stop, writing=saving, limit_s=limit_s if saving else None)
     fds.append(stream)
@@ -119,9 +121,11 @@ def _run(
         back = Fd(invocation.back_fd, "The back channel", stop, writing=not saving, limit_s=limit_s)
         fds.append(back)
     if isinstance(request, SaveRequest):
-        from colo_helper.helper.save import Saver  # noqa: PLC0415  (start-up counts in a slow dom0)
+        from colo_helper.helper.policy import TARGET_DOWNTIME_MS  # noqa: PLC0415  (start-up counts in a slow dom0)
+        from colo_helper.helper.save import Saver  # noqa: PLC0415
 
-        Saver(domain, request, parent, stream, back).run()
+        downtime_ms = _setting(DOWNTIME_VARIABLE, TARGET_DOWNTIME_MS, _MAX_DOWNTIME_MS, "milliseconds")
+        Saver(domain, request, parent, stream, back, downtime_ms).run()
     else:
         from colo_helper.helper.restore import Restorer  # noqa: PLC0415
 
@@ -129,18 +133,18 @@ def _run(
         Restorer(domain, request, parent, stream, back, spool_dir, results).run()
 
 
-def _silence_limit_s() -> float:
-    text = os.environ.get(SILENCE_VARIABLE, "")
+def _setting(variable: str, default: float, most: float, unit: str) -> float:
+    """Return a number above 0 that the environment may set."""
+    text = os.environ.get(variable, "")
     try:
-        limit_s = float(text) if text else _SILENCE_S
+        value = float(text) if text else default
     except ValueError:
-        limit_s = 0.0
-    if not 0 < limit_s <= _MAX_SILENCE_S:
+        value = 0.0
+    if not 0 < value <= most:
         raise HelperError(
-            f"{SILENCE_VARIABLE} is {text!r}; it must be a number of seconds above 0, {_MAX_SILENCE_S:g} at most.",
-            errno.EINVAL,
+            f"{variable} is {text!r}; it must be a number of {unit} above 0, {most:g} at most.", errno.EINVAL
         )
-    return limit_s
+    return value
 
 
 def _protocol_fds() -> tuple[int, int]:

@@ -10,7 +10,7 @@ import errno
 import time
 
 from colo_helper.helper import policy
-from colo_helper.helper.argv import FLAG_BASELINE, FLAG_LIVE, SaveRequest, StreamType
+from colo_helper.helper.argv import FLAG_BASELINE, FLAG_FIRST_COPY, FLAG_LIVE, SaveRequest, StreamType
 from colo_helper.helper.back_channel import DirtyReader
 from colo_helper.helper.errors import AnswerError, HelperError, ParentLostError, errno_of
 from colo_helper.helper.fds import Fd
@@ -28,17 +28,26 @@ class Saver:
     """One save. ``run`` does everything; it raises AnswerError, HelperError, HypervisorError or ParentLostError."""
 
     def __init__(
-        self, domain: Domain, request: SaveRequest, parent: Parent, stream: Fd, back: Fd | None
+        self,
+        domain: Domain,
+        request: SaveRequest,
+        parent: Parent,
+        stream: Fd,
+        back: Fd | None,
+        downtime_ms: float = policy.TARGET_DOWNTIME_MS,
     ) -> None:
         self.domain = domain
         self.request = request
         self.parent = parent
         self.stream = stream
         self.back = back
+        self.downtime_ms = downtime_ms
         self._frames = FrameWriter(domain, stream)
         self._reader: DirtyReader | None = None
         #: Dirty frames of a live round that was not sent any more; the last round sends them.
         self._left: DirtyBitmap | None = None
+        #: Frames sent ahead of a checkpoint, while the guest ran.
+        self._ahead: DirtyBitmap | None = None
 
     @property
     def _checkpointed(self) -> bool:
@@ -47,6 +56,10 @@ class Saver:
     @property
     def _baseline(self) -> bool:
         return bool(self.request.flags & FLAG_BASELINE)
+
+    @property
+    def _first_copy(self) -> bool:
+        return bool(self.request.flags & FLAG_FIRST_COPY)
 
     def run(self) -> None:
         """Save the domain; returns when the image is complete, or when the parent ends a checkpointed one in order."""
@@ -61,6 +74,8 @@ class Saver:
             # Also a failure that nobody has thought of must not leave a guest slow for good.
             self._report(self._stop_logging())
             raise
+        if self._first_copy:
+            return
         if problems := self._stop_logging():
             self._report(problems[1:])
             raise problems[0]
@@ -68,13 +83,15 @@ class Saver:
     def _save(self) -> None:
         self._write_static()
         live = bool(self.request.flags & FLAG_LIVE) and not self._baseline
-        if live or self._checkpointed:
+        if (live or self._checkpointed) and not self._baseline:
             self.domain.log_dirty_on()
         if live:
             self._live_rounds()
         epoch = 0
         while True:
             epoch += 1
+            if self._baseline:
+                self._send_ahead(self.downtime_ms if epoch == 1 else policy.TARGET_PAUSE_MS)
             self._suspend()
             self._send_memory(epoch, first_walk=epoch == 1 and not live and not self._baseline)
             self._write_state()
@@ -106,15 +123,19 @@ class Saver:
 
     def _live_rounds(self) -> None:
         """Send memory while the guest runs, until the rest can go while it stands still."""
-        rounds: list[policy.Round] = []
         self._log("Round 0: all frames.")
         started, before = time.monotonic(), self._frames.pages
         self._walk()
+        self._rounds(started, before, self.downtime_ms)
+
+    def _rounds(self, started: float, before: int, target_ms: float) -> None:
+        """Go on with rounds after one that began at ``started`` with ``before`` pages sent; leaves the rest in ``_left``."""
+        rounds: list[policy.Round] = []
         while True:
             sent = self._frames.pages - before
             dirty = self.domain.clean_dirty(final=False)
             rounds.append(policy.Round(sent, time.monotonic() - started, dirty.count))
-            verdict = policy.after_round(rounds, self.domain.info().pages)
+            verdict = policy.after_round(rounds, self.domain.info().pages, target_ms)
             self._log(
                 f"Round {len(rounds) - 1}: {sent} pages in {rounds[-1].seconds:.2f} s; {verdict.sentence}"
             )
@@ -122,9 +143,30 @@ class Saver:
                 self._left = dirty.copy()
                 return
             started, before = time.monotonic(), self._frames.pages
-            gfns = dirty.gfns()
-            self._frames.send(gfns)
-            self.parent.progress(f"Round {len(rounds)}", len(gfns), len(gfns))
+            self._send_round(dirty)
+            self.parent.progress(f"Round {len(rounds)}", dirty.count, dirty.count)
+
+    def _send_round(self, dirty: DirtyBitmap) -> None:
+        if self._baseline:
+            dirty.forget(self.domain.special_frames())
+            self._ahead = self._ahead or DirtyBitmap.empty(dirty.frames)
+            self._ahead.unite(dirty)
+        self._frames.send(dirty.gfns())
+
+    def _send_ahead(self, target_ms: float) -> None:
+        """Before a checkpoint, send what is dirty while the guest still runs, unless the pause is short without that."""
+        self._ahead = None
+        dirty = self.domain.clean_dirty(final=False)
+        verdict = policy.ahead(
+            dirty.count, self._frames.pages, self._frames.write_s + self._frames.map_s, target_ms
+        )
+        if verdict.stop:
+            self._left = dirty.copy()
+            return
+        self._log(f"Sending ahead: {verdict.sentence}")
+        started, before = time.monotonic(), self._frames.pages
+        self._send_round(dirty)
+        self._rounds(started, before, target_ms)
 
     def _walk(self) -> None:
         self._frames.send_all(lambda done, total: self.parent.progress("Frames", done, total))
@@ -138,12 +180,10 @@ class Saver:
             self._walk()
             return
         dirty = self.domain.clean_dirty(final=True)
-        a_pages = dirty.count
         if self._left:
             dirty.unite(self._left)
             self._left = None
-        b_pages = self._unite_with_secondary(dirty) if self._reader and epoch > 1 else 0
-        d_pages = dirty.count
+        a_pages, b_pages, d_pages = self._unite_with_secondary(dirty, epoch)
         if epoch > 1 or self._baseline:
             # Rings and request pages belong to the host: the copy's own ones are in use.
             dirty.forget(self.domain.special_frames())
@@ -153,15 +193,29 @@ class Saver:
             ("a_pages", a_pages),
             ("b_pages", b_pages),
             ("d_pages", d_pages),
+            ("ahead_pages", self._ahead.count if self._ahead else 0),
             ("sent_pages", sent),
         ):
             self.parent.progress(what, count, dirty.frames, EPOCH)
 
-    def _unite_with_secondary(self, dirty: DirtyBitmap) -> int:
-        assert self._reader is not None
+    def _unite_with_secondary(self, dirty: DirtyBitmap, epoch: int) -> tuple[int, int, int]:
+        """Make D of the primary's last dirty frames; returns how many A, B and A union B have.
+
+        What was sent ahead and not written since is up to date on its way, whoever wrote it on the secondary.
+        """
+        written = dirty.copy() if self._ahead else dirty
+        if self._ahead:
+            written.unite(self._ahead)
+        a_pages = written.count
+        if not self._reader or (epoch == 1 and not self._baseline):
+            return a_pages, 0, a_pages
         theirs = self._reader.read(dirty.frames)
+        b_pages = theirs.count
+        if self._ahead:
+            written.unite(theirs)
+            theirs.subtract(self._ahead)
         dirty.unite(theirs)
-        return theirs.count
+        return a_pages, b_pages, written.count
 
     def _write_state(self) -> None:
         params = [(index, value) for index in abi.SAVED_PARAMS if (value := self.domain.get_param(index))]
@@ -178,7 +232,7 @@ class Saver:
             raise HelperError(f"The parent could not suspend domain {self.domain.domid}.")
         self.stream.check_stop()
         info = self.domain.info()
-        if not (info.suspended or (self._baseline and info.paused)):
+        if not (info.suspended or ((self._baseline or self._first_copy) and info.paused)):
             raise HelperError(f"Domain {self.domain.domid} is not suspended, although the parent says so.")
 
     def _between_checkpoints(self) -> bool:

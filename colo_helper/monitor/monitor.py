@@ -63,10 +63,10 @@ class Monitor:
         self.event(phase, reason)
         self._notifier.status(f"{phase}: {reason}")
 
-    def progress(self, step: str, moved_bytes: int, elapsed_s: float) -> None:
+    def progress(self, step: str, moved_bytes: int, elapsed_s: float, **more: float | None) -> None:
         """Say how far a long step is."""
         with self._lock:
-            progress = {"step": step, "bytes": moved_bytes, "elapsed_s": round(elapsed_s, 1)}
+            progress = {"step": step, "bytes": moved_bytes, "elapsed_s": round(elapsed_s, 1), **more}
             self._state = replace(self._state, progress=progress)
             write_json(self._directory / "state.json", self.snapshot())
 

@@ -12,16 +12,22 @@ SECONDARY_PHASES = ("waiting", "receiving", "replicating", "peer_lost", "active"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The record of one checkpoint. Page counts are of 4 KiB pages, times are milliseconds of the guest's pause."""
+    """The record of one checkpoint. Page counts are of 4 KiB pages, times are milliseconds.
+
+    ``phases_ms`` are the parts of this side's pause, ``pause_ms``; ``apply_ms`` is how long the secondary then still
+    took until its copy ran, while the primary's guest ran already (0 on the secondary).
+    """
 
     epoch: int
     a_pages: int
     b_pages: int
     d_pages: int
+    ahead_pages: int
     sent_pages: int
     bytes: int
     pause_ms: float
     phases_ms: dict[str, float]
+    apply_ms: float
     completed: str
 
     def to_json(self) -> dict[str, Any]:

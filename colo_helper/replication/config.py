@@ -29,7 +29,9 @@ class ConfigError(Exception):
 class Config:
     """A validated configuration. On a secondary the peer's addresses and port and ``interval_ms`` mean nothing.
 
-    The peer counts as dead after ``peer_timeout_ms`` of silence on every path, which is ``heartbeat_misses`` beats.
+    The peer counts as dead after ``peer_timeout_ms`` of silence on every path, which is ``heartbeat_misses`` beats. The
+    guest may stand still for ``copy_downtime_ms`` at the end of its first copy; a guest that writes faster than the copy
+    goes stands still for longer.
     """
 
     vm: str
@@ -42,6 +44,7 @@ class Config:
     interval_ms: int
     peer_heartbeat_address: str = ""
     heartbeat_misses: int = DEFAULT_MISSES
+    copy_downtime_ms: int = 300
 
 
 def load_config(path: Path, vm: str) -> Config:
@@ -90,6 +93,7 @@ def parse_config(value: object, vm: str) -> Config:
         interval_ms=_number(value, "interval_ms", 10, 3_600_000) if primary else 0,
         peer_heartbeat_address=_heartbeat_address(peer) if primary else "",
         heartbeat_misses=_number(value, "heartbeat_misses", 2, 100, default=DEFAULT_MISSES),
+        copy_downtime_ms=_number(value, "copy_downtime_ms", 1, 600_000, default=300) if primary else 300,
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
-from colo_helper.devices.interface import DeviceError, DeviceModel, Nics, Tap
+from colo_helper.devices.interface import DeviceError, DeviceModel, Nics
 from colo_helper.hypervisor.interface import Domain, HypervisorError
 
 #: What the local host can answer with when something fails.
@@ -21,7 +22,8 @@ class Guest:
     nics: Nics
     devices_stopped: bool = False
     logging: bool = False
-    taps_before: list[Tap] = field(default_factory=list)
+    _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "devices"))
+    _saving: Future[bytes] | None = None
 
     @property
     def halted(self) -> bool:
@@ -34,12 +36,21 @@ class Guest:
         self.devices_stopped = True
         self.devices.stop()
 
+    def save_devices(self) -> None:
+        """Begin to save the state of the stopped devices; memory may be read meanwhile, the devices left alone."""
+        self._saving = self._worker.submit(self.devices.save_state)
+
+    def saved_devices(self) -> bytes:
+        """Return what ``save_devices`` began to save."""
+        assert self._saving is not None
+        saving, self._saving = self._saving, None
+        return saving.result()
+
     def resume(self) -> None:
         """Let the devices run, then the vCPUs; undoes every pause that is ours."""
         self.devices.cont()
         self.devices_stopped = False
-        while self.domain.own_pauses:
-            self.domain.unpause()
+        self._undo_pauses()
 
     def adopt_halt(self) -> None:
         """Take over a guest that the toolstack left paused, and stop its devices as well."""
@@ -61,15 +72,6 @@ class Guest:
         if problems:
             raise DeviceError(" ".join(problems))
 
-    def isolate(self) -> None:
-        """Take the taps off the network and remember where they were."""
-        self.taps_before = self.nics.isolate()
-
-    def rejoin(self) -> None:
-        """Put the taps back to where ``isolate`` found them."""
-        self.nics.connect(self.taps_before)
-        self.taps_before = []
-
     def release(self) -> list[str]:
         """Let the guest go: running, not logged. Tries everything; returns what could not be undone."""
         problems = self.let_run()
@@ -80,6 +82,9 @@ class Guest:
     def let_run(self) -> list[str]:
         """Undo whatever holds the guest; tries everything and returns what could not be undone."""
         problems = []
+        if self._saving:
+            wait([self._saving])  # the device model serves one of us at a time
+            self._saving = None
         if self.devices_stopped or self.halted:
             problems = self._attempt([self.devices.cont, self._undo_pauses])
         self.devices_stopped = False
@@ -87,6 +92,7 @@ class Guest:
 
     def close(self) -> list[str]:
         """Give the connections back; returns what went wrong."""
+        self._worker.shutdown()
         return self._attempt([self.devices.close, self.domain.close])
 
     def _undo_pauses(self) -> None:

@@ -1,4 +1,4 @@
-"""What replication asks of the host: domains by name, the first copy out and in."""
+"""What replication asks of the host: domains by name, their configuration, save helpers, and the copy's toolstack."""
 
 from __future__ import annotations
 
@@ -13,16 +13,6 @@ from colo_helper.replication.guest import Guest
 
 class HostError(DeviceError):
     """The toolstack of this host failed; the text has what it said."""
-
-
-class SaveStream(Protocol):
-    """The first copy as a stream of bytes. Methods may raise HostError."""
-
-    def read(self) -> bytes:
-        """Return the next bytes, at most COPY_CHUNK_BYTES; empty at the end of a complete copy."""
-
-    def abandon(self) -> None:
-        """Give the copy up. Returns when the domain is paused, with one pause more, as after a complete copy."""
 
 
 class RestoreStream(Protocol):
@@ -62,14 +52,22 @@ class Host(Protocol):
     def open_guest(self, domid: int) -> Guest:
         """Open a domain for replication."""
 
-    def save(self, vm: str) -> SaveStream:
-        """Start the first copy; the guest stands still until it is let go."""
+    def configuration(self, vm: str) -> bytes:
+        """Return the guest's configuration as libxl's JSON, as xl saves it."""
+
+    def device_model_entries(self, domid: int) -> list[tuple[bytes, bytes]]:
+        """Return what a device model keeps in xenstore and a copy's needs: (relative key, value)."""
 
     def restore(self, vm: str) -> RestoreStream:
         """Start to build the copy's domain."""
 
-    def start_helper(self, request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int) -> Helper:
-        """Start our save helper on a domain; both descriptors stay the caller's."""
+    def start_helper(
+        self, request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int, downtime_ms: int
+    ) -> Helper:
+        """Start our save helper on a domain; both descriptors stay the caller's.
+
+        ``downtime_ms`` is how long a guest may stand still for the last round of a live copy.
+        """
 
     def destroy(self, domid: int) -> None:
         """Destroy a domain; harmless when it is gone."""

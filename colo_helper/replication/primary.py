@@ -22,16 +22,14 @@ from colo_helper.replication.decisions import (
     pair_refusal,
     primary_end,
 )
+from colo_helper.replication.first_copy import FirstCopy
 from colo_helper.replication.guest import LOCAL_ERRORS, Guest
-from colo_helper.replication.host import Host, SaveStream
+from colo_helper.replication.host import Host
 from colo_helper.replication.inbox import Inbox
-from colo_helper.replication.packing import pack
 from colo_helper.replication.primary_epochs import PrimaryEpochs
 
 #: Makes the conversation with the secondary; raises SessionEndedError.
 Connector = Callable[[Config, Monitor, Inbox], Conversation]
-
-_PROGRESS_S = 1.0
 
 
 @dataclass(slots=True)
@@ -65,7 +63,7 @@ class Primary:
     # ------------------------------------------------------------------------------------------ first copy
 
     def _protect(self) -> None:
-        """Everything until both copies are equal and stand still: checks, connection, first copy."""
+        """Everything until the peer has a copy, and the guest's changes since are logged: checks, connection, first copy."""
         vm, peer = self.config.vm, self.config.peer_name
         guest = self._open_guest()
         self.conversation = conversation = self.connect(self.config, self.monitor, self.inbox)
@@ -75,16 +73,13 @@ class Primary:
         if refusal:
             raise SessionEndedError(Cause.LOCAL_ERROR, refusal)
         self._stop_if_asked()
-        self.monitor.enter("copying", f"{vm} stands still while its first copy goes to {peer}.")
-        # While the guest is saved nothing may write its memory unseen: xl lets the devices run for a moment before
-        # we can stop them, and a packet from the network would then land in memory that was sent already.
-        guest.isolate()
-        try:
-            self._copy(conversation, guest)
-        finally:
-            guest.rejoin()
+        self.monitor.enter("copying", f"{vm} runs on while its first copy goes to {peer}.")
+        self._copy(conversation, guest)
         conversation.send(Kind.ARM)
-        conversation.expect(Kind.ARMED)
+        conversation.expect(Kind.ARMED, interrupted=self._stop_if_asked)
+        # The peer's toolstack has put the copy's taps onto the bridge there before they could be taken off, and its
+        # device model has told the network that the guest is there now.
+        guest.devices.announce()
 
     def _open_guest(self) -> Guest:
         vm = self.config.vm
@@ -119,50 +114,33 @@ class Primary:
         }
 
     def _copy(self, conversation: Conversation, guest: Guest) -> None:
-        started = reported = time.monotonic()
-        sent = 0
-        stream = self.host.save(self.config.vm)
-        try:
-            while data := stream.read():
-                head, payload = pack(data)
-                sent += conversation.send(Kind.CHUNK, head, (payload,))
-                conversation.check()
-                self._stop_if_asked()
-                if time.monotonic() - reported >= _PROGRESS_S:
-                    reported = time.monotonic()
-                    self.monitor.progress("copy", sent, reported - started)
-        except BaseException:
-            self._give_copy_up(stream, guest)
-            raise
-        self._take_over_pause(guest)
-        conversation.send(Kind.COPY_END, {"bytes": sent})
-        self.monitor.progress("restore", sent, time.monotonic() - started)
-        copied = conversation.expect(Kind.COPIED, timeout_s=COPY_TIMEOUT_S).head
-        self._stop_if_asked()
-        elapsed = time.monotonic() - started
+        started = time.monotonic()
+        copy = FirstCopy(
+            self.config.vm,
+            self.host,
+            self.monitor,
+            conversation,
+            guest,
+            self.config.copy_downtime_ms,
+            self._stop_if_asked,
+        )
+        copy.run()
+        sent_s = time.monotonic() - started
+        conversation.send(Kind.COPY_END, {"bytes": copy.stream_bytes})
+        self.monitor.progress("restore", copy.stream_bytes, sent_s)
+        copied = conversation.expect(
+            Kind.COPIED, timeout_s=COPY_TIMEOUT_S, interrupted=self._stop_if_asked
+        ).head
         self.monitor.event(
             "copied",
-            f"The first copy took {elapsed:.1f} s.",
-            bytes=sent,
-            elapsed_s=round(elapsed, 1),
+            f"The first copy took {sent_s:.1f} s, and {time.monotonic() - started - sent_s:.1f} s more until it stood on "
+            f"{self.config.peer_name}; {self.config.vm} stood still for {copy.pause_ms:.0f} ms of it.",
+            bytes=copy.stream_bytes,
+            sent_bytes=copy.sent_bytes,
+            elapsed_s=round(time.monotonic() - started, 1),
+            pause_ms=copy.pause_ms,
             peer=copied,
         )
-
-    def _give_copy_up(self, stream: SaveStream, guest: Guest) -> None:
-        """Let xl end the save it has begun, so that the guest is in a state we know."""
-        try:
-            stream.abandon()
-            self._take_over_pause(guest)
-        except LOCAL_ERRORS as error:
-            self.monitor.event("save_failed", str(error))
-
-    @staticmethod
-    def _take_over_pause(guest: Guest) -> None:
-        """After ``xl save -p`` the guest stands still by a pause of xl's: from now on it is ours to undo."""
-        if guest.domain.info().paused:
-            guest.adopt_halt()
-        else:
-            guest.halt()
 
     def _stop_if_asked(self) -> None:
         self.inbox.wait(0)

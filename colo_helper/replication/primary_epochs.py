@@ -16,11 +16,13 @@ from colo_helper.channel.wire import Kind
 from colo_helper.control.protocol import Request
 from colo_helper.helper.argv import FLAG_BASELINE, SaveRequest, StreamType
 from colo_helper.helper.parent import EPOCH
+from colo_helper.memory.bitmap import DirtyBitmap
+from colo_helper.memory.encoding import pack_bitmap
 from colo_helper.monitor.monitor import Monitor
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import Conversation, number
 from colo_helper.replication.decisions import Cause, Idle, SessionEndedError, idle_step
-from colo_helper.replication.epochs import COUNTS, HelperLog, checkpoint_record
+from colo_helper.replication.epochs import COUNTS, HelperParent, checkpoint_record
 from colo_helper.replication.guest import Guest
 from colo_helper.replication.host import Host
 from colo_helper.replication.inbox import Inbox
@@ -28,13 +30,15 @@ from colo_helper.replication.packing import MAX_CHUNK_BYTES, pack
 from colo_helper.replication.stopwatch import Stopwatch
 from colo_helper.replication.tunnel import Outlet, take
 from colo_helper.replication.verify import compare
+from colo_helper.stream.libxc import RecordType, pack_record
 
 
 @dataclass
-class PrimaryEpochs(HelperLog):
-    """Serves the saving helper; see helper.callout.Callbacks. Epoch 0 is the common beginning and is not recorded.
+class PrimaryEpochs(HelperParent):
+    """Serves the saving helper; see helper.callout.Callbacks.
 
-    ``on_running`` is called when both copies run for the first time.
+    Epoch 0 makes the copy equal for the first time: it has all that the guest wrote since its first copy was begun, and is
+    not recorded. ``on_running`` is called when both copies run.
     """
 
     config: Config
@@ -44,31 +48,33 @@ class PrimaryEpochs(HelperLog):
     conversation: Conversation
     guest: Guest
     on_running: Callable[[], None]
-    peer_frames: int = 0
     epoch: int = -1
     _stream_fd: int = -1
     _due_s: float = 0.0
+    _resumed_s: float = 0.0
     _watch: Stopwatch = field(default_factory=Stopwatch)
     _sent_bytes: int = 0
     _figures: dict[str, int] = field(default_factory=dict)
     _requests: list[Request] = field(default_factory=list)
+    _verified: dict[str, Any] | None = None
 
     def run(self) -> None:
-        """Make checkpoints until somebody stops it; both copies stand still and are equal at the start.
+        """Make checkpoints until somebody stops it. At the start the copy stands still, and the guest's log is on.
 
         Raises SessionEndedError, or what the host raised; the guest runs in either case.
         """
         stream_out, stream_in = os.pipe()
         back_out, back_in = os.pipe()
         outlet = Outlet(back_in)
+        self._begin()
         self._stream_fd = stream_out
         os.set_blocking(stream_out, False)
         self.conversation.divert(Kind.BACK, outlet)
-        self.guest.logging = True  # the helper turns it on, and off at its end; we do if it cannot
+        self._say_what_differs(back_in)
         try:
             request = SaveRequest(self.guest.domain.domid, FLAG_BASELINE, StreamType.COLO)
             try:
-                helper = self.host.start_helper(request, stream_in, back_out)
+                helper = self.host.start_helper(request, stream_in, back_out, self.config.copy_downtime_ms)
             finally:
                 os.close(stream_in)
                 os.close(back_out)
@@ -87,19 +93,23 @@ class PrimaryEpochs(HelperLog):
             raise SessionEndedError(Cause.LOCAL_ERROR, outcome.error or self.complaint)
         self.guest.logging = False
 
+    def _say_what_differs(self, back_in: int) -> None:
+        """Be the secondary for the helper's first B: beside the guest's log nothing differs from a fresh copy."""
+        nothing = DirtyBitmap.empty(self.guest.domain.nr_frames())
+        os.write(back_in, pack_record(RecordType.COLO_DIRTY_BITMAP, pack_bitmap(nothing)))
+
     # ------------------------------------------------------------------------------------------------ callbacks
 
     def suspend(self) -> int:
-        """Begin an epoch: both sides stand still. At the very first they do already."""
-        self.epoch += 1
-        self._watch = Stopwatch()
-        self._sent_bytes = 0
-        self._figures = dict.fromkeys(COUNTS, 0)
+        """Begin an epoch: both sides stand still, the devices' state is saved while the helper looks at memory."""
         self._requests = list(self.inbox.requests)  # those that come from now on get the next checkpoint
-        if self.epoch:
-            with self._run_on_failure():
+        self._verified = None
+        self._watch = Stopwatch()
+        with self._run_on_failure():
+            if self.epoch:  # at the very first the copy has not run yet
                 self._sent_bytes += self.conversation.send(Kind.SUSPEND, {"epoch": self.epoch})
-                self.guest.halt()
+            self.guest.halt()
+            self.guest.save_devices()
         self._watch.lap("suspend")
         return 1
 
@@ -107,39 +117,38 @@ class PrimaryEpochs(HelperLog):
         """All of memory and CPU state is on its way: send what is ours, and with it the word that it is complete."""
         self._watch.lap("memory")
         with self._run_on_failure():
-            devices = self.guest.devices.save_state()
+            devices = self.guest.saved_devices()
             self._watch.lap("devices")
-            commit = {"epoch": self.epoch, **self._figures}
+            commit = {"epoch": self.epoch, "hold": self._to_verify, **self._figures}
             self._sent_bytes += self.conversation.send(Kind.COMMIT, commit, (devices,))
         return 1
 
     def postcopy(self) -> int:
-        """Wait until the secondary is an exact copy, then let both run."""
+        """When all of it has arrived the secondary will become an exact copy, come what may: then the guest runs on."""
         with self._run_on_failure():
-            applied = self.conversation.expect(Kind.APPLIED).head
-            if applied.get("epoch") != self.epoch:
-                raise SessionEndedError(
-                    Cause.PEER_LOST, f"The secondary applied epoch {applied.get('epoch')}, not {self.epoch}."
-                )
-            self.peer_frames = number(applied, "frames")
-            self._watch.lap("apply")
-            verified = None
-            if self.epoch and any(request.verb == "verify" for request in self._requests):
-                verified = compare(self.guest.domain, self.conversation, self.peer_frames).to_json(self.epoch)
+            self._expect_of_epoch(Kind.RECEIVED)
+            self._watch.lap("receive")
+            if self._to_verify:
+                frames = number(self._expect_of_epoch(Kind.APPLIED), "frames")
+                self._verified = compare(self.guest.domain, self.conversation, frames).to_json(self.epoch)
                 self._watch.lap("verify")
-            self.conversation.send(Kind.RUN, {"epoch": self.epoch})
-        self.guest.resume()
+                self.conversation.send(Kind.RUN, {"epoch": self.epoch})
+            self.guest.resume()
         self._watch.lap("resume")
-        self._due_s = time.monotonic() + self.config.interval_ms / 1000
-        self.conversation.idle_now()
-        if self.epoch:
-            self._record(verified)
-        else:
-            self.on_running()
+        self._resumed_s = time.monotonic()
+        self._due_s = self._resumed_s + self.config.interval_ms / 1000
         return 1
 
     def wait_checkpoint(self) -> int:
-        """Wait for the clock or a request; 0 when the protection is to end."""
+        """Wait until the copy runs, then for the clock or a request; 0 when the protection is to end."""
+        if not self._verified:
+            self._expect_of_epoch(Kind.APPLIED)
+        apply_ms = round((time.monotonic() - self._resumed_s) * 1000, 1)
+        self.conversation.idle_now()
+        if self.epoch:
+            self._record(apply_ms)
+        else:
+            self.on_running()
         while True:
             self.inbox.wait(0)
             requested = self.inbox.requests[0].verb if self.inbox.requests else ""
@@ -147,6 +156,7 @@ class PrimaryEpochs(HelperLog):
             if step.action == "stop":
                 return 0
             if step.action == "checkpoint":
+                self._begin()
                 return 1
             self.conversation.idle(step.wait_s)
 
@@ -156,20 +166,31 @@ class PrimaryEpochs(HelperLog):
         self.guest.devices.log_dirty(enable)
         return 0
 
-    def static_data_done(self, missing: int) -> int:
-        """Only a restoring helper asks this."""
-        raise AssertionError(f"a saving helper asked for static data ({missing})")
-
-    def restore_results(self, store_gfn: int, console_gfn: int) -> None:
-        """Only a restoring helper says this."""
-        raise AssertionError(f"a saving helper gave results ({store_gfn}, {console_gfn})")
-
     def progress(self, context: str, what: str, done: int, total: int) -> None:  # noqa: ARG002
         """Take the figures of the epoch."""
         if context == EPOCH:
             self._figures[what] = done
 
     # -------------------------------------------------------------------------------------------------- the parts
+
+    def _begin(self) -> None:
+        """What comes from now on, sent ahead or not, is the next epoch's."""
+        self.epoch += 1
+        self._sent_bytes = 0
+        self._figures = dict.fromkeys(COUNTS, 0)
+
+    @property
+    def _to_verify(self) -> bool:
+        return self.epoch > 0 and any(request.verb == "verify" for request in self._requests)
+
+    def _expect_of_epoch(self, kind: Kind) -> dict[str, Any]:
+        head = self.conversation.expect(kind).head
+        if head.get("epoch") != self.epoch:
+            raise SessionEndedError(
+                Cause.PEER_LOST,
+                f"The secondary sent {kind.name} of epoch {head.get('epoch')}, not {self.epoch}.",
+            )
+        return head
 
     def _forward_some(self) -> bool:
         """Send on everything the helper has written by now; returns False at the end of its stream."""
@@ -182,9 +203,10 @@ class PrimaryEpochs(HelperLog):
     def _run_on_failure(self) -> _RunOnFailure:
         return _RunOnFailure(self.guest)
 
-    def _record(self, verified: dict[str, Any] | None) -> None:
+    def _record(self, apply_ms: float) -> None:
         """Write the checkpoint down and answer the requests for it."""
-        record = checkpoint_record(self.epoch, self._figures, self._sent_bytes, self._watch)
+        verified = self._verified
+        record = checkpoint_record(self.epoch, self._figures, self._sent_bytes, self._watch, apply_ms)
         self.monitor.checkpoint(record, self.conversation.figures())
         if verified:
             self.monitor.verification(verified)

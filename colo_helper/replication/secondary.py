@@ -127,6 +127,7 @@ class Secondary:
         domid = self.restore.finish()
         self.restore = None
         self.guest = guest = self.host.open_guest(domid)
+        guest.nics.isolate()  # at once: the guest itself is on the network, on the primary's host
         guest.adopt_halt()
         self.step = Step.READY
         facts = {"domid": domid, "frames": guest.domain.nr_frames(), "pages": guest.domain.info().pages}
@@ -142,7 +143,6 @@ class Secondary:
         """Serve checkpoints; the primary sets the pace. Ends by an exception."""
         assert self.guest is not None
         conversation.expect(Kind.ARM, interrupted=self._pass_stop_on(conversation))
-        self.guest.isolate()
         self.guest.start_logging()
         epochs = SecondaryEpochs(
             self.host, self.monitor, conversation, self.guest, self._pass_stop_on(conversation), self._running

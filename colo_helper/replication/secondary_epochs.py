@@ -15,7 +15,7 @@ from colo_helper.helper.argv import RestoreRequest, StreamType
 from colo_helper.monitor.monitor import Monitor
 from colo_helper.replication.conversation import Conversation, number
 from colo_helper.replication.decisions import Cause, SessionEndedError, Step
-from colo_helper.replication.epochs import COUNTS, HelperLog, checkpoint_record
+from colo_helper.replication.epochs import COUNTS, HelperParent, checkpoint_record
 from colo_helper.replication.guest import Guest
 from colo_helper.replication.host import Helper, Host
 from colo_helper.replication.packing import MAX_CHUNK_BYTES
@@ -25,10 +25,12 @@ from colo_helper.replication.verify import answer_hash
 
 #: Answers of a restoring helper's parent.
 _SUCCESS, _PRIMARY_LOST = 1, 2
+#: A restoring helper makes none.
+_NO_LIVE_ROUNDS_MS = 1
 
 
 @dataclass
-class SecondaryEpochs(HelperLog):
+class SecondaryEpochs(HelperParent):
     """Serves the restoring helper; see helper.callout.Callbacks. ``interrupted`` is called when a wait is disturbed.
 
     ``on_running`` is called when the copy runs for the first time.
@@ -59,7 +61,7 @@ class SecondaryEpochs(HelperLog):
         self.conversation.divert(Kind.STREAM, self._outlet)
         request = RestoreRequest(self.guest.domain.domid, 0, 0, stream_type=StreamType.COLO)
         try:
-            self._helper = self.host.start_helper(request, stream_out, back_in)
+            self._helper = self.host.start_helper(request, stream_out, back_in, _NO_LIVE_ROUNDS_MS)
         except BaseException:
             self._outlet.close()
             os.close(self._back_fd)
@@ -103,33 +105,44 @@ class SecondaryEpochs(HelperLog):
         self._watch.lap("receive")
         # From here on the new state is complete: whatever happens to the primary, it is the one to run.
         self.step = Step.APPLYING if self.epoch else self.step
+        try:
+            self._sent_bytes += self.conversation.send(Kind.RECEIVED, {"epoch": self.epoch})
+        except SessionEndedError as error:
+            self._ended = error  # the helper still applies it
         return _SUCCESS
 
-    def restore_results(self, store_gfn: int, console_gfn: int) -> None:
-        """The rings are where they were."""
-
     def postcopy(self) -> int:
-        """Memory and CPU state are applied: load the devices, acknowledge, and run when the primary says so."""
+        """Memory and CPU state are applied: load the devices, and run on unless the primary wants to compare first."""
         self.guest.devices.load_state(self._commit.parts[0])
         self.step = Step.APPLIED if self.epoch else self.step
         self._watch.lap("apply")
+        if self._ended:
+            return self._end(self._ended)
+        applied = {"epoch": self.epoch, "frames": self.guest.domain.nr_frames()}
         try:
-            answer = {"epoch": self.epoch, "frames": self.guest.domain.nr_frames()}
-            self._sent_bytes += self.conversation.send(Kind.APPLIED, answer)
-            frame = self.conversation.expect(Kind.HASH, Kind.RUN)
-            while frame.kind is Kind.HASH:
-                answer_hash(self.guest.domain, self.conversation, frame.head)
-                frame = self.conversation.expect(Kind.HASH, Kind.RUN)
+            if self._commit.head.get("hold") is True:
+                self.conversation.send(Kind.APPLIED, applied)
+                self._be_compared()
+            self._run_on()
+            if self._commit.head.get("hold") is not True:
+                self._sent_bytes += self.conversation.send(Kind.APPLIED, applied)
         except SessionEndedError as error:
             return self._end(error)
-        self.guest.resume()
-        self.step = Step.RUNNING
-        self._watch.lap("resume")
         if self.epoch:
             self._record()
         else:
             self.on_running()
         return _SUCCESS
+
+    def _be_compared(self) -> None:
+        """Answer for the memory while both stand still, until the primary lets both run."""
+        while (frame := self.conversation.expect(Kind.HASH, Kind.RUN)).kind is Kind.HASH:
+            answer_hash(self.guest.domain, self.conversation, frame.head)
+
+    def _run_on(self) -> None:
+        self.guest.resume()
+        self.step = Step.RUNNING
+        self._watch.lap("resume")
 
     def wait_checkpoint(self) -> int:
         """Wait until the primary wants to stop both."""
@@ -148,13 +161,6 @@ class SecondaryEpochs(HelperLog):
         self.step = Step.PARTIAL
         self._watch.lap("suspend")
         return _SUCCESS
-
-    def switch_qemu_logdirty(self, domid: int, enable: bool) -> int:
-        """Only a saving helper asks this."""
-        raise AssertionError(f"a restoring helper asked for log-dirty of {domid} ({enable})")
-
-    def progress(self, context: str, what: str, done: int, total: int) -> None:
-        """The primary's figures of an epoch come with its word that it is complete."""
 
     # -------------------------------------------------------------------------------------------------- the parts
 

@@ -1,4 +1,4 @@
-"""The real host: Debian's ``xl`` for the first copy, libxenctrl and QMP for the rest.
+"""The real host: Debian's ``xl`` to find, describe and build domains, libxenctrl and QMP for the rest.
 
 ``xl`` is started with subprocess (vfork and exec), which is safe beside open Xen handles, see hypervisor.xen.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import select
 import signal
@@ -19,12 +20,12 @@ from colo_helper.devices.nics import HostNics
 from colo_helper.devices.qmp import QmpDeviceModel
 from colo_helper.helper.argv import RestoreRequest, SaveRequest
 from colo_helper.helper.callout import HelperProcess
-from colo_helper.helper.main import SPOOL_VARIABLE
+from colo_helper.helper.main import DOWNTIME_VARIABLE, SPOOL_VARIABLE
 from colo_helper.helper.parent import NAME as HELPER_NAME
 from colo_helper.hypervisor.libraries import XenLibraries, open_libraries
 from colo_helper.hypervisor.xen import XenDomain
 from colo_helper.replication.guest import Guest
-from colo_helper.replication.host import COPY_CHUNK_BYTES, HostError
+from colo_helper.replication.host import HostError
 
 _PIPE_BYTES = 1 << 20
 _ASK_TIMEOUT_S = 60.0
@@ -46,44 +47,6 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float, what: str) -> int:
         return process.wait(timeout_s)
     except subprocess.TimeoutExpired as error:
         raise HostError(f"'{what}' did not end within {timeout_s:g} s.") from error
-
-
-class XlSave:
-    """``xl save -p VM /dev/stdout``; see SaveStream."""
-
-    def __init__(self, vm: str) -> None:
-        self._what = f"xl save -p {vm}"
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (unlinked; lives as long as this object)
-        # The stream must be a pipe: xl opens /dev/stdout by name, which does not work for a socket.
-        self._process = subprocess.Popen(
-            ["xl", "save", "-p", vm, "/dev/stdout"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            bufsize=0,
-        )
-        assert self._process.stdout is not None
-        self._fd = self._process.stdout.fileno()
-        fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-
-    def read(self) -> bytes:
-        """See SaveStream."""
-        if not select.select([self._fd], [], [], _STALL_TIMEOUT_S)[0]:
-            raise HostError(f"'{self._what}' has written nothing for {_STALL_TIMEOUT_S:g} s.")
-        data = os.read(self._fd, COPY_CHUNK_BYTES)
-        if not data:
-            self._finish()
-        return data
-
-    def _finish(self) -> None:
-        status = _wait(self._process, _END_TIMEOUT_S, self._what)
-        if status:
-            raise HostError(f"'{self._what}' failed with status {status}: {_said(self._log)}.")
-
-    def abandon(self) -> None:
-        """See SaveStream. Reads the rest and drops it: a save that is killed leaves the domain suspended."""
-        while self.read():
-            continue
 
 
 class XlRestore:
@@ -181,21 +144,41 @@ class XenHost:
         devices = QmpDeviceModel(domid, self._run_dir, self._device_timeout_s)
         return Guest(domain, devices, HostNics(domid))
 
-    def save(self, vm: str) -> XlSave:
+    def configuration(self, vm: str) -> bytes:
         """See Host."""
-        return XlSave(vm)
+        done = self._xl("list", "--long", vm)
+        if done.returncode:
+            raise HostError(
+                f"'xl list --long {vm}' failed with status {done.returncode}: {done.stderr.strip()}."
+            )
+        try:
+            return saved_configuration(done.stdout)
+        except (ValueError, LookupError, TypeError) as error:
+            raise HostError(f"'xl list --long {vm}' said what cannot be understood: {error!r}.") from error
+
+    def device_model_entries(self, domid: int) -> list[tuple[bytes, bytes]]:
+        """See Host. Only its map of physical memory; current ones keep none."""
+        path = f"/local/domain/0/device-model/{domid}/physmap"
+        done = self._run(["xenstore-ls", "-f", path])
+        if done.returncode:  # there is none
+            return []
+        return physmap_entries(done.stdout, path.removesuffix("/physmap"))
 
     def restore(self, vm: str) -> XlRestore:
         """See Host."""
         return XlRestore(vm, self)
 
     def start_helper(
-        self, request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int
+        self, request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int, downtime_ms: int
     ) -> HelperProcess:
         """See Host. It is the one of our own release, beside the program that runs here."""
         # Resolved, so that an upgrade in between does not mix two releases.
         program = Path(sys.argv[0]).resolve().with_name(HELPER_NAME)
-        environment = {**os.environ, SPOOL_VARIABLE: str(self._spool_dir)}
+        environment = {
+            **os.environ,
+            SPOOL_VARIABLE: str(self._spool_dir),
+            DOWNTIME_VARIABLE: str(downtime_ms),
+        }
         try:
             return HelperProcess.start(request, stream_fd, back_fd, program=str(program), env=environment)
         except OSError as error:
@@ -209,13 +192,40 @@ class XenHost:
                 f"'xl destroy {domid}' failed with status {done.returncode}: {done.stderr.strip()}."
             )
 
+    def _xl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self._run(["xl", *arguments])
+
     @staticmethod
-    def _xl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+        what = " ".join(command)
         try:
             return subprocess.run(
-                ["xl", *arguments], capture_output=True, text=True, check=False, timeout=_ASK_TIMEOUT_S
+                command, capture_output=True, text=True, check=False, timeout=_ASK_TIMEOUT_S
             )
         except subprocess.TimeoutExpired as error:
-            raise HostError(f"'xl {' '.join(arguments)}' did not end within {_ASK_TIMEOUT_S:g} s.") from error
+            raise HostError(f"'{what}' did not end within {_ASK_TIMEOUT_S:g} s.") from error
         except OSError as error:
-            raise HostError(f"'xl' cannot be run: {error}.") from error
+            raise HostError(f"'{command[0]}' cannot be run: {error}.") from error
+
+
+def saved_configuration(listing: str) -> bytes:
+    """Return the configuration in what ``xl list --long`` says of one domain, as ``xl save`` writes it.
+
+    Raises ValueError, LookupError or TypeError when it is something else.
+    """
+    (entry,) = json.loads(listing)
+    config = entry["config"]
+    # Not a number but libxl's "none", which xl restore takes for one.
+    config["c_info"].pop("domid", None)
+    return json.dumps(config).encode()
+
+
+def physmap_entries(listing: str, base: str) -> list[tuple[bytes, bytes]]:
+    """Return (key relative to ``base``, value) of the lines of ``xenstore-ls -f``, but for those of directories."""
+    entries = []
+    for line in listing.splitlines():
+        path, _, value = line.partition(" = ")
+        value = value.strip().removeprefix('"').removesuffix('"')
+        if path.startswith(f"{base}/") and value:
+            entries.append((path.removeprefix(f"{base}/").encode(), value.encode()))
+    return entries

@@ -91,7 +91,7 @@ class Side:
         domid = self.request.domid
         domain = XenDomain(open_libraries(), domid)
         self.guest = Guest(domain, QmpDeviceModel(domid, Path("/run"), QMP_TIMEOUT_S), HostNics(domid))
-        self.guest.isolate()
+        self.guest.nics.isolate()
 
     def hashes(self):
         domain = self.guest.domain

@@ -1,16 +1,17 @@
-"""A host without Xen: emulated domains by name, and a first copy of bytes through them."""
+"""A host without Xen: emulated domains by name, and a toolstack that builds one from a first copy."""
 
 from __future__ import annotations
 
+import io
+import json
 import os
-import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from colo_helper.devices.emulated import EmulatedDevices, EmulatedNics
 from colo_helper.helper import argv
-from colo_helper.helper.argv import RestoreRequest, SaveRequest
+from colo_helper.helper.argv import NO_FD, RestoreRequest, SaveRequest
 from colo_helper.helper.callout import HelperProcess, served_bits
 from colo_helper.helper.errors import ParentLostError
 from colo_helper.helper.fds import Stop
@@ -19,41 +20,11 @@ from colo_helper.helper.parent import PipeParent
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.hypervisor.interface import PAGE_BYTES, SpecialFrame
 from colo_helper.replication.guest import Guest
-from colo_helper.replication.host import COPY_CHUNK_BYTES, HostError
+from colo_helper.replication.host import HostError
+from colo_helper.stream.walk import Pages, walk_xl
 
 RING = 4000
 RING_FRAME = SpecialFrame(RING, "xenstore ring", "Each host's xenstored keeps its own indexes in this page.")
-
-
-@dataclass
-class EmulatedSave:
-    """The pages of a domain as (gfn, page) records; leaves it paused once, as xl does."""
-
-    domain: EmulatedDomain
-    fail_after: int | None = None
-    data: bytes = b""
-    position: int = 0
-    failed: bool = False
-
-    def __post_init__(self) -> None:
-        self.domain.pause_count += 1
-        self.data = b"".join(
-            struct.pack("<Q", gfn) + page for gfn, page in sorted(self.domain.memory.items())
-        )
-
-    def read(self) -> bytes:
-        if self.fail_after is not None and self.position >= self.fail_after:
-            if not self.failed:
-                self.domain.pause_count -= 1  # libxl resumes a domain whose save failed
-            self.failed = True
-            raise HostError("'xl save -p' failed with status 1: scripted.")
-        chunk = self.data[self.position : self.position + COPY_CHUNK_BYTES // 16]
-        self.position += len(chunk)
-        return chunk
-
-    def abandon(self) -> None:
-        while self.read():
-            continue
 
 
 @dataclass
@@ -69,10 +40,19 @@ class EmulatedRestore:
 
     def finish(self) -> int:
         domain = EmulatedDomain(self.host.next_domid, pause_count=1)
-        record = 8 + PAGE_BYTES
-        for at in range(0, len(self.data), record):
-            (gfn,) = struct.unpack_from("<Q", self.data, at)
-            domain.memory[gfn] = bytearray(self.data[at + 8 : at + record])
+        stream = io.BytesIO(self.data)
+
+        def read_exact(length: int) -> bytes:
+            piece = stream.read(length)
+            if len(piece) != length:
+                raise EOFError
+            return piece
+
+        for found in walk_xl(read_exact):
+            if isinstance(found, Pages):
+                for at, gfn in enumerate(found.gfns):
+                    domain.memory[gfn] = bytearray(found.data[at * PAGE_BYTES : (at + 1) * PAGE_BYTES])
+        assert not stream.read(1), "something follows the end of the first copy"
         domain.memory[RING] = bytearray(b"\1" * PAGE_BYTES)
         domain.specials = {RING: RING_FRAME}
         self.host.add(self.vm, domain)
@@ -104,7 +84,7 @@ class ThreadHelper:
             except ParentLostError:
                 self._status = 254
             finally:
-                for fd in (to_helper, from_helper, stream_fd, back_fd):
+                for fd in {to_helper, from_helper, stream_fd, back_fd} - {NO_FD}:
                     os.close(fd)
                 self._stop.close()
 
@@ -139,7 +119,6 @@ class EmulatedHost:
     nics: dict[int, EmulatedNics] = field(default_factory=dict)
     destroyed: list[int] = field(default_factory=list)
     refuse_restore: bool = False
-    save_fails_after: int | None = None
     prepare: Callable[[EmulatedDomain, EmulatedDevices], None] | None = None
 
     def add(self, vm: str, domain: EmulatedDomain) -> None:
@@ -157,18 +136,23 @@ class EmulatedHost:
             self.prepare(domain, self.devices[domid])
         return Guest(domain, self.devices[domid], self.nics[domid])
 
-    def save(self, vm: str) -> EmulatedSave:
-        return EmulatedSave(self.domains[vm], self.save_fails_after)
+    def configuration(self, vm: str) -> bytes:
+        return json.dumps({"c_info": {"name": vm}}).encode()
+
+    def device_model_entries(self, _domid: int) -> list[tuple[bytes, bytes]]:
+        return [(b"physmap/0/size", b"1000")]
 
     def restore(self, vm: str) -> EmulatedRestore:
         return EmulatedRestore(self, vm)
 
     def start_helper(
-        self, request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int
+        self, request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int, downtime_ms: int
     ) -> HelperProcess:
+        assert downtime_ms > 0
         domain = next(domain for domain in self.domains.values() if domain.domid == request.domid)
         return HelperProcess(
-            ThreadHelper(domain, request, os.dup(stream_fd), os.dup(back_fd)), "colo-save-helper"
+            ThreadHelper(domain, request, os.dup(stream_fd), NO_FD if back_fd == NO_FD else os.dup(back_fd)),
+            "colo-save-helper",
         )
 
     def destroy(self, domid: int) -> None:

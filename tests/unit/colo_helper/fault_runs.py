@@ -91,10 +91,17 @@ def guest() -> BenchDomain:
     return domain
 
 
-def b_records() -> list[bytes]:
-    """B before the second and the third checkpoint: once in our form, once in upstream's."""
-    ours = pack_bitmap(DirtyBitmap.from_gfns(OWN_WRITES[0], FRAMES))
-    return [pack_record(RecordType.COLO_DIRTY_BITMAP, ours), pack_dirty_list(array("Q", OWN_WRITES[1]))]
+def b_records(mode: Mode) -> list[bytes]:
+    """B before the second and the third checkpoint, once in our form and once in upstream's.
+
+    With a baseline the parent says before that what may differ from the start: nothing.
+    """
+    first, second = (
+        pack_record(RecordType.COLO_DIRTY_BITMAP, pack_bitmap(DirtyBitmap.from_gfns(gfns, FRAMES)))
+        for gfns in ((), OWN_WRITES[0])
+    )
+    later = [second, pack_dirty_list(array("Q", OWN_WRITES[1]))]
+    return [first, *later] if mode is BASELINE else later
 
 
 @dataclass
@@ -118,7 +125,7 @@ class Saving:
         domain = guest()
         domain.faults = dict(self.faults)
         if mode is BASELINE:
-            domain.pause_count = 1
+            domain.pause_count, domain.log_dirty, domain.was_on = 1, True, True
         parent = BenchParent("saver", domain, dict(self.answers))
         if mode.last:
             parent.answers.setdefault((mode.last, EPOCHS), 0)
@@ -126,7 +133,7 @@ class Saving:
             is_file = self.stream_fd is None
             stream_fd = memfd() if self.stream_fd is None else self.stream_fd
             own_stream_fd = os.dup(stream_fd)
-            back_fd = pipe_with(b"".join(b_records())) if self.back_fd is None else self.back_fd
+            back_fd = pipe_with(b"".join(b_records(mode))) if self.back_fd is None else self.back_fd
             parent.script = self._script(domain, own_stream_fd)
             request = SaveRequest(3, mode.flags, mode.stream_type)
             side = Side(parent, request, stream_fd, back_fd, BenchServer)

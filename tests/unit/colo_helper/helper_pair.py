@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from colo_helper.helper import argv, callout
-from colo_helper.helper.argv import FLAG_LIVE, NO_FD, RestoreRequest, SaveRequest, StreamType
+from colo_helper.helper.argv import FLAG_BASELINE, FLAG_LIVE, NO_FD, RestoreRequest, SaveRequest, StreamType
 from colo_helper.helper.callout import MessageServer
 from colo_helper.helper.fds import Stop
 from colo_helper.helper.main import serve
@@ -19,6 +19,9 @@ from colo_helper.helper.parent import PipeParent
 from colo_helper.hypervisor import abi
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.hypervisor.interface import PAGE_BYTES, CpuPolicy, SpecialFrame, TscInfo
+from colo_helper.memory.bitmap import DirtyBitmap
+from colo_helper.memory.encoding import pack_bitmap
+from colo_helper.stream.libxc import RecordType, pack_record
 
 STORE, CONSOLE, IOREQ, BUFIOREQ = 0xFEFFC, 0xFEFFF, 0xFEFFD, 0xFEFFE
 RINGS = (STORE, CONSOLE, IOREQ, BUFIOREQ)
@@ -185,6 +188,8 @@ class Pair:
     flags: int = 0
     source: EmulatedDomain = field(default_factory=guest)
     target: EmulatedDomain | None = None
+    #: With FLAG_BASELINE: the frames that the parent says may differ from the start.
+    first_b: tuple[int, ...] = ()
     saver: SideParent = field(init=False)
     restorer: SideParent = field(init=False)
 
@@ -204,6 +209,10 @@ class Pair:
         assert self.target is not None
         stream_read, stream_write = os.pipe()
         back_read, back_write = os.pipe()
+        if self.flags > 0 and self.flags & FLAG_BASELINE:
+            self.source.log_dirty = True  # the first copy left it on
+            first = DirtyBitmap.from_gfns(self.first_b, self.source.nr_frames())
+            os.write(back_write, pack_record(RecordType.COLO_DIRTY_BITMAP, pack_bitmap(first)))
         restoring = Side(
             self.restorer,
             RestoreRequest(self.target.domid, 5, 6, stream_type=self.stream_type),

@@ -271,9 +271,12 @@ class Pair:
         self.exit_codes[role] = side.run()
 
     def replicating(self) -> Pair:
-        """Wait until both copies run."""
+        """Wait until both copies run, over all channels."""
         self.phase("primary", "replicating")
         self.phase("secondary", "replicating")
+        if self.primary.conversation and not self.dialer.without:
+            figures = self.primary.conversation.figures
+            eventually(lambda: not figures()["broken"], "the heartbeat, which is made in the background")
         return self
 
     def phase(self, role: str, phase: str) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from colo_helper.helper.argv import FLAG_BASELINE, StreamType
 from colo_helper.hypervisor import abi
+from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.hypervisor.interface import PAGE_BYTES
 from tests.unit.colo_helper.helper_pair import (
     CONSOLE,
@@ -140,21 +141,26 @@ def test_colo_makes_both_copies_equal_although_each_went_its_own_way():
     loop = ["checkpoint", "restore_results", "postcopy", "wait_checkpoint", "suspend"]
     assert pair.restorer.called[:11] == ["static_data_done", *loop, *loop]
     assert pair.restorer.called[-1] == "restore_results"
-    figures = [dict(pair.saver.figures[at : at + 4]) for at in range(0, len(pair.saver.figures), 4)]
+    figures = [dict(pair.saver.figures[at : at + 5]) for at in range(0, len(pair.saver.figures), 5)]
     assert [figure["b_pages"] for figure in figures] == [0, 3, 3, 3]
     assert all(figure["d_pages"] >= max(figure["a_pages"], figure["b_pages"]) for figure in figures)
     assert pair.target.memory[STORE] == bytes(PAGE_BYTES), "the copy's own ring was not touched"
     assert not pair.source.log_dirty
 
 
-def test_colo_from_a_baseline_sends_only_what_is_dirty():
+def baseline_pair():
+    """A guest and its copy, equal but for the copy's ring; both stand still."""
     source = guest()
     target = empty_domain(source)
     target.memory = {gfn: bytearray(page) for gfn, page in source.memory.items()}
     target.params, target.specials = dict(source.params), source.specials
     target.memory[STORE][:4] = b"mine"
     target.pause_count = source.pause_count = 1
-    pair = Pair(StreamType.COLO, FLAG_BASELINE, source, target)
+    return Pair(StreamType.COLO, FLAG_BASELINE, source, target), target
+
+
+def test_colo_from_a_baseline_sends_only_what_is_dirty():
+    pair, target = baseline_pair()
     guests = ColoGuests(pair)
     saving, restoring = pair.run()
     assert (saving.completed, restoring.completed) == ((0, 0), (0, 0))
@@ -162,7 +168,53 @@ def test_colo_from_a_baseline_sends_only_what_is_dirty():
     assert "populate" not in target.journal
     assert "set_cpu_policy" not in target.journal
     assert target.memory[STORE][:4] == b"mine"
-    assert pair.saver.figures[:4] == [("a_pages", 0), ("b_pages", 0), ("d_pages", 0), ("sent_pages", 0)]
+    assert dict(pair.saver.figures[:5]) == dict.fromkeys(
+        ("a_pages", "b_pages", "d_pages", "ahead_pages", "sent_pages"), 0
+    )
+
+
+def test_what_the_parent_says_may_differ_is_sent_first():
+    pair, _ = baseline_pair()
+    pair.target.memory[11][:] = pair.target.memory[12][:] = b"\5" * PAGE_BYTES
+    pair.first_b = (11, 12)
+    guests = ColoGuests(pair)
+    saving, _ = pair.run()
+    assert saving.completed == (0, 0)
+    assert guests.differences == [[], [], [], []]
+    assert dict(pair.saver.figures[:5])["b_pages"] == 2
+
+
+def test_many_dirty_pages_are_sent_ahead_and_those_written_again_once_more():
+    """D is what a reader expects although most of it went before the pause; what only the secondary wrote goes too."""
+    pair, _ = baseline_pair()
+    guests = ColoGuests(pair)
+    between = guests.between
+    written = range(0x100, 0x100 + 400)
+
+    def write_much():
+        for gfn in written:
+            pair.source.guest_write(gfn, b"much %d" % guests.count)
+        pair.target.guest_write(0x100, b"sent ahead, so it need not go again")
+        pair.target.guest_write(0x20, b"not sent ahead")
+        return between()
+
+    def clean(final):
+        bitmap = EmulatedDomain.clean_dirty(pair.source, final)
+        if not final and bitmap.count >= len(written):
+            pair.source.guest_write(0x101, b"written again after it was sent ahead")
+        return bitmap
+
+    pair.saver.script["wait_checkpoint"] = write_much
+    pair.source.clean_dirty = clean
+    saving, restoring = pair.run()
+    assert (saving.completed, restoring.completed) == ((0, 0), (0, 0))
+    assert guests.differences == [[], [], [], []]
+    figures = [dict(pair.saver.figures[at : at + 5]) for at in range(0, len(pair.saver.figures), 5)]
+    assert figures[1]["ahead_pages"] >= len(written)
+    assert figures[1]["a_pages"] >= len(written)
+    assert figures[1]["d_pages"] > figures[1]["a_pages"]
+    assert figures[1]["sent_pages"] < 20
+    assert any(line.startswith("Sending ahead:") for line in pair.saver.lines)
 
 
 def test_a_guest_that_is_not_suspended_is_not_saved():

@@ -99,6 +99,9 @@ def connected(sides, **options):
     primary.session.open()
     for side in (secondary, primary):
         side.start()
+    eventually(
+        lambda: not primary.session.figures()["broken"], "the heartbeat, which follows in the background"
+    )
     return primary, secondary
 
 

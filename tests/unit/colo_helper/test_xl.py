@@ -1,7 +1,8 @@
-"""The first copy through programs that behave like xl."""
+"""The toolstack, through programs that behave like xl."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from colo_helper.replication.host import HostError
-from colo_helper.replication.xl import XenHost, XlRestore, XlSave
+from colo_helper.replication.xl import XenHost, XlRestore, physmap_entries
 
 
 @pytest.fixture
@@ -31,30 +32,42 @@ def host():
     return XenHost.__new__(XenHost)
 
 
-def everything(stream):
-    data = b""
-    while part := stream.read():
-        data += part
-    return data
+LISTING = """[{"domid": 3, "config": {"c_info": {"type": "hvm", "name": "h1", "domid": 4294967295}, "b_info": {}}}]"""
 
 
-def test_the_stream_of_a_save(xl):
-    xl('[ "$*" = "save -p h1 /dev/stdout" ] || exit 9; head -c 1000000 /dev/zero > "$4"; echo saved >&2')
-    assert everything(XlSave("h1")) == bytes(1_000_000)
+def test_the_configuration_is_what_xl_saves(xl, host):
+    xl(f"[ \"$*\" = 'list --long h1' ] && echo '{LISTING}'")
+    config = json.loads(host.configuration("h1"))
+    assert config == {"c_info": {"type": "hvm", "name": "h1"}, "b_info": {}}
 
 
-def test_a_save_that_fails_says_why(xl):
-    xl("head -c 100 /dev/zero; echo 'libxl: error: no memory' >&2; exit 3")
-    with pytest.raises(HostError, match=r"'xl save -p h1' failed with status 3: libxl: error: no memory\."):
-        everything(XlSave("h1"))
+@pytest.mark.parametrize("said", ["", "[]", "{}", '[{"domid": 3}]', "[1, 2]", "no JSON"])
+def test_a_configuration_that_cannot_be_understood(xl, host, said):
+    xl(f"echo '{said}'")
+    with pytest.raises(HostError, match="'xl list --long h1' said what cannot be understood"):
+        host.configuration("h1")
 
 
-def test_a_save_that_is_given_up_is_let_finish(xl, tmp_path):
-    xl(f"head -c 5000000 /dev/zero; touch {tmp_path}/finished")
-    stream = XlSave("h1")
-    stream.read()
-    stream.abandon()
-    assert (tmp_path / "finished").exists()
+def test_a_domain_that_xl_does_not_know(xl, host):
+    xl("echo 'h1 is an invalid domain identifier' >&2; exit 1")
+    with pytest.raises(HostError, match="failed with status 1: h1 is an invalid domain identifier"):
+        host.configuration("h1")
+
+
+def test_the_device_models_map_of_memory_is_copied_without_its_directories():
+    base = "/local/domain/0/device-model/3"
+    listing = "\n".join(
+        [
+            f'{base}/physmap = ""',
+            f'{base}/physmap/f0000000 = ""',
+            f'{base}/physmap/f0000000/start_addr = "f0000000"',
+            f'{base}/physmap/f0000000/name = "vga.vram"',
+        ]
+    )
+    assert physmap_entries(listing, base) == [
+        (b"physmap/f0000000/start_addr", b"f0000000"),
+        (b"physmap/f0000000/name", b"vga.vram"),
+    ]
 
 
 def test_a_restore_gets_every_byte_and_tells_the_domains_number(xl, host, tmp_path):
