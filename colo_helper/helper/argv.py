@@ -16,7 +16,9 @@ SAVE, RESTORE = "--save-domain", "--restore-domain"
 #: XCFLAGS_LIVE of xenguest.h, in the argument ``flags`` of a save. XCFLAGS_DEBUG (1 << 1) is accepted and changes nothing.
 FLAG_LIVE = 1 << 0
 #: Ours, for COLO: there is a copy already. Log-dirty is on since before it was made, and what it logged, with what the
-#: back channel names, is all that may differ. A paused guest counts as suspended. libxl never sets it.
+#: back channel names, is all that may differ. B comes before the callback ``suspend``, also before the first: the parent
+#: stops the secondary first, so D is sent while the guest still runs. A paused guest counts as suspended. libxl never
+#: sets it.
 FLAG_BASELINE = 1 << 16
 #: Ours, for a plain save: this makes such a copy. A paused guest counts as suspended, and log-dirty stays on at the end.
 FLAG_FIRST_COPY = 1 << 17

@@ -15,15 +15,13 @@ from colo_helper.stream.libxc import PAGE_BYTES
 
 #: How long the guest may stand still for the last round.
 TARGET_DOWNTIME_MS = 300
-#: The same for the pages of one of many checkpoints: what takes longer is sent ahead.
+#: The same for what is left of a checkpoint's pages when the rest was sent ahead.
 TARGET_PAUSE_MS = 50
 MAX_ROUNDS = 30
 #: A round that leaves more than this part of what the one before left has gained nothing.
 _GAIN = 0.9
 #: Rounds in a row without gain before we give in.
 _PATIENCE = 2
-#: So many pages go in the pause before anything is known of the link.
-_FEW_PAGES = 256
 #: All that a live copy may send, in sizes of the guest.
 _MAX_COPIES = 4
 
@@ -65,18 +63,6 @@ def after_round(rounds: Sequence[Round], guest_pages: int, target_ms: float = TA
     ):
         return Verdict(True, f"{what}, and the guest dirties them as fast as they go.")
     return Verdict(False, f"{what}; another round.")
-
-
-def ahead(dirty: int, pages_sent: int, seconds: float, target_ms: float) -> Verdict:
-    """Decide before a checkpoint whether the guest is stopped at once, by what sending has cost so far.
-
-    ``pages_sent`` took ``seconds``. Without experience few pages go at once, and many are sent ahead.
-    """
-    if not pages_sent:
-        few = dirty <= _FEW_PAGES
-        return Verdict(few, f"{dirty} pages are dirty, and how long they take is not known yet.")
-    need_ms, what = _estimate(dirty, pages_sent / seconds if seconds > 0 else math.inf)
-    return Verdict(need_ms <= target_ms, f"{what}; {target_ms:g} ms are allowed.")
 
 
 def _estimate(dirty: int, rate: float) -> tuple[float, str]:

@@ -46,8 +46,11 @@ class Saver:
         self._reader: DirtyReader | None = None
         #: Dirty frames of a live round that was not sent any more; the last round sends them.
         self._left: DirtyBitmap | None = None
-        #: Frames sent ahead of a checkpoint, while the guest ran.
-        self._ahead: DirtyBitmap | None = None
+        #: Whether the copy has run, or was made before: its rings are in use.
+        self._lived = self._baseline
+        #: Of the checkpoint at hand: A, how many frames B has, A and B together, and pages sent before the pause.
+        self._written = self._d = DirtyBitmap.empty(0)
+        self._b_pages = self._ahead_pages = 0
 
     @property
     def _checkpointed(self) -> bool:
@@ -126,10 +129,27 @@ class Saver:
         self._log("Round 0: all frames.")
         started, before = time.monotonic(), self._frames.pages
         self._walk()
-        self._rounds(started, before, self.downtime_ms)
+        self._left = self._rounds(started, before, self.downtime_ms)
 
-    def _rounds(self, started: float, before: int, target_ms: float) -> None:
-        """Go on with rounds after one that began at ``started`` with ``before`` pages sent; leaves the rest in ``_left``."""
+    def _send_ahead(self, target_ms: float) -> None:
+        """Before a checkpoint from a baseline: the secondary stands still already, so send D while the guest still runs.
+
+        What it writes after that is all that goes while it stands still.
+        """
+        assert self._reader is not None
+        theirs = self._reader.read(self.domain.nr_frames())
+        self._b_pages = theirs.count
+        dirty = self.domain.clean_dirty(final=False)
+        self._written = dirty.copy()
+        dirty.unite(theirs)
+        self._d = dirty.copy()
+        started, before = time.monotonic(), self._frames.pages
+        self._send(dirty)
+        self._left = self._rounds(started, before, target_ms)
+        self._ahead_pages = self._frames.pages - before
+
+    def _rounds(self, started: float, before: int, target_ms: float) -> DirtyBitmap:
+        """Go on with rounds after one that began at ``started`` with ``before`` pages sent; returns what is left to send."""
         rounds: list[policy.Round] = []
         while True:
             sent = self._frames.pages - before
@@ -140,33 +160,18 @@ class Saver:
                 f"Round {len(rounds) - 1}: {sent} pages in {rounds[-1].seconds:.2f} s; {verdict.sentence}"
             )
             if verdict.stop:
-                self._left = dirty.copy()
-                return
+                return dirty.copy()
             started, before = time.monotonic(), self._frames.pages
-            self._send_round(dirty)
+            if self._baseline:
+                self._written.unite(dirty)
+            self._send(dirty)
             self.parent.progress(f"Round {len(rounds)}", dirty.count, dirty.count)
 
-    def _send_round(self, dirty: DirtyBitmap) -> None:
-        if self._baseline:
+    def _send(self, dirty: DirtyBitmap) -> None:
+        if self._lived:
+            # Rings and request pages belong to the host: the copy's own ones are in use.
             dirty.forget(self.domain.special_frames())
-            self._ahead = self._ahead or DirtyBitmap.empty(dirty.frames)
-            self._ahead.unite(dirty)
         self._frames.send(dirty.gfns())
-
-    def _send_ahead(self, target_ms: float) -> None:
-        """Before a checkpoint, send what is dirty while the guest still runs, unless the pause is short without that."""
-        self._ahead = None
-        dirty = self.domain.clean_dirty(final=False)
-        verdict = policy.ahead(
-            dirty.count, self._frames.pages, self._frames.write_s + self._frames.map_s, target_ms
-        )
-        if verdict.stop:
-            self._left = dirty.copy()
-            return
-        self._log(f"Sending ahead: {verdict.sentence}")
-        started, before = time.monotonic(), self._frames.pages
-        self._send_round(dirty)
-        self._rounds(started, before, target_ms)
 
     def _walk(self) -> None:
         self._frames.send_all(lambda done, total: self.parent.progress("Frames", done, total))
@@ -183,39 +188,29 @@ class Saver:
         if self._left:
             dirty.unite(self._left)
             self._left = None
-        a_pages, b_pages, d_pages = self._unite_with_secondary(dirty, epoch)
-        if epoch > 1 or self._baseline:
-            # Rings and request pages belong to the host: the copy's own ones are in use.
-            dirty.forget(self.domain.special_frames())
-        self._frames.send(dirty.gfns())
-        sent = self._frames.pages - before
+        if self._baseline:
+            self._written.unite(dirty)
+            self._d.unite(dirty)
+        else:
+            self._written = dirty.copy()
+            self._b_pages = self._unite_with_secondary(dirty) if self._reader and epoch > 1 else 0
+            self._d = dirty.copy()
+        self._lived = self._lived or epoch > 1
+        self._send(dirty)
         for what, count in (
-            ("a_pages", a_pages),
-            ("b_pages", b_pages),
-            ("d_pages", d_pages),
-            ("ahead_pages", self._ahead.count if self._ahead else 0),
-            ("sent_pages", sent),
+            ("a_pages", self._written.count),
+            ("b_pages", self._b_pages),
+            ("d_pages", self._d.count),
+            ("ahead_pages", self._ahead_pages),
+            ("sent_pages", self._frames.pages - before),
         ):
             self.parent.progress(what, count, dirty.frames, EPOCH)
 
-    def _unite_with_secondary(self, dirty: DirtyBitmap, epoch: int) -> tuple[int, int, int]:
-        """Make D of the primary's last dirty frames; returns how many A, B and A union B have.
-
-        What was sent ahead and not written since is up to date on its way, whoever wrote it on the secondary.
-        """
-        written = dirty.copy() if self._ahead else dirty
-        if self._ahead:
-            written.unite(self._ahead)
-        a_pages = written.count
-        if not self._reader or (epoch == 1 and not self._baseline):
-            return a_pages, 0, a_pages
+    def _unite_with_secondary(self, dirty: DirtyBitmap) -> int:
+        assert self._reader is not None
         theirs = self._reader.read(dirty.frames)
-        b_pages = theirs.count
-        if self._ahead:
-            written.unite(theirs)
-            theirs.subtract(self._ahead)
         dirty.unite(theirs)
-        return a_pages, b_pages, written.count
+        return theirs.count
 
     def _write_state(self) -> None:
         params = [(index, value) for index in abi.SAVED_PARAMS if (value := self.domain.get_param(index))]

@@ -100,14 +100,6 @@ class DirtyBitmap:
         else:
             self.bits[:common] |= other.bits[:common]
 
-    def subtract(self, other: DirtyBitmap) -> None:
-        """Make the dirty frames of ``other`` clean."""
-        common = min(self.frames, other.frames)
-        if common == self.frames == other.frames:
-            self.bits &= ~other.bits
-        else:
-            self.bits[:common] &= ~other.bits[:common]
-
     def gfns(self) -> array[int]:
         """Return the dirty frames' numbers, ascending, as an array of u64 (8 bytes a frame)."""
         return array("Q", self.bits.search(1))

@@ -14,8 +14,8 @@ SECONDARY_PHASES = ("waiting", "receiving", "replicating", "peer_lost", "active"
 class Checkpoint:
     """The record of one checkpoint. Page counts are of 4 KiB pages, times are milliseconds.
 
-    ``phases_ms`` are the parts of this side's pause, ``pause_ms``; ``apply_ms`` is how long the secondary then still
-    took until its copy ran, while the primary's guest ran already (0 on the secondary).
+    ``phases_ms`` are the parts of this side's pause, ``pause_ms``. On the primary, ``commit_ms`` is how long it then took
+    until the secondary had all of it, and ``apply_ms`` how long after that until the copy ran; the guest ran meanwhile.
     """
 
     epoch: int
@@ -27,6 +27,7 @@ class Checkpoint:
     bytes: int
     pause_ms: float
     phases_ms: dict[str, float]
+    commit_ms: float
     apply_ms: float
     completed: str
 

@@ -64,7 +64,12 @@ class HelperParent:
 
 
 def checkpoint_record(
-    epoch: int, counts: Mapping[str, int], sent_bytes: int, watch: Stopwatch, apply_ms: float = 0.0
+    epoch: int,
+    counts: Mapping[str, int],
+    sent_bytes: int,
+    watch: Stopwatch,
+    commit_ms: float = 0.0,
+    apply_ms: float = 0.0,
 ) -> Checkpoint:
     """Return the record of a checkpoint that is complete now; ``counts`` has COUNTS."""
     return Checkpoint(
@@ -73,6 +78,7 @@ def checkpoint_record(
         bytes=sent_bytes,
         pause_ms=watch.total_ms,
         phases_ms=watch.laps_ms,
+        commit_ms=commit_ms,
         apply_ms=apply_ms,
         completed=now_utc(),
     )

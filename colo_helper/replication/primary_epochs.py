@@ -32,6 +32,9 @@ from colo_helper.replication.tunnel import Outlet, take
 from colo_helper.replication.verify import compare
 from colo_helper.stream.libxc import RecordType, pack_record
 
+#: How much of a checkpoint may wait in memory for the end of the guest's pause.
+_HELD_BYTES = 32 << 20
+
 
 @dataclass
 class PrimaryEpochs(HelperParent):
@@ -51,12 +54,13 @@ class PrimaryEpochs(HelperParent):
     epoch: int = -1
     _stream_fd: int = -1
     _due_s: float = 0.0
-    _resumed_s: float = 0.0
+    _commit_ms: float = 0.0
     _watch: Stopwatch = field(default_factory=Stopwatch)
     _sent_bytes: int = 0
     _figures: dict[str, int] = field(default_factory=dict)
     _requests: list[Request] = field(default_factory=list)
     _verified: dict[str, Any] | None = None
+    _held: list[bytes] = field(default_factory=list)
 
     def run(self) -> None:
         """Make checkpoints until somebody stops it. At the start the copy stands still, and the guest's log is on.
@@ -101,49 +105,54 @@ class PrimaryEpochs(HelperParent):
     # ------------------------------------------------------------------------------------------------ callbacks
 
     def suspend(self) -> int:
-        """Begin an epoch: both sides stand still, the devices' state is saved while the helper looks at memory."""
-        self._requests = list(self.inbox.requests)  # those that come from now on get the next checkpoint
-        self._verified = None
+        """What is left is little: stand still, and save the devices' state while the helper looks at memory."""
         self._watch = Stopwatch()
         with self._run_on_failure():
-            if self.epoch:  # at the very first the copy has not run yet
-                self._sent_bytes += self.conversation.send(Kind.SUSPEND, {"epoch": self.epoch})
             self.guest.halt()
             self.guest.save_devices()
         self._watch.lap("suspend")
         return 1
 
     def checkpoint(self) -> int:
-        """All of memory and CPU state is on its way: send what is ours, and with it the word that it is complete."""
+        """All of memory and CPU state is known: the guest runs on, and what was read of it goes to the secondary.
+
+        Its output of this epoch is safe only when the secondary has said RECEIVED: whoever holds output back releases it
+        then.
+        """
         self._watch.lap("memory")
         with self._run_on_failure():
             devices = self.guest.saved_devices()
             self._watch.lap("devices")
+            if not self._to_verify:
+                self.guest.resume()
+                self._watch.lap("resume")
+            self._send_held()
             commit = {"epoch": self.epoch, "hold": self._to_verify, **self._figures}
             self._sent_bytes += self.conversation.send(Kind.COMMIT, commit, (devices,))
         return 1
 
     def postcopy(self) -> int:
-        """When all of it has arrived the secondary will become an exact copy, come what may: then the guest runs on."""
+        """Wait until all of it has arrived: then the secondary will become an exact copy, come what may."""
+        started = time.monotonic()
         with self._run_on_failure():
             self._expect_of_epoch(Kind.RECEIVED)
-            self._watch.lap("receive")
             if self._to_verify:
                 frames = number(self._expect_of_epoch(Kind.APPLIED), "frames")
                 self._verified = compare(self.guest.domain, self.conversation, frames).to_json(self.epoch)
                 self._watch.lap("verify")
                 self.conversation.send(Kind.RUN, {"epoch": self.epoch})
-            self.guest.resume()
-        self._watch.lap("resume")
-        self._resumed_s = time.monotonic()
-        self._due_s = self._resumed_s + self.config.interval_ms / 1000
+                self.guest.resume()
+                self._watch.lap("resume")
+        self._commit_ms = _ms(time.monotonic() - started)
+        self._due_s = time.monotonic() + self.config.interval_ms / 1000
         return 1
 
     def wait_checkpoint(self) -> int:
         """Wait until the copy runs, then for the clock or a request; 0 when the protection is to end."""
-        if not self._verified:
+        started = time.monotonic()
+        if not self._to_verify:
             self._expect_of_epoch(Kind.APPLIED)
-        apply_ms = round((time.monotonic() - self._resumed_s) * 1000, 1)
+        apply_ms = _ms(time.monotonic() - started)
         self.conversation.idle_now()
         if self.epoch:
             self._record(apply_ms)
@@ -174,10 +183,14 @@ class PrimaryEpochs(HelperParent):
     # -------------------------------------------------------------------------------------------------- the parts
 
     def _begin(self) -> None:
-        """What comes from now on, sent ahead or not, is the next epoch's."""
+        """What comes from now on, sent ahead or not, is the next epoch's. The secondary stands still first: B comes early."""
         self.epoch += 1
         self._sent_bytes = 0
         self._figures = dict.fromkeys(COUNTS, 0)
+        self._requests = list(self.inbox.requests)  # those that come from now on get the next checkpoint
+        self._verified = None
+        if self.epoch:  # at the very first the copy has not run yet
+            self._sent_bytes += self.conversation.send(Kind.SUSPEND, {"epoch": self.epoch})
 
     @property
     def _to_verify(self) -> bool:
@@ -193,12 +206,22 @@ class PrimaryEpochs(HelperParent):
         return head
 
     def _forward_some(self) -> bool:
-        """Send on everything the helper has written by now; returns False at the end of its stream."""
+        """Take everything the helper has written by now; returns False at the end of its stream.
+
+        While the guest stands still it is only kept, up to _HELD_BYTES: packing and sending can wait until it runs.
+        """
         with self._run_on_failure():
             while data := take(self._stream_fd, MAX_CHUNK_BYTES):
-                head, payload = pack(data)
-                self._sent_bytes += self.conversation.send(Kind.STREAM, head, (payload,))
+                self._held.append(data)
+                if not self.guest.halted or sum(map(len, self._held)) > _HELD_BYTES:
+                    self._send_held()
         return data is None
+
+    def _send_held(self) -> None:
+        for data in self._held:
+            head, payload = pack(data)
+            self._sent_bytes += self.conversation.send(Kind.STREAM, head, (payload,))
+        self._held.clear()
 
     def _run_on_failure(self) -> _RunOnFailure:
         return _RunOnFailure(self.guest)
@@ -206,7 +229,9 @@ class PrimaryEpochs(HelperParent):
     def _record(self, apply_ms: float) -> None:
         """Write the checkpoint down and answer the requests for it."""
         verified = self._verified
-        record = checkpoint_record(self.epoch, self._figures, self._sent_bytes, self._watch, apply_ms)
+        record = checkpoint_record(
+            self.epoch, self._figures, self._sent_bytes, self._watch, self._commit_ms, apply_ms
+        )
         self.monitor.checkpoint(record, self.conversation.figures())
         if verified:
             self.monitor.verification(verified)
@@ -228,6 +253,10 @@ class _RunOnFailure:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._guest.let_run()
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)
 
 
 def _verdict(verified: dict[str, Any]) -> str:

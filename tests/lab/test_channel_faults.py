@@ -3,12 +3,16 @@
 Only in a full run: most of them end the protection, which is then begun anew.
 """
 
+import json
+import subprocess
 import time
 
 import pytest
 
-from lab import network
+from lab import network, ssh
 from lab.guests import Client
+from lab.settings import address, host_number
+from tests.lab.guest_moves import ON_HOST
 from tests.lab.protected_vm import UNIT
 
 #: See lab.inventory.
@@ -34,6 +38,29 @@ def protected(lab, installed, vm, play):
     client.close()
     assert (after.writes, after.last) == (before.writes, "before-the-fault")
     assert after.counter > before.counter
+
+
+def test_200_mib_against_a_taker_that_rests(lab, installed, vm, play):
+    """Nothing is lost or doubled, the sender's memory stays bounded, and a taker that takes nothing for a while lives."""
+    installed()
+    if vm.is_replicating():
+        assert play("unprotect", "-e", "colo_vm=h1", "-e", "colo_confirm=h1").code == 0
+    script = (ON_HOST / "pressure.py").read_text()
+    for host in ("xa", "xb"):
+        vm.on(host, f"cat > /run/pressure.py <<'END'\n{script}\nEND\nchmod 755 /run/pressure.py")
+    with subprocess.Popen(
+        ssh.command(vm.settings, "xb", "/run/pressure.py receive"), stdout=subprocess.PIPE, text=True
+    ) as taker:
+        vm.on("xb", "until test -S /run/colo/h1/attach.sock; do sleep 0.2; done")
+        sent = json.loads(
+            vm.on("xa", f"/run/pressure.py send xb {address('data', host_number('xb'))} 200", 600)
+        )
+        taken = json.loads(taker.communicate(timeout=60)[0])
+    print(sent, taken)
+    assert (taken["sha256"], taken["frames"], taken["in_order"]) == (sent["sha256"], 200, True)
+    assert (taken["lost"], taken["came"]) == ("", True)
+    assert sent["longest_s"] > 10, "the sender was held back while the taker rested"
+    assert sent["grown_kib"] < 64 << 10, "the window has 16 MiB, and each frame 1"
 
 
 def noticed(vm, host, phase, since):

@@ -409,7 +409,8 @@ def test_nonsense_on_the_back_channel(mode, epoch):
     for what, (data, words) in NONSENSE.items():
         run = Saving(mode, back_fd=pipe_with(good + data)).run()
         assert_failed(run, what, (-1, errno.EIO), words)
-        assert run.parent.called.count("suspend") == epoch, what
+        # From a baseline, B comes before the guest is stopped.
+        assert run.parent.called.count("suspend") == epoch - (mode is BASELINE), what
 
 
 @every_colo

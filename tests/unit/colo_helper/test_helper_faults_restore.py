@@ -29,6 +29,7 @@ from tests.unit.colo_helper.fault_images import (
 from tests.unit.colo_helper.fault_runs import (
     BASELINE,
     COLO,
+    LIBXL,
     PLAIN_LIVE,
     REMUS,
     STOPPED,
@@ -73,7 +74,9 @@ def test_the_stream_breaks(mode):
     for place in whole.helpers_places[1::3]:
         run = Restoring(mode, whole.data, Bench(Point(STREAM, place), Bench.reset_stream)).run()
         assert run.bench.fired, place
-        if k := whole.complete(place):
+        if k := whole.complete(
+            place + len(LIBXL)
+        ):  # only the helper's own reads break: the parent still gets its part
             assert_took_over(run, f"after {place} bytes", mode, k)
         else:
             assert_failed(

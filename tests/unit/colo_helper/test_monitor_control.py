@@ -24,7 +24,7 @@ from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.runner import Desk
 from tests.unit.colo_helper.test_decisions import PRIMARY
 
-RECORD = Checkpoint(1, 2, 3, 4, 0, 4, 5000, 12.5, {"suspend": 1.0}, 3.5, "2026-01-01T00:00:00Z")
+RECORD = Checkpoint(1, 2, 3, 4, 0, 4, 5000, 12.5, {"suspend": 1.0}, 2.5, 3.5, "2026-01-01T00:00:00Z")
 CHANNELS = {"life": "alive", "peer_epoch": 1, "round_trip": {}, "broken": {}, "reopened": {}}
 DOCUMENTED = {
     "format", "vm", "role", "mode", "phase", "reason", "domid", "peer", "epoch", "since", "updated", "updated_monotonic_s",
@@ -49,7 +49,7 @@ def test_the_state_file_has_the_documented_fields(monitor, tmp_path):
     assert (state["format"], state["mode"], state["epoch"], state["domid"]) == (1, "colo", 1, 3)
     assert set(state["last"]) == {
         "epoch", "a_pages", "b_pages", "d_pages", "ahead_pages", "sent_pages", "bytes", "pause_ms", "phases_ms",
-        "apply_ms", "completed",
+        "commit_ms", "apply_ms", "completed",
     }  # fmt: skip
     assert state["channels"] == CHANNELS
     assert state["totals"] == {"checkpoints": 1, "bytes": 5000, "b_nonempty": 1}
