@@ -9,7 +9,20 @@ from typing import Any
 NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 #: A guest may go to a host with a newer Xen where that was proved; the way back was not.
 UPGRADE_PAIRS = frozenset({("4.17", "4.20")})
-COLUMNS = ("VM", "MODE", "PRIMARY", "SECONDARY", "EPOCHS", "PAUSE_MS", "|A|", "|B|", "|D|", "BYTES", "REASON")
+COLUMNS = (
+    "VM",
+    "MODE",
+    "PRIMARY",
+    "SECONDARY",
+    "EPOCHS",
+    "PAUSE_MS",
+    "|A|",
+    "|B|",
+    "|D|",
+    "BYTES",
+    "LINK",
+    "REASON",
+)
 
 
 #: Numbers of a VM in colo_vms: name, default, least and most.
@@ -194,8 +207,16 @@ def _row(
         str(lead.get("epoch", "-")),
         "-" if pause is None else f"{pause:.0f}",
         *("-" if number is None else str(number) for number in numbers),
+        _link(lead.get("channels") or {}),
         _reason(name, vm, (primary, secondary), sides, known),
     )
+
+
+def _link(channels: Mapping[str, Any]) -> str:
+    """The peer's life and the median round trip to it, as of the last checkpoint; which channels are broken, if any."""
+    round_trip = (channels.get("round_trip") or {}).get("p50_ms")
+    words = [str(channels.get("life", "-")), *([] if round_trip is None else [f"{round_trip:.0f} ms"])]
+    return " ".join([*words, *(f"no {name}" for name in sorted(channels.get("broken") or {}))])
 
 
 def _sides(holders: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:

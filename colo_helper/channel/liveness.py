@@ -5,11 +5,12 @@ All times are seconds of this host's monotonic clock; the peer's clock is never 
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, unique
+
+from colo_helper.quantiles import nearest_rank
 
 #: How many round trips the figures are of.
 WINDOW = 256
@@ -95,13 +96,8 @@ class RoundTrips:
             return {}
         ordered = sorted(self._samples)
         return {
-            "p50_ms": round(_quantile(ordered, 0.50), 3),
-            "p99_ms": round(_quantile(ordered, 0.99), 3),
+            "p50_ms": round(nearest_rank(ordered, 0.5), 3),
+            "p99_ms": round(nearest_rank(ordered, 0.99), 3),
             "last_ms": round(self._samples[-1], 3),
             "jitter_ms": round(self._jitter_ms, 3),
         }
-
-
-def _quantile(ordered: list[float], share: float) -> float:
-    """Return the smallest sample that at least ``share`` of them do not exceed."""
-    return ordered[math.ceil(share * len(ordered)) - 1]

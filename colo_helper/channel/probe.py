@@ -6,10 +6,8 @@ are in use go on; they share the network with the probe for as long as it takes.
 
 from __future__ import annotations
 
-import math
 import struct
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +15,7 @@ import paramiko
 
 from colo_helper.channel.peer import PeerAddress, key_file
 from colo_helper.channel.ssh import ConnectError, SshConnection, connect
+from colo_helper.quantiles import nearest_rank
 
 CHANNEL = "probe"
 ECHO_BYTES = 64
@@ -130,7 +129,7 @@ class _Client:
         for _ in range(WARM_UP):
             self.ask(ECHO_BYTES, ECHO_BYTES)
         times = sorted(self.ask(ECHO_BYTES, ECHO_BYTES) for _ in range(count))
-        return {"p50": _ms(percentile(times, 50)), "p99": _ms(percentile(times, 99)), "echoes": count}
+        return {"p50": _ms(nearest_rank(times, 0.5)), "p99": _ms(nearest_rank(times, 0.99)), "echoes": count}
 
     def throughput(self, size_bytes: int) -> dict[str, Any]:
         """Megabytes (10^6) in a second each way; the answer to the last byte is part of the time."""
@@ -141,11 +140,6 @@ class _Client:
             "from_peer": round(size_bytes / from_peer / 1e6, 2),
             "bytes": size_bytes,
         }
-
-
-def percentile(ascending: Sequence[float], percent: int) -> float:
-    """Return the nearest-rank percentile: the smallest value that ``percent`` of them do not exceed."""
-    return ascending[max(0, math.ceil(len(ascending) * percent / 100) - 1)]
 
 
 def _ended(connection: SshConnection, error: Exception) -> dict[str, str]:

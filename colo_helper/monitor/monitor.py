@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from colo_helper.monitor.files import append_line, write_json
+from colo_helper.monitor.recent import Recent
 from colo_helper.monitor.sdnotify import Notifier
 from colo_helper.monitor.state import Checkpoint, State
 
@@ -37,6 +38,7 @@ class Monitor:
         self._state = state
         self._since = now_utc()
         self._boot_id = boot_id()
+        self._recent = Recent()
 
     @property
     def state(self) -> State:
@@ -74,8 +76,14 @@ class Monitor:
         """Record a completed checkpoint, and how the channels are (channel.session.Session.figures)."""
         with self._lock:
             totals = self._state.totals.plus(record)
+            self._recent.add(record)
             self._state = replace(
-                self._state, epoch=record.epoch, last=record, totals=totals, channels=channels
+                self._state,
+                epoch=record.epoch,
+                last=record,
+                totals=totals,
+                recent=self._recent.figures(),
+                channels=channels,
             )
             write_json(self._directory / "state.json", self.snapshot())
 

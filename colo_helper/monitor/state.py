@@ -64,6 +64,8 @@ class State:
     epoch: int = 0
     last: Checkpoint | None = None
     totals: Totals = field(default_factory=Totals)
+    #: Figures of the last checkpoints; see monitor.recent.
+    recent: dict[str, Any] | None = None
     progress: dict[str, Any] | None = None
     channels: dict[str, Any] | None = None
     mode: str = "colo"

@@ -10,13 +10,14 @@ FILTERS = load(REPOSITORY / "filter_plugins" / "colo.py").FilterModule().filters
 H1 = {"primary": "xa", "secondary": "xb", "interval_ms": 1000, "peer_timeout_ms": 5000, "bridge": "xenbr0"}
 ADDRESSES = {"xa": {"colo_channel_address": "192.168.77.1"}, "xb": {"colo_channel_address": "192.168.77.2"}}
 LAST = {"a_pages": 120, "b_pages": 300, "d_pages": 350, "bytes": 812345, "pause_ms": 400.4}
+CHANNELS = {"life": "alive", "round_trip": {"p50_ms": 21.4}, "broken": {}}
 
 
 def side(phase: str, **fields: Any) -> dict[str, Any]:
     """An entry of colo_vm_info."""
     return {
         "name": "h1", "config": {"role": "primary"}, "alive": True, "stale": False, "phase": phase, "protection": "running",
-        "state": {"mode": "colo", "epoch": 42, "last": LAST}, "domain": {"domid": 3, "state": "-b----"},
+        "state": {"mode": "colo", "epoch": 42, "last": LAST, "channels": CHANNELS}, "domain": {"domid": 3, "state": "-b----"},
         "domains_known": True, "may_run_vm": True, "sentence": f"It is {phase}.", **fields,
     }  # fmt: skip
 
@@ -174,13 +175,35 @@ def test_table_of_a_protected_vm_one_with_a_dead_host_and_one_that_is_not_protec
     table = FILTERS["colo_status_table"](reports, {"h1": H1, "h2": h2, "h3": H1})
     assert table == "\n".join(
         [
-            "VM  MODE  PRIMARY           SECONDARY         EPOCHS  PAUSE_MS  |A|  |B|  |D|  BYTES   REASON",
-            "h1  colo  xa replicating    xb replicating    42      400       120  300  350  812345  The interval has passed.",
-            "h2  colo  xc unreachable    xb peer_lost      42      400       120  300  350  812345  xc does not answer. "
+            "VM  MODE  PRIMARY           SECONDARY         EPOCHS  PAUSE_MS  |A|  |B|  |D|  BYTES   LINK         REASON",
+            "h1  colo  xa replicating    xb replicating    42      400       120  300  350  812345  alive 21 ms  The interval has passed.",
+            "h2  colo  xc unreachable    xb peer_lost      42      400       120  300  350  812345  alive 21 ms  xc does not answer. "
             "The primary on xc was lost: silent for 5.1 s.",
-            "h3  -     xa not protected  xb not protected  -       -         -    -    -    -       h3 is not protected.",
+            "h3  -     xa not protected  xb not protected  -       -         -    -    -    -       -            h3 is not protected.",
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("channels", "shown"),
+    [
+        (None, "-"),
+        ({"life": "alive", "round_trip": {}, "broken": {}}, "alive"),
+        (
+            {
+                "life": "suspected",
+                "round_trip": {"p50_ms": 0.4},
+                "broken": {"heartbeat": "Refused.", "back": "Reset."},
+            },
+            "suspected 0 ms no back no heartbeat",
+        ),
+    ],
+)
+def test_the_link_in_the_table(channels, shown):
+    entry = side("replicating")
+    entry["state"]["channels"] = channels
+    table = FILTERS["colo_status_table"]({"xa": {"vms": [entry]}}, {"h1": H1})
+    assert f"  812345  {shown}  " in table
 
 
 def test_table_shows_dead_replicators_stale_states_strangers_and_two_copies() -> None:

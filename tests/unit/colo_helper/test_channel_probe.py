@@ -13,7 +13,7 @@ from colo_helper import commands
 from colo_helper.channel import attach
 from colo_helper.channel.attach import AttachRefusedError, permitted, serve_probe
 from colo_helper.channel.peer import PeerAddress
-from colo_helper.channel.probe import MAX_ECHOES, MAX_SIZE_BYTES, WARM_UP, WARM_UP_BYTES, percentile, probe
+from colo_helper.channel.probe import MAX_ECHOES, MAX_SIZE_BYTES, WARM_UP, WARM_UP_BYTES, probe
 from colo_helper.replication import config
 from tests.unit.colo_helper.ssh_peer import SshPeer, new_key
 
@@ -130,15 +130,6 @@ def test_a_key_of_another_vm(sshd, tmp_path):
     assert run(tmp_path, sshd, vm="h2")["error"] == {
         "cause": "refused", "sentence": "xb refused the probe: This key is for the VM h1 only.",
     }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("values", "percent", "expected"),
-    [([1.0], 50, 1.0), ([1.0, 2.0], 50, 1.0), ([1.0, 2.0, 3.0], 50, 2.0), ([float(n) for n in range(1, 101)], 99, 99.0),
-     ([1.0, 9.0], 99, 9.0)],
-)  # fmt: skip
-def test_percentiles(values, percent, expected):
-    assert percentile(values, percent) == expected
 
 
 def test_the_largest_probe_is_one_that_the_peer_serves():

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -17,6 +18,7 @@ from colo_helper.control.protocol import MAX_LINE_BYTES, RefusedError
 from colo_helper.control.server import ControlServer
 from colo_helper.monitor import files
 from colo_helper.monitor.monitor import Monitor
+from colo_helper.monitor.recent import WINDOW, Recent
 from colo_helper.monitor.sdnotify import Notifier
 from colo_helper.monitor.state import Checkpoint, State
 from colo_helper.replication.config import parse_config
@@ -28,7 +30,7 @@ RECORD = Checkpoint(1, 2, 3, 4, 0, 4, 5000, 12.5, {"suspend": 1.0}, 2.5, 3.5, "2
 CHANNELS = {"life": "alive", "peer_epoch": 1, "round_trip": {}, "broken": {}, "reopened": {}}
 DOCUMENTED = {
     "format", "vm", "role", "mode", "phase", "reason", "domid", "peer", "epoch", "since", "updated", "updated_monotonic_s",
-    "boot_id", "last", "totals", "progress", "channels",
+    "boot_id", "last", "totals", "recent", "progress", "channels",
 }  # fmt: skip
 
 
@@ -53,6 +55,22 @@ def test_the_state_file_has_the_documented_fields(monitor, tmp_path):
     }  # fmt: skip
     assert state["channels"] == CHANNELS
     assert state["totals"] == {"checkpoints": 1, "bytes": 5000, "b_nonempty": 1}
+    assert state["recent"] == {
+        "checkpoints": 1,
+        "pause_ms": {"p50": 12.5, "p99": 12.5, "max": 12.5},
+        "phases_ms": {"suspend": 1.0},
+        "commit_ms": 2.5,
+        "apply_ms": 3.5,
+        "bytes": 5000,
+    }
+
+
+def test_recent_figures_forget_what_is_long_ago():
+    recent = Recent()
+    for number in range(1, WINDOW + 101):
+        recent.add(replace(RECORD, pause_ms=float(number)))
+    assert recent.figures()["checkpoints"] == WINDOW
+    assert recent.figures()["pause_ms"] == {"p50": 100.0 + WINDOW / 2, "p99": 354.0, "max": 356.0}
 
 
 def test_progress_ends_with_the_phase(monitor, tmp_path):
