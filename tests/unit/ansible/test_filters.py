@@ -176,10 +176,13 @@ def test_table_of_a_protected_vm_one_with_a_dead_host_and_one_that_is_not_protec
     assert table == "\n".join(
         [
             "VM  MODE  PRIMARY           SECONDARY         EPOCHS  PAUSE_MS  |A|  |B|  |D|  BYTES   LINK         REASON",
-            "h1  colo  xa replicating    xb replicating    42      400       120  300  350  812345  alive 21 ms  The interval has passed.",
-            "h2  colo  xc unreachable    xb peer_lost      42      400       120  300  350  812345  alive 21 ms  xc does not answer. "
+            "h1  colo  xa replicating    xb replicating    42      400       120  300  350  812345  "
+            "alive 21 ms  The interval has passed.",
+            "h2  colo  xc unreachable    xb peer_lost      42      400       120  300  350  812345  "
+            "alive 21 ms  xc does not answer. "
             "The primary on xc was lost: silent for 5.1 s.",
-            "h3  -     xa not protected  xb not protected  -       -         -    -    -    -       -            h3 is not protected.",
+            "h3  -     xa not protected  xb not protected  -       -         -    -    -    -       "
+            "-            h3 is not protected.",
         ]
     )
 
