@@ -47,13 +47,13 @@ def test_200_mib_against_a_taker_that_rests(lab, installed, vm, play):
         assert play("unprotect", "-e", "colo_vm=h1", "-e", "colo_confirm=h1").code == 0
     script = (ON_HOST / "pressure.py").read_text()
     for host in ("xa", "xb"):
-        vm.on(host, f"cat > /run/pressure.py <<'END'\n{script}\nEND\nchmod 755 /run/pressure.py")
+        vm.on(host, f"cat > /run/pressure.py <<'END'\n{script}\nEND")
     with subprocess.Popen(
-        ssh.command(vm.settings, "xb", "/run/pressure.py receive"), stdout=subprocess.PIPE, text=True
+        ssh.command(vm.settings, "xb", "python3 -IS /run/pressure.py receive"), stdout=subprocess.PIPE, text=True
     ) as taker:
         vm.on("xb", "until test -S /run/colo/h1/attach.sock; do sleep 0.2; done")
         sent = json.loads(
-            vm.on("xa", f"/run/pressure.py send xb {address('data', host_number('xb'))} 200", 600)
+            vm.on("xa", f"python3 -IS /run/pressure.py send xb {address('data', host_number('xb'))} 200", 600)
         )
         taken = json.loads(taker.communicate(timeout=60)[0])
     print(sent, taken)

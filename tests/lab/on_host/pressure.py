@@ -1,4 +1,3 @@
-#!/usr/bin/python3 -IS
 """Both ends of a session over the real channels of h1, without a VM: many frames to a taker that rests in the middle.
 
 pressure.py receive          prints one line of JSON at the end
