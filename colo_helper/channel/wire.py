@@ -50,7 +50,7 @@ class Kind(IntEnum):
     CHUNK = 5  # F: {packed, bytes}; a piece of the first copy: the stream that xl restore reads
     COPY_END = 6  # F: {bytes}; the first copy is complete
     COPIED = 7  # B: {domid, frames, pages}; the copy stands, paused
-    ARM = 8  # F: log dirty frames, take the taps off the bridge
+    ARM = 8  # F: {epoch}; log dirty frames, the first checkpoint comes
     ARMED = 9  # B: done
     RUN = 10  # F: {epoch}; let the guest run that COMMIT wanted held
     SUSPEND = 11  # F: {epoch}; stop the guest
@@ -67,9 +67,9 @@ class Kind(IntEnum):
     OPENED = 22  # secondary, first on every connection: {received}
     ACK = 23  # both, against the way of the lane's frames: {received}
     BYE = 24  # both, on every lane: {reason}; nothing more will come, and no new connection is wanted
-    RECEIVED = (
-        25  # B: {epoch}; all of the checkpoint is here and will be applied, whatever happens to the primary
-    )
+    RECEIVED = 25  # B: {epoch}; all of the checkpoint is here and will be applied, come what may
+    COPY = 26  # F: {generation}; a first copy follows
+    RESYNC = 27  # F: let the copy stand still and be compared
 
 
 #: What is said about a connection itself, and not repeated on the next one.

@@ -1,8 +1,9 @@
 """Restoring a domain: plain, as a Remus backup, or as a COLO secondary.
 
 Order of callbacks as Xen 4.17's own helper keeps it (tools/libs/guest/xg_sr_restore.c). The first image goes straight into
-the domain. Every later checkpoint is kept back until it is complete and the parent has its part of it, and then applied as
-a whole; a stream that breaks before that leaves the domain as it was.
+an empty domain. Every later checkpoint, and the first one on a copy that was there before, is kept back until it is
+complete and the parent has its part of it, and then applied as a whole; a stream that breaks before that leaves the domain
+as it was.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ class Restorer:
 
     @property
     def _keeping(self) -> bool:
-        """Whether records are kept back: from the first complete image on."""
-        return self._checkpoints > 0
+        """Whether records are kept back: from the first complete image on, or from a copy that was there before."""
+        return self._lived or self._checkpoints > 0
 
     def run(self) -> None:
         """Restore the domain."""

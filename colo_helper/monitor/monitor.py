@@ -65,6 +65,11 @@ class Monitor:
         self.event(phase, reason)
         self._notifier.status(f"{phase}: {reason}")
 
+    def restore(self, **known: Any) -> None:  # noqa: ANN401  (fields of State)
+        """Take over what an earlier run knew; the next change writes it down."""
+        with self._lock:
+            self._state = replace(self._state, **known)
+
     def progress(self, step: str, moved_bytes: int, elapsed_s: float, **more: float | None) -> None:
         """Say how far a long step is."""
         with self._lock:

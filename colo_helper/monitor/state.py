@@ -6,8 +6,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 FORMAT = 1
-PRIMARY_PHASES = ("connecting", "copying", "replicating", "unprotected", "stopped", "failed")
-SECONDARY_PHASES = ("waiting", "receiving", "replicating", "peer_lost", "active", "stopped", "failed")
+PRIMARY_PHASES = ("connecting", "copying", "resyncing", "replicating", "unprotected", "stopped", "failed")
+SECONDARY_PHASES = (
+    "waiting",
+    "receiving",
+    "resyncing",
+    "replicating",
+    "peer_lost",
+    "torn",
+    "active",
+    "stopped",
+    "failed",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,8 @@ class State:
     progress: dict[str, Any] | None = None
     channels: dict[str, Any] | None = None
     mode: str = "colo"
+    #: Names the first copy that both sides' domains come from; empty before there is one.
+    generation: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the object without ``since``, ``updated``, ``updated_monotonic_s`` and ``boot_id``."""

@@ -71,6 +71,36 @@ def guest_refusal(facts: GuestFacts) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class PrimaryStart:
+    """What an earlier run left: whether it crashed, and the copy the peer may still have of its guest."""
+
+    crashed: bool
+    generation: str
+    epoch: int
+    sentence: str
+
+
+def primary_start(saved: dict[str, Any] | None, domid: int, boot_id: str) -> PrimaryStart:
+    """Decide what to take over from the state file of an earlier run; it must be of this boot and of this domain."""
+    if (
+        saved is None
+        or saved.get("role") != "primary"
+        or (saved.get("boot_id"), saved.get("domid")) != (boot_id, domid)
+    ):
+        return PrimaryStart(False, "", 0, "Nothing is left of an earlier run.")
+    phase = str(saved.get("phase"))
+    crashed = phase in ("connecting", "copying", "resyncing", "replicating", "unprotected")
+    known = phase in ("resyncing", "replicating", "unprotected")
+    generation = str(saved.get("generation", "")) if known else ""
+    return PrimaryStart(
+        crashed,
+        generation,
+        int(saved.get("epoch", 0)) if generation else 0,
+        f"The replicator before this one ended while {phase}; the guest runs on, not logged.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Idle:
     """The primary between two checkpoints; times are seconds of the monotonic clock."""
 
@@ -111,11 +141,14 @@ class PrimaryStep(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PrimaryEnd:
-    """How the primary ends. ``tell`` is what the peer hears: ``end``, ``abort`` or nothing."""
+    """How a session ends on the primary. ``tell`` is what the peer hears: ``end``, ``abort`` or nothing.
+
+    ``exit_code`` None means: stay, and try to protect the guest again.
+    """
 
     phase: str
     tell: str
-    exit_code: int
+    exit_code: int | None
     sentence: str
 
 
@@ -136,7 +169,33 @@ def primary_end(vm: str, peer: str, step: PrimaryStep, cause: Cause, why: str) -
             "unprotected", "", 1, f"The secondary on {peer} gave up: {why}; {vm} runs on unprotected."
         )
     return PrimaryEnd(
-        "unprotected", "", 1, f"The secondary on {peer} was lost: {why}; {vm} runs on unprotected."
+        "unprotected", "", None, f"The secondary on {peer} was lost: {why}; {vm} runs on unprotected."
+    )
+
+
+#: Wait between attempts to reach a secondary that was lost, in seconds: doubled from the first to the last.
+FIRST_RETRY_S, LAST_RETRY_S = 1.0, 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """How a session begins. ``action`` is ``copy``, ``resync`` (what differs is found by comparing), or ``refuse``."""
+
+    action: str
+    sentence: str
+
+
+def beginning(vm: str, peer: str, ours: str, theirs: str) -> Beginning:
+    """Decide from the generations that the primary and the secondary have; empty where there is no copy."""
+    if not theirs:
+        return Beginning("copy", f"{vm} runs on while its first copy goes to {peer}.")
+    if theirs == ours:
+        return Beginning(
+            "resync", f"{peer} still has a copy of {vm}: only what differs goes there, while {vm} runs on."
+        )
+    return Beginning(
+        "refuse",
+        f"{peer} has a copy of {vm} that does not come from this one; it must be given up there first.",
     )
 
 
@@ -153,11 +212,12 @@ class Step(Enum):
     PARTIAL = "the copy stands still and a checkpoint is arriving"
     APPLYING = "a complete checkpoint is being applied"
     APPLIED = "the checkpoint is applied and the copy stands still"
+    TORN = "the copy is neither of two states"
 
 
 @dataclass(frozen=True, slots=True)
 class SecondaryEnd:
-    """How a session ends on the secondary. ``copy`` is ``destroy`` or ``run`` (off the network)."""
+    """How a session ends on the secondary. ``copy`` is ``destroy``, ``run`` (off the network) or ``hold`` (still)."""
 
     phase: str
     copy: str
@@ -177,6 +237,13 @@ def secondary_end(vm: str, peer: str, step: Step, cause: Cause, why: str, stop_a
     why = why.rstrip(".")
     if cause in (Cause.END, Cause.STOP) or stop_asked:
         return SecondaryEnd("stopped", "destroy", 0, f"{why}; the copy of {vm} was destroyed.")
+    if step is Step.TORN:
+        return SecondaryEnd(
+            "torn",
+            "hold",
+            None,
+            f"{why}; the copy of {vm} is still not whole and stands still until its primary comes back.",
+        )
     if step in (Step.COPYING, Step.READY):
         return SecondaryEnd("waiting", "destroy", None, f"{why}; the unfinished copy of {vm} was destroyed.")
     if cause is Cause.LOCAL_ERROR or step is Step.APPLYING:
@@ -205,19 +272,34 @@ class SecondaryStart:
     sentence: str
 
 
-def secondary_start(vm: str, domid: int | None, saved: dict[str, Any] | None, boot_id: str) -> SecondaryStart:
-    """Decide how a secondary starts, from the domain that exists here and the state file of an earlier run."""
+def secondary_start(
+    vm: str, domid: int | None, saved: dict[str, Any] | None, boot_id: str, torn: bool
+) -> SecondaryStart:
+    """Decide how a secondary starts, from the domain that exists here and the state file of an earlier run.
+
+    ``torn``: that run ended while it applied a checkpoint.
+    """
     if domid is None:
         return SecondaryStart("wait", "waiting", "Waiting for the primary.")
     mine = saved is not None and saved.get("boot_id") == boot_id and saved.get("domid") == domid
-    if (
-        saved is not None
-        and mine
-        and saved.get("role") == "secondary"
-        and saved.get("phase") in ("peer_lost", "active")
-    ):
+    if saved is None or not mine or saved.get("role") != "secondary":
+        return SecondaryStart("wait", "waiting", exists_refusal(vm, domid))
+    phase = str(saved.get("phase"))
+    if phase in ("peer_lost", "active"):
+        return SecondaryStart("hold", phase, f"Going on with domain {domid}: {saved.get('reason', '')}")
+    if phase == "torn" or torn:
         return SecondaryStart(
-            "hold", str(saved["phase"]), f"Going on with domain {domid}: {saved.get('reason', '')}"
+            "hold",
+            "torn",
+            f"The replicator ended while it changed the copy of {vm} (domain {domid}): that is neither of two states and "
+            "cannot run; the primary can make it whole again.",
+        )
+    if phase in ("replicating", "resyncing"):
+        return SecondaryStart(
+            "hold",
+            "peer_lost",
+            f"The replicator was started anew; the copy of {vm} (domain {domid}) goes on from its own state, off the network, "
+            "until its primary comes back or an operator decides.",
         )
     return SecondaryStart("wait", "waiting", exists_refusal(vm, domid))
 
@@ -225,6 +307,14 @@ def secondary_start(vm: str, domid: int | None, saved: dict[str, Any] | None, bo
 def exists_refusal(vm: str, domid: int) -> str:
     """Return the sentence that refuses a copy because the secondary's host has such a domain already."""
     return f"The secondary's host already has a domain named {vm} (number {domid}); it must go before a copy can come."
+
+
+def foreign_refusal(vm: str) -> str:
+    """Return the sentence that refuses a primary whose guest the copy here does not come from."""
+    return (
+        f"The copy of {vm} here lost its primary and is of another first copy than this primary's; it waits for an operator: "
+        "takeover, or stop."
+    )
 
 
 # ----------------------------------------------------------------------------------------------- control verbs
@@ -263,7 +353,7 @@ def _checkpoint_refusal(vm: str, role: str, phase: str, verb: str) -> Refusal | 
 def _takeover_refusal(vm: str, role: str, phase: str) -> Refusal | None:
     if role != "secondary":
         return Refusal("wrong_side", f"'takeover' is asked of the secondary; this is the primary of {vm}.")
-    if phase in ("receiving", "replicating"):
+    if phase in ("receiving", "resyncing", "replicating"):
         return Refusal("primary_alive", f"The primary of {vm} is alive: its channels are up. Stop it first.")
     if phase == "active":
         return Refusal("already_active", f"{vm} was taken over before; it is active here.")
@@ -274,12 +364,10 @@ def _takeover_refusal(vm: str, role: str, phase: str) -> Refusal | None:
 
 def attach_refusal(vm: str, phase: str) -> str:
     """Return why no primary may attach in this phase of the secondary, or an empty string."""
-    if phase == "waiting":
+    if phase in ("waiting", "peer_lost", "torn"):
         return ""
-    if phase in ("receiving", "replicating"):
+    if phase in ("receiving", "resyncing", "replicating"):
         return f"Another primary of {vm} is attached already."
-    if phase == "peer_lost":
-        return f"The copy of {vm} here lost its primary and waits for an operator: takeover, or stop."
     if phase == "active":
         return f"{vm} was taken over and is active here."
     return f"The secondary of {vm} is {phase}."

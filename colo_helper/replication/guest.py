@@ -5,12 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from colo_helper.devices.interface import DeviceError, DeviceModel, Nics
 from colo_helper.hypervisor.interface import Domain, HypervisorError
 
 #: What the local host can answer with when something fails.
 LOCAL_ERRORS = (HypervisorError, DeviceError, OSError)
+
+
+class Mark:
+    """A file that tells a replicator started after a crash what was under way; on a tmpfs, so that it goes with the host.
+
+    ``path`` None: nobody is to be told (a guest that nobody else opens).
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+
+    @property
+    def there(self) -> bool:
+        """Whether it was set and not cleared."""
+        return self._path is not None and self._path.exists()
+
+    def set(self) -> None:
+        """Leave the mark; raises OSError."""
+        if self._path:
+            self._path.touch(mode=0o600)
+
+    def clear(self) -> None:
+        """Take it away."""
+        if self._path:
+            self._path.unlink(missing_ok=True)
 
 
 @dataclass
@@ -22,6 +48,10 @@ class Guest:
     nics: Nics
     devices_stopped: bool = False
     logging: bool = False
+    #: Set while we hold the guest still.
+    held: Mark = field(default_factory=Mark)
+    #: Set while a checkpoint is being applied to the domain: until then it is neither the old state nor the new one.
+    torn: Mark = field(default_factory=Mark)
     _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "devices"))
     _saving: Future[bytes] | None = None
 
@@ -32,6 +62,7 @@ class Guest:
 
     def halt(self) -> None:
         """Stop the vCPUs, then the devices: nothing of the guest runs or writes its memory after this."""
+        self.held.set()
         self.domain.pause()
         self.devices_stopped = True
         self.devices.stop()
@@ -53,7 +84,8 @@ class Guest:
         self._undo_pauses()
 
     def adopt_halt(self) -> None:
-        """Take over a guest that the toolstack left paused, and stop its devices as well."""
+        """Take over a guest that the toolstack or an earlier replicator left paused, and stop its devices as well."""
+        self.held.set()
         self.domain.adopt_pause()
         self.devices_stopped = True
         self.devices.stop()
@@ -95,9 +127,23 @@ class Guest:
         self._worker.shutdown()
         return self._attempt([self.devices.close, self.domain.close])
 
+    def recover(self) -> list[str]:
+        """Let the guest go that a replicator of ours held, or logged, when it crashed; returns what could not be undone."""
+        problems = []
+        if self.held.there:
+            try:
+                if self.domain.info().paused:
+                    self.domain.adopt_pause()
+                self.devices_stopped = True
+            except LOCAL_ERRORS as error:
+                problems.append(str(error))
+        self.logging = True
+        return problems + self.release()
+
     def _undo_pauses(self) -> None:
         while self.domain.own_pauses:
             self.domain.unpause()
+        self.held.clear()
 
     @staticmethod
     def _attempt(steps: list[Callable[[], None]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,24 +10,30 @@ from typing import Any
 
 from colo_helper import __version__
 from colo_helper.channel.wire import Kind
-from colo_helper.monitor.monitor import Monitor
+from colo_helper.memory.bitmap import DirtyBitmap
+from colo_helper.monitor.monitor import Monitor, boot_id
 from colo_helper.replication.config import Config
-from colo_helper.replication.conversation import COPY_TIMEOUT_S, Conversation
+from colo_helper.replication.conversation import COPY_TIMEOUT_S, Conversation, number
 from colo_helper.replication.decisions import (
+    FIRST_RETRY_S,
+    LAST_RETRY_S,
     PROTOCOL,
     Cause,
     GuestFacts,
     PrimaryStep,
     SessionEndedError,
+    beginning,
     guest_refusal,
     pair_refusal,
     primary_end,
+    primary_start,
 )
 from colo_helper.replication.first_copy import FirstCopy
 from colo_helper.replication.guest import LOCAL_ERRORS, Guest
 from colo_helper.replication.host import Host
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.primary_epochs import PrimaryEpochs
+from colo_helper.replication.verify import differing_frames
 
 #: Makes the conversation with the secondary; raises SessionEndedError.
 Connector = Callable[[Config, Monitor, Inbox], Conversation]
@@ -34,52 +41,105 @@ Connector = Callable[[Config, Monitor, Inbox], Conversation]
 
 @dataclass(slots=True)
 class Primary:
-    """One VM's primary. ``run`` does everything and returns the exit status."""
+    """One VM's primary. ``run`` does everything and returns the exit status.
+
+    ``saved`` is the state file of an earlier run, if there is one.
+    """
 
     config: Config
     host: Host
     monitor: Monitor
     inbox: Inbox
     connect: Connector
+    saved: dict[str, Any] | None = None
     guest: Guest | None = None
     conversation: Conversation | None = None
     step: PrimaryStep = PrimaryStep.NO_GUEST
+    #: Whether the peer has answered in this session.
+    attached: bool = False
 
     def run(self) -> int:
-        """Protect the VM until somebody stops it or something fails; the guest runs on in every case."""
-        try:
-            self._protect()
-            self._replicate()
-            cause, why = Cause.STOP, self.inbox.stop_reason
-        except SessionEndedError as error:
-            cause, why = error.cause, str(error)
-        except LOCAL_ERRORS as error:
-            cause, why = Cause.LOCAL_ERROR, str(error)
-        except BaseException as error:
-            self._finish(Cause.LOCAL_ERROR, f"The replicator itself failed: {error!r}")
-            raise
-        return self._finish(cause, why)
+        """Protect the VM until somebody stops it or something fails for good; the guest runs on in every case.
 
-    # ------------------------------------------------------------------------------------------ first copy
+        A secondary that was lost is looked for again and again.
+        """
+        retry_s = FIRST_RETRY_S
+        while True:
+            protected_before = self.step is PrimaryStep.PROTECTED
+            try:
+                guest = self.guest or self._open_guest()
+                self._replicate(guest, self._protect(guest))
+                cause, why = Cause.STOP, self.inbox.stop_reason
+            except SessionEndedError as error:
+                cause, why = error.cause, str(error)
+            except LOCAL_ERRORS as error:
+                cause, why = Cause.LOCAL_ERROR, str(error)
+            except BaseException as error:
+                self._finish(Cause.LOCAL_ERROR, f"The replicator itself failed: {error!r}")
+                raise
+            if self.attached or not protected_before:
+                retry_s = FIRST_RETRY_S
+            exit_code = self._finish(cause, why)
+            if exit_code is not None:
+                return exit_code
+            self._rest(retry_s)
+            retry_s = min(LAST_RETRY_S, retry_s * 2)
 
-    def _protect(self) -> None:
-        """Everything until the peer has a copy, and the guest's changes since are logged: checks, connection, first copy."""
-        vm, peer = self.config.vm, self.config.peer_name
-        guest = self._open_guest()
+    def _rest(self, seconds: float) -> None:
+        """Wait before the next attempt; a stop ends that."""
+        deadline = time.monotonic() + seconds
+        while not self.inbox.stop_reason and self.inbox.wait(deadline - time.monotonic()):
+            continue
+
+    # ------------------------------------------------------------------------------------------ a copy to build on
+
+    def _protect(self, guest: Guest) -> DirtyBitmap:
+        """Everything until the peer has a copy, and the guest's changes since are logged.
+
+        Returns the frames that may differ beside those. When this fails the guest runs as before.
+        """
+        self._stop_if_asked()
+        self.attached = False
         self.conversation = conversation = self.connect(self.config, self.monitor, self.inbox)
         conversation.send(Kind.HELLO, self._hello(guest))
         theirs = conversation.expect(Kind.HELLO).head
         refusal = pair_refusal(self.host.release, str(theirs.get("release")))
         if refusal:
             raise SessionEndedError(Cause.LOCAL_ERROR, refusal)
+        self.attached = True
+        vm, peer = self.config.vm, self.config.peer_name
+        begin = beginning(vm, peer, self.monitor.state.generation, str(theirs.get("holds", "")))
+        if begin.action == "refuse":
+            raise SessionEndedError(Cause.PEER_REFUSED, begin.sentence)
         self._stop_if_asked()
-        self.monitor.enter("copying", f"{vm} runs on while its first copy goes to {peer}.")
-        self._copy(conversation, guest)
-        conversation.send(Kind.ARM)
+        if begin.action == "copy":
+            self.monitor.enter("copying", begin.sentence, generation=secrets.token_hex(8))
+            conversation.send(Kind.COPY, {"generation": self.monitor.state.generation})
+            self._copy(conversation, guest)
+            differing = DirtyBitmap.empty(guest.domain.nr_frames())
+        else:
+            self.monitor.enter("resyncing", begin.sentence)
+            conversation.send(Kind.RESYNC)
+            differing = self._compare(conversation, guest)
+        conversation.send(Kind.ARM, {"epoch": self.monitor.state.epoch})
         conversation.expect(Kind.ARMED, interrupted=self._stop_if_asked)
-        # The peer's toolstack has put the copy's taps onto the bridge there before they could be taken off, and its
-        # device model has told the network that the guest is there now.
-        guest.devices.announce()
+        if begin.action == "copy":
+            # The peer's toolstack has put the copy's taps onto the bridge there before they could be taken off, and its
+            # device model has told the network that the guest is there now.
+            guest.devices.announce()
+        return differing
+
+    def _compare(self, conversation: Conversation, guest: Guest) -> DirtyBitmap:
+        """Find what differs while the guest runs: its log is on before the comparison, so what it writes is not missed."""
+        started = time.monotonic()
+        guest.start_logging()
+        frames = number(conversation.expect(Kind.COPIED, interrupted=self._stop_if_asked).head, "frames")
+        compared, gfns = differing_frames(guest.domain, conversation, frames, self._stop_if_asked)
+        self.monitor.event(
+            "compared",
+            f"{len(gfns)} of {compared} pages differ; comparing them took {time.monotonic() - started:.1f} s.",
+        )
+        return DirtyBitmap.from_gfns(gfns, max(frames, guest.domain.nr_frames()))
 
     def _open_guest(self) -> Guest:
         vm = self.config.vm
@@ -99,8 +159,19 @@ class Primary:
         refusal = guest_refusal(facts)
         if refusal:
             raise SessionEndedError(Cause.LOCAL_ERROR, refusal)
+        self._recover(guest, domid)
         self.monitor.enter("connecting", f"Connecting to {self.config.peer_name}.", domid=domid)
         return guest
+
+    def _recover(self, guest: Guest, domid: int) -> None:
+        """Go on where an earlier replicator crashed: the guest runs, and its copy may still be there."""
+        before = primary_start(self.saved, domid, boot_id())
+        if before.crashed:
+            problems = guest.recover()
+            self.monitor.event("recovered", " ".join([before.sentence, *problems]))
+        if before.generation:
+            self.step = PrimaryStep.PROTECTED
+            self.monitor.restore(generation=before.generation, epoch=before.epoch)
 
     def _hello(self, guest: Guest) -> dict[str, Any]:
         return {
@@ -111,6 +182,7 @@ class Primary:
             "frames": guest.domain.nr_frames(),
             "pages": guest.domain.info().pages,
             "peer_timeout_ms": self.config.peer_timeout_ms,
+            "generation": self.monitor.state.generation,
         }
 
     def _copy(self, conversation: Conversation, guest: Guest) -> None:
@@ -149,11 +221,19 @@ class Primary:
 
     # ------------------------------------------------------------------------------------------ checkpoints
 
-    def _replicate(self) -> None:
+    def _replicate(self, guest: Guest, differing: DirtyBitmap) -> None:
         """Make checkpoints by the clock and by request until somebody stops it."""
-        assert self.conversation is not None and self.guest is not None  # noqa: PT018
+        assert self.conversation is not None
         PrimaryEpochs(
-            self.config, self.host, self.monitor, self.inbox, self.conversation, self.guest, self._protected
+            self.config,
+            self.host,
+            self.monitor,
+            self.inbox,
+            self.conversation,
+            guest,
+            self._protected,
+            differing,
+            self.monitor.state.epoch,
         ).run()
 
     def _protected(self) -> None:
@@ -164,20 +244,31 @@ class Primary:
 
     # ------------------------------------------------------------------------------------------ the end
 
-    def _finish(self, cause: Cause, why: str) -> int:
-        """Let the guest run at once, then tell the peer, the file and whoever waits."""
+    def _finish(self, cause: Cause, why: str) -> int | None:
+        """Let the guest run at once, then tell the peer, the file and whoever waits; None when it is to be tried again."""
         problems = self.guest.release() if self.guest else []
         end = primary_end(self.config.vm, self.config.peer_name, self.step, cause, why)
         sentence = " ".join([end.sentence, *problems])
         if self.conversation:
             self._last_words(self.conversation, end.tell, why)
             self.conversation.close()
+            self.conversation = None
+        if end.exit_code is None:
+            if (self.monitor.state.phase, self.monitor.state.reason) != (end.phase, sentence):
+                self.monitor.enter(end.phase, sentence)
+            self._answer_waiting(sentence)
+            return None
         if self.guest:
             problems = self.guest.close()
             if problems:
                 self.monitor.event("close", " ".join(problems))
         self.monitor.enter(end.phase, sentence)
         return end.exit_code
+
+    def _answer_waiting(self, sentence: str) -> None:
+        """Whoever waits for a checkpoint learns that there is none."""
+        while self.inbox.requests:
+            self.inbox.requests.popleft().refuse("not_replicating", sentence)
 
     def _last_words(self, conversation: Conversation, tell: str, why: str) -> None:
         problem = ""

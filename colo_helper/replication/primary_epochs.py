@@ -7,6 +7,7 @@ what the peer is told and what it answers.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,8 +41,8 @@ _HELD_BYTES = 32 << 20
 class PrimaryEpochs(HelperParent):
     """Serves the saving helper; see helper.callout.Callbacks.
 
-    Epoch 0 makes the copy equal for the first time: it has all that the guest wrote since its first copy was begun, and is
-    not recorded. ``on_running`` is called when both copies run.
+    The first checkpoint makes the copy equal: it has all that the guest's log has and what is in ``differing``. It goes on
+    with the number ``epoch`` and is not recorded. ``on_running`` is called when both copies run.
     """
 
     config: Config
@@ -51,7 +52,9 @@ class PrimaryEpochs(HelperParent):
     conversation: Conversation
     guest: Guest
     on_running: Callable[[], None]
-    epoch: int = -1
+    differing: DirtyBitmap
+    epoch: int
+    _first: bool = True
     _stream_fd: int = -1
     _due_s: float = 0.0
     _commit_ms: float = 0.0
@@ -98,9 +101,10 @@ class PrimaryEpochs(HelperParent):
         self.guest.logging = False
 
     def _say_what_differs(self, back_in: int) -> None:
-        """Be the secondary for the helper's first B: beside the guest's log nothing differs from a fresh copy."""
-        nothing = DirtyBitmap.empty(self.guest.domain.nr_frames())
-        os.write(back_in, pack_record(RecordType.COLO_DIRTY_BITMAP, pack_bitmap(nothing)))
+        """Be the secondary for the helper's first B; in a thread, because a large one does not fit into the pipe."""
+        record = pack_record(RecordType.COLO_DIRTY_BITMAP, pack_bitmap(self.differing))
+        outlet = Outlet(os.dup(back_in))
+        threading.Thread(target=outlet.write_and_close, args=(record,), name="first-b", daemon=True).start()
 
     # ------------------------------------------------------------------------------------------------ callbacks
 
@@ -154,10 +158,11 @@ class PrimaryEpochs(HelperParent):
             self._expect_of_epoch(Kind.APPLIED)
         apply_ms = _ms(time.monotonic() - started)
         self.conversation.idle_now()
-        if self.epoch:
-            self._record(apply_ms)
-        else:
+        if self._first:
+            self._first = False
             self.on_running()
+        else:
+            self._record(apply_ms)
         while True:
             self.inbox.wait(0)
             requested = self.inbox.requests[0].verb if self.inbox.requests else ""
@@ -184,17 +189,18 @@ class PrimaryEpochs(HelperParent):
 
     def _begin(self) -> None:
         """What comes from now on, sent ahead or not, is the next epoch's. The secondary stands still first: B comes early."""
-        self.epoch += 1
+        if not self._first:
+            self.epoch += 1
         self._sent_bytes = 0
         self._figures = dict.fromkeys(COUNTS, 0)
         self._requests = list(self.inbox.requests)  # those that come from now on get the next checkpoint
         self._verified = None
-        if self.epoch:  # at the very first the copy has not run yet
+        if not self._first:  # the copy stands still at the first
             self._sent_bytes += self.conversation.send(Kind.SUSPEND, {"epoch": self.epoch})
 
     @property
     def _to_verify(self) -> bool:
-        return self.epoch > 0 and any(request.verb == "verify" for request in self._requests)
+        return not self._first and any(request.verb == "verify" for request in self._requests)
 
     def _expect_of_epoch(self, kind: Kind) -> dict[str, Any]:
         head = self.conversation.expect(kind).head

@@ -110,7 +110,7 @@ def _serve(
         ready()
         from colo_helper.replication.connect import connect  # noqa: PLC0415  (paramiko: only the primary needs it)
 
-        return Primary(config, host, monitor, inbox, connect).run()
+        return Primary(config, host, monitor, inbox, connect, _saved(state_dir)).run()
     from colo_helper.channel.listener import AttachListener  # noqa: PLC0415
     from colo_helper.replication.connect import session  # noqa: PLC0415
 

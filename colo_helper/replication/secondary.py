@@ -13,14 +13,16 @@ from colo_helper.channel.wire import Frame, Kind
 from colo_helper.control.protocol import Request
 from colo_helper.monitor.monitor import Monitor, boot_id
 from colo_helper.replication.config import Config
-from colo_helper.replication.conversation import STEP_TIMEOUT_S, Conversation
+from colo_helper.replication.conversation import STEP_TIMEOUT_S, Conversation, number
 from colo_helper.replication.decisions import (
     PROTOCOL,
     Cause,
     SecondaryEnd,
+    SecondaryStart,
     SessionEndedError,
     Step,
     exists_refusal,
+    foreign_refusal,
     secondary_end,
     secondary_start,
 )
@@ -29,6 +31,7 @@ from colo_helper.replication.host import Host, RestoreStream
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.packing import PackingError, unpack
 from colo_helper.replication.secondary_epochs import SecondaryEpochs
+from colo_helper.replication.verify import answer_hash
 
 _PROGRESS_S = 1.0
 
@@ -51,36 +54,67 @@ class Secondary:
     def run(self) -> int:
         """Wait for sessions, and serve them, until somebody stops it or something fails."""
         domid = self.host.find(self.config.vm)
-        start = secondary_start(self.config.vm, domid, self.saved, boot_id())
-        if start.action == "hold" and domid is not None:
-            self.guest = self.host.open_guest(domid)
-            self.monitor.enter(start.phase, start.sentence, domid=domid)
-            return self._hold()
-        self.monitor.enter("waiting", start.sentence)
+        guest = self.host.open_guest(domid) if domid is not None and self._is_ours(domid) else None
+        start = secondary_start(
+            self.config.vm, domid, self.saved, boot_id(), guest is not None and guest.torn.there
+        )
+        if start.action == "hold" and guest:
+            self._take_up(guest, start)
+        else:
+            if guest:
+                guest.close()
+            self.monitor.enter("waiting", start.sentence)
         while True:
-            while not (self.inbox.sessions or self.inbox.stop_reason):
-                self.inbox.wait_forever()
-            if self.inbox.stop_reason:
-                self.monitor.enter("stopped", self.inbox.stop_reason)
-                return 0
-            end = self._session()
-            if end.exit_code is not None:
-                return end.exit_code
-            if end.copy == "run":
-                return self._hold()
+            end = self._hold() if self.guest else self._wait()
+            if end is not None:
+                return end
+
+    def _is_ours(self, domid: int) -> bool:
+        return self.saved is not None and self.saved.get("domid") == domid
+
+    def _take_up(self, guest: Guest, start: SecondaryStart) -> None:
+        """Go on with the copy that an earlier replicator left."""
+        self.guest = guest
+        saved = self.saved or {}
+        self.monitor.restore(generation=str(saved.get("generation", "")), epoch=int(saved.get("epoch", 0)))
+        problems: list[str] = []
+        if start.phase == "torn":
+            self._hold_still(guest)
+        elif start.phase == "peer_lost":
+            problems = guest.recover()
+        self.monitor.enter(start.phase, " ".join([start.sentence, *problems]), domid=guest.domain.domid)
+
+    def _wait(self) -> int | None:
+        """Wait for a primary and serve it; returns an exit status when that is to be the end."""
+        while not (self.inbox.sessions or self.inbox.stop_reason):
+            self.inbox.wait_forever()
+        if self.inbox.stop_reason:
+            self.monitor.enter("stopped", self.inbox.stop_reason)
+            return 0
+        return self._session().exit_code
+
+    @staticmethod
+    def _hold_still(guest: Guest) -> None:
+        """Let a copy stand still that may, or may not, be held by whoever was here before."""
+        if guest.halted:
+            return
+        if guest.domain.info().paused:
+            guest.adopt_halt()
+        else:
+            guest.halt()
 
     # ------------------------------------------------------------------------------------------ one session
 
     def _session(self) -> SecondaryEnd:
         """Serve one session to its end and carry out what becomes of the copy."""
-        self.step, self.stop_sent_s = Step.COPYING, 0.0
+        phase, self.stop_sent_s = self.monitor.state.phase, 0.0
+        self.step = {"torn": Step.TORN, "peer_lost": Step.RUNNING}.get(phase, Step.COPYING)
         session = self.inbox.sessions.pop()
         while self.inbox.sessions:
             self.inbox.sessions.pop().close()  # its client gave up and came again
         conversation = Conversation(session, self.inbox)
         try:
-            self._receive_copy(conversation)
-            self._replicate(conversation)
+            self._begin(conversation)
             raise AssertionError("a session ends by an exception")
         except SessionEndedError as error:
             cause, why = error.cause, str(error)
@@ -90,7 +124,7 @@ class Secondary:
             conversation.tell(Kind.REFUSE, {"code": "failed", "error": why})
         stop_asked = bool(self.inbox.stop_reason)
         end = secondary_end(self.config.vm, self.config.peer_name, self.step, cause, why, stop_asked)
-        problems = self._let_run() if end.copy == "run" else self._destroy()
+        problems = {"run": self._let_run, "hold": list, "destroy": self._destroy}[end.copy]()
         if cause is Cause.END and not problems:
             conversation.tell(Kind.ENDED, {})
         conversation.close()
@@ -98,17 +132,52 @@ class Secondary:
         self.monitor.enter(end.phase, " ".join([end.sentence, *problems]), domid=domid)
         return end
 
-    def _receive_copy(self, conversation: Conversation) -> None:
-        vm, peer = self.config.vm, self.config.peer_name
+    def _begin(self, conversation: Conversation) -> None:
+        """Agree with the primary on what there is already, bring it about, and serve checkpoints. Ends by an exception."""
         hello = conversation.expect(Kind.HELLO).head
         refusal = self._hello_refusal(hello)
         if refusal:
             conversation.tell(Kind.REFUSE, {"code": "refused", "error": refusal})
             raise SessionEndedError(Cause.PEER_REFUSED, refusal)
         conversation.send(
-            Kind.HELLO, {"protocol": PROTOCOL, "version": __version__, "release": self.host.release}
+            Kind.HELLO,
+            {
+                "protocol": PROTOCOL,
+                "version": __version__,
+                "release": self.host.release,
+                "holds": self.monitor.state.generation if self.guest else "",
+            },
         )
-        self.monitor.enter("receiving", f"The first copy of {vm} is coming from {peer}.")
+        frame = conversation.expect(
+            Kind.RESYNC if self.guest else Kind.COPY, interrupted=self._pass_stop_on(conversation)
+        )
+        if frame.kind is Kind.COPY:
+            self._receive_copy(conversation, str(frame.head.get("generation")))
+        else:
+            self._be_compared(conversation)
+        self._replicate(conversation)
+
+    def _be_compared(self, conversation: Conversation) -> None:
+        """The primary is back: the copy stands still from now on, and the primary looks what differs."""
+        guest = self.guest
+        assert guest is not None
+        self.monitor.enter(
+            "resyncing", f"The copy of {self.config.vm} stands still to be compared and made equal."
+        )
+        self._hold_still(guest)
+        self.step = Step.PARTIAL if self.step is Step.RUNNING else self.step
+        guest.nics.isolate()
+        conversation.send(Kind.COPIED, self._facts(guest))
+
+    @staticmethod
+    def _facts(guest: Guest) -> dict[str, Any]:
+        domain = guest.domain
+        return {"domid": domain.domid, "frames": domain.nr_frames(), "pages": domain.info().pages}
+
+    def _receive_copy(self, conversation: Conversation, generation: str) -> None:
+        vm = self.config.vm
+        text = f"The first copy of {vm} is coming from {self.config.peer_name}."
+        self.monitor.enter("receiving", text, generation=generation)
         started = reported = time.monotonic()
         received = 0
         frame = conversation.expect(Kind.CHUNK, interrupted=self._pass_stop_on(conversation))
@@ -130,22 +199,35 @@ class Secondary:
         guest.nics.isolate()  # at once: the guest itself is on the network, on the primary's host
         guest.adopt_halt()
         self.step = Step.READY
-        facts = {"domid": domid, "frames": guest.domain.nr_frames(), "pages": guest.domain.info().pages}
-        conversation.send(Kind.COPIED, facts)
+        conversation.send(Kind.COPIED, self._facts(guest))
 
     def _hello_refusal(self, hello: dict[str, Any]) -> str:
         if hello.get("protocol") != PROTOCOL:
             return f"The primary speaks version {hello.get('protocol')} of the protocol, this host speaks {PROTOCOL}."
         domid = self.host.find(self.config.vm)
-        return "" if domid is None else exists_refusal(self.config.vm, domid)
+        if self.guest is None and domid is not None:
+            return exists_refusal(self.config.vm, domid)
+        if self.guest and hello.get("generation") != self.monitor.state.generation:
+            return foreign_refusal(self.config.vm)
+        return ""
 
     def _replicate(self, conversation: Conversation) -> None:
         """Serve checkpoints; the primary sets the pace. Ends by an exception."""
-        assert self.guest is not None
-        conversation.expect(Kind.ARM, interrupted=self._pass_stop_on(conversation))
-        self.guest.start_logging()
+        guest = self.guest
+        assert guest is not None
+        interrupted = self._pass_stop_on(conversation)
+        while (frame := conversation.expect(Kind.HASH, Kind.ARM, interrupted=interrupted)).kind is Kind.HASH:
+            answer_hash(guest.domain, conversation, frame.head)
+        guest.start_logging()
         epochs = SecondaryEpochs(
-            self.host, self.monitor, conversation, self.guest, self._pass_stop_on(conversation), self._running
+            self.host,
+            self.monitor,
+            conversation,
+            guest,
+            interrupted,
+            self._running,
+            self.step,
+            number(frame.head, "epoch"),
         )
         epochs.start()
         conversation.send(Kind.ARMED)
@@ -191,22 +273,30 @@ class Secondary:
         self.restore, self.guest = None, None
         return problems
 
-    def _hold(self) -> int:
-        """The primary is gone: run on, and let an operator decide. Returns the exit status."""
-        while True:
-            if self.inbox.requests:
-                self._answer_takeover(self.inbox.requests.popleft())
-            elif self.inbox.stop_requests and self.monitor.state.phase != "active":
-                problems = self._destroy()
-                sentence = f"{self.inbox.stop_reason} The copy of {self.config.vm} was destroyed."
-                self.monitor.enter("stopped", " ".join([sentence, *problems]), domid=None)
-                return 0
-            elif self.inbox.stop_reason:
-                # The service manager ends this program, not the only copy there may be: it runs on, and the next
-                # replicator goes on with it.
-                return 0
-            else:
-                self.inbox.wait_forever()
+    def _hold(self) -> int | None:
+        """The primary is gone: keep the copy until it comes back, or until an operator decides.
+
+        Returns an exit status when that is to be the end.
+        """
+        active = self.monitor.state.phase == "active"
+        if self.inbox.requests:
+            self._answer_takeover(self.inbox.requests.popleft())
+        elif self.inbox.sessions and not active:
+            return self._session().exit_code
+        elif self.inbox.sessions:
+            self.inbox.sessions.pop().close()  # it began before the takeover
+        elif self.inbox.stop_requests and not active:
+            problems = self._destroy()
+            sentence = f"{self.inbox.stop_reason} The copy of {self.config.vm} was destroyed."
+            self.monitor.enter("stopped", " ".join([sentence, *problems]), domid=None)
+            return 0
+        elif self.inbox.stop_reason:
+            # The service manager ends this program, not the only copy there may be: it runs on, and the next
+            # replicator goes on with it.
+            return 0
+        else:
+            self.inbox.wait_forever()
+        return None
 
     def _answer_takeover(self, request: Request) -> None:
         code, sentence = self._take_over()

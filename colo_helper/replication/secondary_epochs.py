@@ -42,8 +42,9 @@ class SecondaryEpochs(HelperParent):
     guest: Guest
     interrupted: Callable[[], None]
     on_running: Callable[[], None]
-    step: Step = Step.READY
-    epoch: int = 0
+    step: Step
+    epoch: int
+    _first: bool = True
     _helper: Helper | None = None
     _outlet: Outlet | None = None
     _back_fd: int = -1
@@ -104,7 +105,9 @@ class SecondaryEpochs(HelperParent):
         self._commit = commit
         self._watch.lap("receive")
         # From here on the new state is complete: whatever happens to the primary, it is the one to run.
-        self.step = Step.APPLYING if self.epoch else self.step
+        # A copy that has not run yet is of no use before the primary knows of it.
+        self.step = Step.APPLYING if self.step is not Step.READY else self.step
+        self.guest.torn.set()
         try:
             self._sent_bytes += self.conversation.send(Kind.RECEIVED, {"epoch": self.epoch})
         except SessionEndedError as error:
@@ -114,7 +117,8 @@ class SecondaryEpochs(HelperParent):
     def postcopy(self) -> int:
         """Memory and CPU state are applied: load the devices, and run on unless the primary wants to compare first."""
         self.guest.devices.load_state(self._commit.parts[0])
-        self.step = Step.APPLIED if self.epoch else self.step
+        self.step = Step.APPLIED if self.step is not Step.READY else self.step
+        self.guest.torn.clear()
         self._watch.lap("apply")
         if self._ended:
             return self._end(self._ended)
@@ -128,10 +132,11 @@ class SecondaryEpochs(HelperParent):
                 self._sent_bytes += self.conversation.send(Kind.APPLIED, applied)
         except SessionEndedError as error:
             return self._end(error)
-        if self.epoch:
-            self._record()
-        else:
+        if self._first:
+            self._first = False
             self.on_running()
+        else:
+            self._record()
         return _SUCCESS
 
     def _be_compared(self) -> None:

@@ -21,12 +21,21 @@ class Outlet:
 
     def put(self, frame: Frame) -> None:
         """Write the frame's bytes; blocks while the pipe is full. Raises PackingError."""
-        data = memoryview(unpack(frame))
+        self._write(memoryview(unpack(frame)))
+
+    def _write(self, data: memoryview) -> None:
         while data and self._fd >= 0:
             try:
                 data = data[os.write(self._fd, data) :]
             except BrokenPipeError:
                 return
+
+    def write_and_close(self, data: bytes) -> None:
+        """Write bytes that came from no frame, and no more."""
+        try:
+            self._write(memoryview(data))
+        finally:
+            self.close()
 
     def close(self) -> None:
         """End the stream: the helper sees that nothing more comes. May be called again."""

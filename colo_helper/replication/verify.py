@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,16 +52,25 @@ def judge(pages_compared: int, gfns: list[int], owners: dict[int, SpecialFrame])
 
 
 def compare(domain: Domain, conversation: Conversation, peer_frames: int) -> Comparison:
-    """Run the comparison from the primary; both copies must stand still.
+    """Run the comparison from the primary; both copies must stand still."""
+    compared, different = differing_frames(domain, conversation, peer_frames)
+    return judge(compared, different, domain.special_frames())
+
+
+def differing_frames(
+    domain: Domain, conversation: Conversation, peer_frames: int, between: Callable[[], None] = lambda: None
+) -> tuple[int, list[int]]:
+    """Return how many pages were compared, and the frames that are not the same on both sides, ascending.
 
     Ends as soon as both sides have found as many pages as their hypervisor says there are, so that the holes, nearly
-    all of a small guest's frames, are mostly not asked for.
+    all of a small guest's frames, are mostly not asked for. ``between`` is called before each window.
     """
     frames = max(domain.nr_frames(), peer_frames)
     pages = domain.info().pages
     found = their_found = compared = 0
     different: list[int] = []
     for window in search_order(frames, pages, WINDOW_FRAMES):
+        between()
         conversation.send(Kind.HASH, {"start": window.start, "count": window.length})
         ours = hash_window(domain, window)
         frame = conversation.expect(Kind.HASHES)
@@ -71,7 +81,7 @@ def compare(domain: Domain, conversation: Conversation, peer_frames: int) -> Com
         compared += len(set(ours.gfns) | set(theirs.gfns))
         if found >= pages and their_found >= their_pages:
             break
-    return judge(compared, sorted(different), domain.special_frames())
+    return compared, sorted(different)
 
 
 def parse_hashes(frame: Frame, window: Window) -> tuple[HashSet, int]:

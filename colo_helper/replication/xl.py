@@ -24,7 +24,7 @@ from colo_helper.helper.main import DOWNTIME_VARIABLE, SPOOL_VARIABLE
 from colo_helper.helper.parent import NAME as HELPER_NAME
 from colo_helper.hypervisor.libraries import XenLibraries, open_libraries
 from colo_helper.hypervisor.xen import XenDomain
-from colo_helper.replication.guest import Guest
+from colo_helper.replication.guest import Guest, Mark
 from colo_helper.replication.host import HostError
 
 _PIPE_BYTES = 1 << 20
@@ -142,7 +142,8 @@ class XenHost:
         """See Host."""
         domain = XenDomain(self._libraries, domid)
         devices = QmpDeviceModel(domid, self._run_dir, self._device_timeout_s)
-        return Guest(domain, devices, HostNics(domid))
+        held, torn = (Mark(self._run_dir / name) for name in ("held", "torn"))
+        return Guest(domain, devices, HostNics(domid), held=held, torn=torn)
 
     def configuration(self, vm: str) -> bytes:
         """See Host."""

@@ -49,7 +49,9 @@ def test_200_mib_against_a_taker_that_rests(lab, installed, vm, play):
     for host in ("xa", "xb"):
         vm.on(host, f"cat > /run/pressure.py <<'END'\n{script}\nEND")
     with subprocess.Popen(
-        ssh.command(vm.settings, "xb", "python3 -IS /run/pressure.py receive"), stdout=subprocess.PIPE, text=True
+        ssh.command(vm.settings, "xb", "python3 -IS /run/pressure.py receive"),
+        stdout=subprocess.PIPE,
+        text=True,
     ) as taker:
         vm.on("xb", "until test -S /run/colo/h1/attach.sock; do sleep 0.2; done")
         sent = json.loads(

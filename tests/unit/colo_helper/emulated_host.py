@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from colo_helper.devices.emulated import EmulatedDevices, EmulatedNics
 from colo_helper.helper import argv
@@ -19,7 +20,7 @@ from colo_helper.helper.main import serve
 from colo_helper.helper.parent import PipeParent
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.hypervisor.interface import PAGE_BYTES, SpecialFrame
-from colo_helper.replication.guest import Guest
+from colo_helper.replication.guest import Guest, Mark
 from colo_helper.replication.host import HostError
 from colo_helper.stream.walk import Pages, walk_xl
 
@@ -119,6 +120,8 @@ class EmulatedHost:
     nics: dict[int, EmulatedNics] = field(default_factory=dict)
     destroyed: list[int] = field(default_factory=list)
     refuse_restore: bool = False
+    #: Where marks are kept for whoever comes after a crash.
+    run_dir: Path | None = None
     prepare: Callable[[EmulatedDomain, EmulatedDevices], None] | None = None
 
     def add(self, vm: str, domain: EmulatedDomain) -> None:
@@ -134,7 +137,8 @@ class EmulatedHost:
         domain = next(domain for domain in self.domains.values() if domain.domid == domid)
         if self.prepare:
             self.prepare(domain, self.devices[domid])
-        return Guest(domain, self.devices[domid], self.nics[domid])
+        held, torn = (Mark(self.run_dir / name if self.run_dir else None) for name in ("held", "torn"))
+        return Guest(domain, self.devices[domid], self.nics[domid], held=held, torn=torn)
 
     def configuration(self, vm: str) -> bytes:
         return json.dumps({"c_info": {"name": vm}}).encode()

@@ -31,7 +31,7 @@ from colo_helper.monitor.state import State
 from colo_helper.replication import connect
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import Conversation
-from colo_helper.replication.decisions import attach_refusal
+from colo_helper.replication.decisions import Cause, SessionEndedError, attach_refusal
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.primary import Primary
 from colo_helper.replication.secondary import Secondary
@@ -176,9 +176,12 @@ class Pair:
     secondary_host: EmulatedHost = field(default_factory=EmulatedHost)
     exit_codes: dict[str, int] = field(default_factory=dict)
     threads: list[threading.Thread] = field(default_factory=list)
+    #: State files of earlier runs: the secondary's, the primary's.
     saved: dict[str, Any] | None = None
+    p_saved: dict[str, Any] | None = None
     only_secondary: bool = False
     before_link: Callable[[Pair], None] = lambda _pair: None
+    sessions: int = 0
 
     def __post_init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp())
@@ -213,8 +216,15 @@ class Pair:
 
     def connect(self, configuration: Config, monitor: Monitor, inbox: Inbox) -> Conversation:
         """The primary's connector."""
-        session = connect.session(configuration, monitor, "0123456789", Opening(VM, self.dialer, PATIENCE_S))
-        session.open()
+        self.sessions += 1
+        session = connect.session(
+            configuration, monitor, f"session {self.sessions}", Opening(VM, self.dialer, PATIENCE_S)
+        )
+        try:
+            session.open()
+        except ChannelLostError as error:
+            session.close()
+            raise SessionEndedError(Cause.PEER_LOST, str(error)) from error
         self.before_link(self)
         return Conversation(session, inbox)
 
@@ -244,11 +254,21 @@ class Pair:
         """Nothing comes through any more, and nothing is closed, as when a cable is cut."""
         self.line.frozen.set()
 
+    def mend_line(self) -> None:
+        """The peer can be reached again."""
+        self.line.frozen.clear()
+        self.line.dead = False
+
     # -- running
 
     def start(self) -> Pair:
         self.primary = Primary(
-            config("primary", self.timeout_ms), self.primary_host, self.p_monitor, self.p_inbox, self.connect
+            config("primary", self.timeout_ms),
+            self.primary_host,
+            self.p_monitor,
+            self.p_inbox,
+            self.connect,
+            self.p_saved,
         )
         self.secondary = Secondary(
             config("secondary", self.timeout_ms),
@@ -309,6 +329,31 @@ class Pair:
     @property
     def copy(self):
         return self.secondary_host.domains.get(VM)
+
+    def close_replicators(self) -> None:
+        """Both replicators are gone, as if killed: nothing of the hosts is put in order for it."""
+        hosts = self.primary_host, self.secondary_host
+        before = [(dict(host.domains), dict(host.devices), dict(host.nics)) for host in hosts]
+        frozen = [
+            (domain, domain.pause_count, domain.log_dirty)
+            for host in hosts
+            for domain in host.domains.values()
+        ]
+        marks = [path for host in hosts if host.run_dir for path in host.run_dir.iterdir()]
+        self.cut_line()
+        for inbox in (self.p_inbox, self.s_inbox):
+            inbox.put_stop("The test goes on without it.")
+        for thread in self.threads:
+            thread.join(PATIENCE_S)
+        for host, (domains, devices, nics) in zip(hosts, before, strict=True):
+            host.domains, host.devices, host.nics = domains, devices, nics
+        for domain, pauses, logged in frozen:
+            domain.pause_count, domain.own_pauses, domain.log_dirty = pauses, 0, logged
+        for path in marks:
+            path.touch()
+        for host in hosts:
+            for devices in host.devices.values():
+                devices.closed = False
 
     def close(self) -> None:
         for inbox in (self.p_inbox, self.s_inbox):

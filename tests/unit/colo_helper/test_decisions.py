@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from colo_helper.monitor.state import SECONDARY_PHASES
 from colo_helper.replication.config import ConfigError, load_config, parse_config
 from colo_helper.replication.decisions import (
     Cause,
@@ -16,10 +17,12 @@ from colo_helper.replication.decisions import (
     SecondaryStart,
     Step,
     attach_refusal,
+    beginning,
     guest_refusal,
     idle_step,
     pair_refusal,
     primary_end,
+    primary_start,
     secondary_end,
     secondary_start,
     verb_refusal,
@@ -155,7 +158,7 @@ def test_idle(idle, action, sentence):
         (PrimaryStep.PROTECTED, Cause.STOP, "stopped", "end", 0, "It is so; h1 runs on unprotected."),
         (PrimaryStep.PROTECTED, Cause.LOCAL_ERROR, "failed", "abort", 1, "It is so; h1 runs on unprotected."),
         (
-            PrimaryStep.PROTECTED, Cause.PEER_LOST, "unprotected", "", 1,
+            PrimaryStep.PROTECTED, Cause.PEER_LOST, "unprotected", "", None,
             "The secondary on xb was lost: It is so; h1 runs on unprotected.",
         ),
         (
@@ -183,6 +186,8 @@ def test_the_copy_runs_only_where_that_is_right(step, cause, stop_asked):
         assert end == SecondaryEnd(
             "waiting", "destroy", None, "It is so; the unfinished copy of h1 was destroyed."
         )
+    elif step is Step.TORN:
+        assert (end.phase, end.copy, end.exit_code) == ("torn", "hold", None)
     elif cause is Cause.LOCAL_ERROR or not usable:
         sentence = "It is so; the copy of h1 cannot be used and was destroyed."
         assert end == SecondaryEnd("failed", "destroy", 1, sentence)
@@ -212,7 +217,49 @@ SAVED = {"role": "secondary", "phase": "peer_lost", "domid": 5, "boot_id": "b", 
     ],
 )
 def test_how_a_secondary_starts(domid, saved, start):
-    assert secondary_start("h1", domid, saved, "b") == start
+    assert secondary_start("h1", domid, saved, "b", False) == start
+
+
+@pytest.mark.parametrize("phase", ["replicating", "resyncing", "torn"])
+@pytest.mark.parametrize("torn", [False, True])
+def test_how_a_secondary_starts_after_a_crash(phase, torn):
+    start = secondary_start("h1", 5, SAVED | {"phase": phase}, "b", torn)
+    assert (start.action, start.phase) == ("hold", "torn" if torn or phase == "torn" else "peer_lost")
+    assert start.sentence.startswith("The replicator ")
+
+
+@pytest.mark.parametrize(
+    ("change", "crashed", "generation", "epoch"),
+    [
+        ({}, True, "g", 7),
+        ({"phase": "unprotected"}, True, "g", 7),
+        ({"phase": "copying"}, True, "", 0),
+        ({"phase": "stopped"}, False, "", 0),
+        ({"boot_id": "another"}, False, "", 0),
+        ({"domid": 4}, False, "", 0),
+        ({"role": "secondary"}, False, "", 0),
+    ],
+)
+def test_what_a_primary_takes_over_from_an_earlier_run(change, crashed, generation, epoch):
+    saved = {
+        "role": "primary",
+        "phase": "replicating",
+        "domid": 5,
+        "boot_id": "b",
+        "generation": "g",
+        "epoch": 7,
+    }
+    start = primary_start(saved | change, 5, "b")
+    assert (start.crashed, start.generation, start.epoch) == (crashed, generation, epoch)
+    assert primary_start(None, 5, "b").crashed is False
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "action"),
+    [("", "", "copy"), ("g", "", "copy"), ("g", "g", "resync"), ("g", "h", "refuse"), ("", "h", "refuse")],
+)
+def test_how_a_session_begins(ours, theirs, action):
+    assert beginning("h1", "xb", ours, theirs).action == action
 
 
 @pytest.mark.parametrize(
@@ -221,12 +268,12 @@ def test_how_a_secondary_starts(domid, saved, start):
         None,
         SAVED | {"boot_id": "another"},
         SAVED | {"domid": 4},
-        SAVED | {"phase": "replicating"},
+        SAVED | {"phase": "receiving"},
         SAVED | {"role": "primary"},
     ],
 )
 def test_a_domain_that_is_not_the_copy_left_behind_is_not_touched(saved):
-    assert secondary_start("h1", 5, saved, "b") == SecondaryStart(
+    assert secondary_start("h1", 5, saved, "b", False) == SecondaryStart(
         "wait",
         "waiting",
         "The secondary's host already has a domain named h1 (number 5); it must go before a copy can come.",
@@ -242,7 +289,9 @@ def test_a_domain_that_is_not_the_copy_left_behind_is_not_touched(saved):
         ("primary", "replicating", "takeover", "wrong_side"),
         ("secondary", "receiving", "takeover", "primary_alive"),
         ("secondary", "replicating", "takeover", "primary_alive"),
+        ("secondary", "resyncing", "takeover", "primary_alive"),
         ("secondary", "waiting", "takeover", "no_copy"),
+        ("secondary", "torn", "takeover", "no_copy"),
         ("secondary", "active", "takeover", "already_active"),
         ("secondary", "peer_lost", "takeover", None),
         ("secondary", "peer_lost", "stop", None),
@@ -262,6 +311,6 @@ def test_takeover_while_the_primary_is_alive_says_so():
     assert refusal.sentence == "The primary of h1 is alive: its channels are up. Stop it first."
 
 
-@pytest.mark.parametrize("phase", ["waiting", "receiving", "replicating", "peer_lost", "active", "failed"])
+@pytest.mark.parametrize("phase", SECONDARY_PHASES)
 def test_who_may_attach(phase):
-    assert (attach_refusal("h1", phase) == "") is (phase == "waiting")
+    assert (attach_refusal("h1", phase) == "") is (phase in ("waiting", "peer_lost", "torn"))

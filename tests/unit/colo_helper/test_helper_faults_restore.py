@@ -57,7 +57,7 @@ def test_the_stream_ends(mode):
     for place in whole.places:
         run = Restoring(mode, whole.data[:place]).run()
         k = whole.complete(place)
-        if k:
+        if whole.kept(place):
             assert_took_over(run, f"after {place} bytes", mode, k)
         else:
             libxls_part = run.parent.called.count("checkpoint")
@@ -74,9 +74,10 @@ def test_the_stream_breaks(mode):
     for place in whole.helpers_places[1::3]:
         run = Restoring(mode, whole.data, Bench(Point(STREAM, place), Bench.reset_stream)).run()
         assert run.bench.fired, place
-        if k := whole.complete(
+        k = whole.complete(
             place + len(LIBXL)
-        ):  # only the helper's own reads break: the parent still gets its part
+        )  # only the helper's own reads break: the parent still gets its part
+        if k or whole.kept(place):
             assert_took_over(run, f"after {place} bytes", mode, k)
         else:
             assert_failed(
@@ -279,7 +280,7 @@ def test_the_parent_says_something_else(mode):
                 assert_failed(run, where, (-1, errno.EIO), words)
                 if name == "checkpoint" and k > 1:
                     assert run.domain.state() == whole.untouched[k - 1], where
-            elif name == "checkpoint" and k == 1:
+            elif name == "checkpoint" and k == 1 and mode is not BASELINE:
                 assert_failed(run, where, (-1, errno.EIO), "it answered 2")
             elif name in ("checkpoint", "suspend"):
                 assert_took_over(run, where, mode, k - (name == "checkpoint"))

@@ -146,7 +146,7 @@ def test_nonsense_in_the_stream(mode):
                 refused(mode, whole.data[: found.at] + data + whole.data[end:], (found, what), k, words)
                 cases += 1
         context = context and found.at not in whole.ends
-        for what, data, words in inserted(k > 0, static_done, not context and mode.last != ""):
+        for what, data, words in inserted(whole.kept(found.at), static_done, not context and mode.last != ""):
             refused(mode, whole.data[: found.at] + data + whole.data[found.at :], (found, what), k, words)
             cases += 1
         static_done = static_done or found.kind == RecordType.STATIC_DATA_END

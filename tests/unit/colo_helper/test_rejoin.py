@@ -1,0 +1,218 @@
+"""A pair that was parted comes together again, and only what differs goes over: on the emulated hypervisor."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from colo_helper.channel.wire import Kind
+from colo_helper.monitor.monitor import boot_id
+from tests.unit.colo_helper.emulated_host import EmulatedHost
+from tests.unit.colo_helper.replication_pair import Pair, eventually
+from tests.unit.colo_helper.test_replication import (
+    assert_copy_runs_off_the_network,
+    assert_primary_untouched,
+    guest_memory,
+)
+
+BRIEF_MS = 500
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    monkeypatch.setattr("colo_helper.replication.primary.FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr("colo_helper.replication.primary.LAST_RETRY_S", 0.2)
+    made = []
+
+    def make(**options):
+        made.append(Pair(**{"timeout_ms": BRIEF_MS, **options}))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def parted(pair, **options):
+    """A pair that was protected, and then lost each other; both sides have written since."""
+    both = pair(**options).start().replicating()
+    assert both.ask("primary", "checkpoint")["epoch"] == 1
+    both.cut_line()
+    both.phase("primary", "unprotected")
+    both.phase("secondary", "peer_lost")
+    for gfn in (3, 4, 5):
+        both.guest.guest_write(gfn, b"written while unprotected")
+    for gfn in (5, 6):
+        both.copy.guest_write(gfn, b"written by a copy alone")
+    both.guest.context = b"the context now"
+    return both
+
+
+def assert_equal_again(both):
+    assert both.both_run()
+    assert guest_memory(both.copy) == guest_memory(both.guest)
+    assert both.copy.context == both.guest.context
+    assert both.copy.log_dirty
+    assert both.guest.log_dirty
+    assert {tap.bridge for tap in both.secondary_host.nics[7].taps()} == {""}
+    assert both.ask("primary", "verify")["unexplained"] == []
+
+
+def events(both, role):
+    lines = (both.directory / role / "events.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_only_what_differs_goes_to_the_copy_of_a_secondary_that_was_lost(pair):
+    both = parted(pair)
+    chunks, pauses = both.forward.count(Kind.CHUNK), both.guest.journal.count("pause")
+    both.mend_line()
+    both.replicating()
+    assert_equal_again(both)
+    assert both.forward.count(Kind.CHUNK) == chunks, "no second first copy"
+    assert both.guest.journal.count("pause") == pauses + 2, (
+        "it stood still for the first checkpoint and for the verified one"
+    )
+    sentences = [event["sentence"] for event in events(both, "primary") if event["event"] == "compared"]
+    assert sentences[0].startswith("4 of 64 pages differ") or sentences[0].startswith("5 of 65 pages differ")
+    assert both.p_monitor.state.epoch == 2, "epochs go on where they were"
+    assert both.p_monitor.state.generation == both.s_monitor.state.generation != ""
+
+
+def test_again_and_again(pair):
+    both = parted(pair)
+    for _ in range(3):
+        both.mend_line()
+        both.replicating()
+        assert_equal_again(both)
+        both.cut_line()
+        both.phase("primary", "unprotected")
+        both.phase("secondary", "peer_lost")
+        both.guest.guest_write(9, b"more")
+    assert_primary_untouched(both, ended=False)
+    assert_copy_runs_off_the_network(both)
+
+
+@pytest.mark.parametrize(
+    ("direction", "kind"),
+    [
+        ("forward", Kind.RESYNC),
+        ("back", Kind.COPIED),
+        ("forward", Kind.HASH),
+        ("back", Kind.HASHES),
+        ("forward", Kind.ARM),
+        ("back", Kind.ARMED),
+        ("forward", Kind.STREAM),
+        ("forward", Kind.COMMIT),
+        ("back", Kind.RECEIVED),
+        ("back", Kind.APPLIED),
+    ],
+    ids=lambda value: value.name if isinstance(value, Kind) else value,
+)
+@pytest.mark.parametrize("passed", [False, True])
+def test_parted_once_more_at_any_step(pair, direction, kind, passed):
+    """The copy is its own state or the primary's, never a mixture, and it runs on from that; then the two find together."""
+    both = parted(pair)
+    own, context = guest_memory(both.copy), both.copy.context
+    seen = both.forward if direction == "forward" else both.back
+    both.line.cut, both.line.cut_after = (kind, seen.count(kind) + 1), passed
+    both.mend_line()
+    eventually(lambda: both.line.cut is None, "the cut")
+    both.phase("primary", "unprotected")
+    both.phase("secondary", "peer_lost")
+    assert_primary_untouched(both, ended=False)
+    assert_copy_runs_off_the_network(both)
+    found = guest_memory(both.copy), both.copy.context
+    assert found in ((own, context), (guest_memory(both.guest), both.guest.context))
+    if kind in (Kind.RECEIVED, Kind.APPLIED) or (kind is Kind.COMMIT and passed):
+        assert found[1] == both.guest.context
+    both.mend_line()
+    both.replicating()
+    assert_equal_again(both)
+
+
+def saved_by(both, role):
+    return json.loads((both.directory / role / "state.json").read_text())
+
+
+def test_a_secondary_whose_replicator_was_killed_is_taken_up(pair, tmp_path):
+    """The new replicator finds the copy as the old one left it: it stands still in the middle of a checkpoint."""
+    first = parted(pair, secondary_host=EmulatedHost(run_dir=tmp_path))
+    host, saved = first.secondary_host, saved_by(first, "secondary") | {"phase": "replicating"}
+    copy = first.copy
+    copy.pause_count, copy.log_dirty = 1, True  # as a killed replicator leaves it
+    (tmp_path / "held").touch()
+    p_saved = saved_by(first, "primary")
+    first.close_replicators()
+    both = pair(primary_host=first.primary_host, secondary_host=host, saved=saved, p_saved=p_saved).start()
+    both.replicating()
+    assert "was started anew" in events(both, "secondary")[0]["sentence"]
+    assert_equal_again(both)
+
+
+def test_a_copy_that_was_being_changed_is_made_whole_and_never_taken_over(pair, tmp_path):
+    first = parted(pair, secondary_host=EmulatedHost(run_dir=tmp_path))
+    saved, p_saved = saved_by(first, "secondary") | {"phase": "replicating"}, saved_by(first, "primary")
+    first.copy.pause_count = 1
+    first.copy.memory[7][:] = b"\5" * 4096  # half of a checkpoint
+    for mark in ("held", "torn"):
+        (tmp_path / mark).touch()
+    first.close_replicators()
+    alone = pair(secondary_host=first.secondary_host, saved=saved, only_secondary=True).start()
+    assert "neither of two states" in alone.phase("secondary", "torn")
+    assert not alone.copy.running
+    alone.close_replicators()
+    both = pair(
+        primary_host=first.primary_host,
+        secondary_host=first.secondary_host,
+        saved=saved_by(alone, "secondary"),
+        p_saved=p_saved,
+    ).start()
+    both.replicating()
+    assert_equal_again(both)
+    assert not (tmp_path / "torn").exists()
+
+
+def test_a_primary_whose_replicator_was_killed_lets_the_guest_run_and_goes_on(pair, tmp_path):
+    first = parted(pair, primary_host=EmulatedHost(run_dir=tmp_path))
+    guest, devices = first.guest, first.primary_host.devices[3]
+    guest.pause_count, guest.log_dirty, devices.running = 1, True, False
+    (tmp_path / "held").touch()
+    p_saved, saved = saved_by(first, "primary") | {"phase": "replicating"}, saved_by(first, "secondary")
+    first.close_replicators()
+    both = pair(
+        primary_host=first.primary_host, secondary_host=first.secondary_host, saved=saved, p_saved=p_saved
+    )
+    both.dialer.without = {"forward"}
+    both.start()
+    both.phase("primary", "unprotected")
+    assert_primary_untouched(both, ended=False)
+    both.dialer.without = set()
+    both.replicating()
+    assert_equal_again(both)
+
+
+def test_a_copy_of_something_else_is_refused_and_stays(pair):
+    first = parted(pair)
+    saved, p_saved = saved_by(first, "secondary"), saved_by(first, "primary") | {"generation": "another"}
+    first.close_replicators()
+    both = pair(
+        primary_host=first.primary_host, secondary_host=first.secondary_host, saved=saved, p_saved=p_saved
+    ).start()
+    assert "is of another first copy than this primary's" in both.phase("primary", "unprotected")
+    assert both.ended("primary") == 1
+    assert both.s_monitor.state.phase == "peer_lost"
+    assert_copy_runs_off_the_network(both)
+    assert both.ask("secondary", "takeover")["ok"] is True
+
+
+def test_a_primary_whose_copy_was_taken_over_says_so_and_goes_on_asking(pair):
+    both = parted(pair)
+    assert both.ask("secondary", "takeover")["ok"] is True
+    both.mend_line()
+    eventually(lambda: "was taken over and is active here" in both.p_monitor.state.reason, "the reason")
+    assert both.p_monitor.state.phase == "unprotected"
+    both.p_inbox.put_stop("An operator asked to stop.")
+    assert both.ended("primary") == 0
+    assert boot_id() == saved_by(both, "primary")["boot_id"]
