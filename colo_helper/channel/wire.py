@@ -70,6 +70,8 @@ class Kind(IntEnum):
     RECEIVED = 25  # B: {epoch}; all of the checkpoint is here and will be applied, come what may
     COPY = 26  # F: {generation}; a first copy follows
     RESYNC = 27  # F: let the copy stand still and be compared
+    HANDOVER = 28  # F: {epoch}; the guest here stands still for good: the copy is the VM from now on
+    TAKEN = 29  # B: {epoch}; it is
 
 
 #: What is said about a connection itself, and not repeated on the next one.

@@ -14,6 +14,8 @@ SECONDARY_PHASES = (
     "replicating",
     "peer_lost",
     "torn",
+    "standby",
+    "handed_over",
     "active",
     "stopped",
     "failed",

@@ -23,6 +23,7 @@ class Cause(Enum):
     STOP = "somebody asked this side to stop"
     END = "the primary ended the protection in order"
     ABORT = "the primary gave up and its guest runs on"
+    SWITCHED = "the roles have been swapped"
 
 
 class SessionEndedError(Exception):
@@ -137,24 +138,29 @@ class PrimaryStep(Enum):
     NO_GUEST = "the guest was not found or not opened"
     UNPROTECTED = "the first copy is not complete"
     PROTECTED = "both copies ran"
+    HANDED_OVER = "the secondary was told that its copy is the VM from now on"
 
 
 @dataclass(frozen=True, slots=True)
 class PrimaryEnd:
     """How a session ends on the primary. ``tell`` is what the peer hears: ``end``, ``abort`` or nothing.
 
-    ``exit_code`` None means: stay, and try to protect the guest again.
+    ``exit_code`` None means: stay, and try to protect the guest again. ``guest`` is ``run`` or ``hold`` (still, and off the
+    network: this side is the secondary from now on).
     """
 
     phase: str
     tell: str
     exit_code: int | None
     sentence: str
+    guest: str = "run"
 
 
 def primary_end(vm: str, peer: str, step: PrimaryStep, cause: Cause, why: str) -> PrimaryEnd:
-    """Decide how the primary ends a session; in every case its guest runs on at once, with log-dirty off."""
+    """Decide how the primary ends a session: its guest runs on at once, with log-dirty off, unless it was handed over."""
     why = why.rstrip(".")
+    if step is PrimaryStep.HANDED_OVER:
+        return _handed_over_end(vm, peer, cause, why)
     if step is PrimaryStep.NO_GUEST:
         failed = cause is not Cause.STOP
         return PrimaryEnd("failed" if failed else "stopped", "", int(failed), f"{why}.")
@@ -164,13 +170,22 @@ def primary_end(vm: str, peer: str, step: PrimaryStep, cause: Cause, why: str) -
         return PrimaryEnd("failed", "abort", 1, f"{why}; {vm} runs on unprotected.")
     if step is PrimaryStep.UNPROTECTED:
         return PrimaryEnd("failed", "", 1, f"{why}; {vm} was not protected yet and runs on.")
-    if cause is Cause.PEER_REFUSED:
+    refused = cause is Cause.PEER_REFUSED
+    lost = "gave up" if refused else "was lost"
+    sentence = f"The secondary on {peer} {lost}: {why}; {vm} runs on unprotected."
+    return PrimaryEnd("unprotected", "", 1 if refused else None, sentence)
+
+
+def _handed_over_end(vm: str, peer: str, cause: Cause, why: str) -> PrimaryEnd:
+    if cause is Cause.SWITCHED:
         return PrimaryEnd(
-            "unprotected", "", 1, f"The secondary on {peer} gave up: {why}; {vm} runs on unprotected."
+            "standby", "", 0, f"{why}; the copy of {vm} here stands by, off the network.", "hold"
         )
-    return PrimaryEnd(
-        "unprotected", "", None, f"The secondary on {peer} was lost: {why}; {vm} runs on unprotected."
+    sentence = (
+        f"{vm} was handed over to {peer}, which did not confirm it: {why}. It may run there, so it stands still here, until "
+        "an operator decides."
     )
+    return PrimaryEnd("handed_over", "", 1, sentence, "hold")
 
 
 #: Wait between attempts to reach a secondary that was lost, in seconds: doubled from the first to the last.
@@ -235,6 +250,10 @@ _RUN_ON = {
 def secondary_end(vm: str, peer: str, step: Step, cause: Cause, why: str, stop_asked: bool) -> SecondaryEnd:
     """Decide what becomes of the copy; ``exit_code`` None means: wait for the next session or for an operator."""
     why = why.rstrip(".")
+    if cause is Cause.SWITCHED:
+        return SecondaryEnd(
+            "unprotected", "run", 0, f"{why}; {vm} runs here, unprotected until {peer} is its secondary."
+        )
     if cause in (Cause.END, Cause.STOP) or stop_asked:
         return SecondaryEnd("stopped", "destroy", 0, f"{why}; the copy of {vm} was destroyed.")
     if step is Step.TORN:
@@ -250,17 +269,10 @@ def secondary_end(vm: str, peer: str, step: Step, cause: Cause, why: str, stop_a
         return SecondaryEnd(
             "failed", "destroy", 1, f"{why}; the copy of {vm} cannot be used and was destroyed."
         )
-    off = "off the network, until an operator decides"
-    if cause is Cause.ABORT:
-        return SecondaryEnd(
-            "peer_lost",
-            "run",
-            None,
-            f"The primary on {peer} gave up: {why}; its guest runs there; {_RUN_ON[step]}, {off}.",
-        )
-    return SecondaryEnd(
-        "peer_lost", "run", None, f"The primary on {peer} was lost: {why}; {_RUN_ON[step]}, {off}."
-    )
+    gave_up = cause is Cause.ABORT
+    what = f"gave up: {why}; its guest runs there" if gave_up else f"was lost: {why}"
+    sentence = f"The primary on {peer} {what}; {_RUN_ON[step]}, off the network, until an operator decides."
+    return SecondaryEnd("peer_lost", "run", None, sentence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +282,31 @@ class SecondaryStart:
     action: str
     phase: str
     sentence: str
+
+
+def role_refusal(vm: str, role: str, saved: dict[str, Any] | None, boot_id: str, domid: int | None) -> str:
+    """Return why the domain here cannot have the role that the configuration names, or an empty string.
+
+    After a switch-over each side has the other role. A replicator that was started with its old configuration must not
+    let a copy run as if it were the VM, nor take the VM for a copy.
+    """
+    if saved is None or domid is None or (saved.get("boot_id"), saved.get("domid")) != (boot_id, domid):
+        return ""
+    was, phase = str(saved.get("role")), str(saved.get("phase"))
+    held = {
+        "secondary": (*STANDING_BY, "torn", "peer_lost", "resyncing", "replicating"),
+        "primary": ("connecting", "copying", "resyncing", "replicating", "unprotected"),
+    }
+    if was == role or phase not in held.get(was, ()):
+        return ""
+    return (
+        f"The configuration says that this host is the {role} of {vm}, but it is its {was} ({phase}): "
+        f"{saved.get('reason', '')} Run the playbook that swaps the roles to its end, or end the protection first."
+    )
+
+
+#: Phases of a copy that was the VM until a switch-over, and stands still since.
+STANDING_BY = ("standby", "handed_over")
 
 
 def secondary_start(
@@ -285,7 +322,7 @@ def secondary_start(
     if saved is None or not mine or saved.get("role") != "secondary":
         return SecondaryStart("wait", "waiting", exists_refusal(vm, domid))
     phase = str(saved.get("phase"))
-    if phase in ("peer_lost", "active"):
+    if phase in ("peer_lost", "active", *STANDING_BY):
         return SecondaryStart("hold", phase, f"Going on with domain {domid}: {saved.get('reason', '')}")
     if phase == "torn" or torn:
         return SecondaryStart(
@@ -330,7 +367,7 @@ class Refusal:
 
 def verb_refusal(vm: str, role: str, phase: str, verb: str) -> Refusal | None:
     """Decide whether a verb may be carried out in a phase; None means yes."""
-    if verb in ("checkpoint", "verify"):
+    if verb in ("checkpoint", "verify", "switchover"):
         return _checkpoint_refusal(vm, role, phase, verb)
     if verb == "takeover":
         return _takeover_refusal(vm, role, phase)
@@ -357,14 +394,14 @@ def _takeover_refusal(vm: str, role: str, phase: str) -> Refusal | None:
         return Refusal("primary_alive", f"The primary of {vm} is alive: its channels are up. Stop it first.")
     if phase == "active":
         return Refusal("already_active", f"{vm} was taken over before; it is active here.")
-    if phase != "peer_lost":
+    if phase not in ("peer_lost", *STANDING_BY):
         return Refusal("no_copy", f"There is no copy of {vm} here that could take over (it is {phase}).")
     return None
 
 
 def attach_refusal(vm: str, phase: str) -> str:
     """Return why no primary may attach in this phase of the secondary, or an empty string."""
-    if phase in ("waiting", "peer_lost", "torn"):
+    if phase in ("waiting", "peer_lost", "torn", *STANDING_BY):
         return ""
     if phase in ("receiving", "resyncing", "replicating"):
         return f"Another primary of {vm} is attached already."

@@ -68,8 +68,7 @@ class Primary:
             protected_before = self.step is PrimaryStep.PROTECTED
             try:
                 guest = self.guest or self._open_guest()
-                self._replicate(guest, self._protect(guest))
-                cause, why = Cause.STOP, self.inbox.stop_reason
+                cause, why = self._replicate(guest, self._protect(guest))
             except SessionEndedError as error:
                 cause, why = error.cause, str(error)
             except LOCAL_ERRORS as error:
@@ -221,10 +220,10 @@ class Primary:
 
     # ------------------------------------------------------------------------------------------ checkpoints
 
-    def _replicate(self, guest: Guest, differing: DirtyBitmap) -> None:
-        """Make checkpoints by the clock and by request until somebody stops it."""
+    def _replicate(self, guest: Guest, differing: DirtyBitmap) -> tuple[Cause, str]:
+        """Make checkpoints by the clock and by request until somebody stops it, or until the roles are swapped."""
         assert self.conversation is not None
-        PrimaryEpochs(
+        epochs = PrimaryEpochs(
             self.config,
             self.host,
             self.monitor,
@@ -232,9 +231,30 @@ class Primary:
             self.conversation,
             guest,
             self._protected,
+            self._handed_over,
             differing,
             self.monitor.state.epoch,
-        ).run()
+        )
+        try:
+            epochs.run()
+        finally:
+            if epochs.handed_over:
+                self.step = PrimaryStep.HANDED_OVER
+        if epochs.switched:
+            return (
+                Cause.SWITCHED,
+                f"{self.config.vm} runs on {self.config.peer_name} since epoch {epochs.epoch}",
+            )
+        return Cause.STOP, self.inbox.stop_reason
+
+    def _handed_over(self) -> None:
+        """From here on this side is the secondary, whatever happens."""
+        text = f"{self.config.vm} is being handed over to {self.config.peer_name}; it stands still here."
+        try:
+            self.monitor.enter("handed_over", text, role="secondary")
+        except OSError:
+            self.monitor.restore(role="primary")  # not written down, so not done
+            raise
 
     def _protected(self) -> None:
         self.step = PrimaryStep.PROTECTED
@@ -246,8 +266,8 @@ class Primary:
 
     def _finish(self, cause: Cause, why: str) -> int | None:
         """Let the guest run at once, then tell the peer, the file and whoever waits; None when it is to be tried again."""
-        problems = self.guest.release() if self.guest else []
         end = primary_end(self.config.vm, self.config.peer_name, self.step, cause, why)
+        problems = self.guest.release() if self.guest and end.guest == "run" else []
         sentence = " ".join([end.sentence, *problems])
         if self.conversation:
             self._last_words(self.conversation, end.tell, why)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,7 @@ class PrimaryEpochs(HelperParent):
     conversation: Conversation
     guest: Guest
     on_running: Callable[[], None]
+    on_handover: Callable[[], None]
     differing: DirtyBitmap
     epoch: int
     _first: bool = True
@@ -64,9 +66,14 @@ class PrimaryEpochs(HelperParent):
     _requests: list[Request] = field(default_factory=list)
     _verified: dict[str, Any] | None = None
     _held: list[bytes] = field(default_factory=list)
+    #: Whether the secondary's copy may be, or is, the VM now.
+    handed_over: bool = False
+    switched: bool = False
 
     def run(self) -> None:
-        """Make checkpoints until somebody stops it. At the start the copy stands still, and the guest's log is on.
+        """Make checkpoints until somebody stops it or the roles are swapped (``switched``), which leaves the guest still.
+
+        At the start the copy stands still, and the guest's log is on.
 
         Raises SessionEndedError, or what the host raised; the guest runs in either case.
         """
@@ -87,13 +94,13 @@ class PrimaryEpochs(HelperParent):
                 os.close(back_out)
             outcome = helper.serve(self, {stream_out: self._forward_some})
         except BaseException:
-            self.guest.let_run()
+            self._let_run()
             raise
         finally:
             outlet.close()
             os.close(stream_out)
         if not outcome.succeeded:
-            self.guest.let_run()
+            self._let_run()
             self.conversation.check()
             if self.conversation.loss:
                 raise SessionEndedError(Cause.PEER_LOST, self.conversation.loss)
@@ -127,11 +134,11 @@ class PrimaryEpochs(HelperParent):
         with self._run_on_failure():
             devices = self.guest.saved_devices()
             self._watch.lap("devices")
-            if not self._to_verify:
+            if not self._to_hold:
                 self.guest.resume()
                 self._watch.lap("resume")
             self._send_held()
-            commit = {"epoch": self.epoch, "hold": self._to_verify, **self._figures}
+            commit = {"epoch": self.epoch, "hold": self._to_hold, **self._figures}
             self._sent_bytes += self.conversation.send(Kind.COMMIT, commit, (devices,))
         return 1
 
@@ -140,10 +147,14 @@ class PrimaryEpochs(HelperParent):
         started = time.monotonic()
         with self._run_on_failure():
             self._expect_of_epoch(Kind.RECEIVED)
-            if self._to_verify:
+            if self._to_hold:
                 frames = number(self._expect_of_epoch(Kind.APPLIED), "frames")
-                self._verified = compare(self.guest.domain, self.conversation, frames).to_json(self.epoch)
-                self._watch.lap("verify")
+                if self._asked_for("verify"):
+                    self._verified = compare(self.guest.domain, self.conversation, frames).to_json(self.epoch)
+                    self._watch.lap("verify")
+                if self._asked_for("switchover"):
+                    self._hand_over()
+                    return 0
                 self.conversation.send(Kind.RUN, {"epoch": self.epoch})
                 self.guest.resume()
                 self._watch.lap("resume")
@@ -151,10 +162,26 @@ class PrimaryEpochs(HelperParent):
         self._due_s = time.monotonic() + self.config.interval_ms / 1000
         return 1
 
+    def _hand_over(self) -> None:
+        """Both stand still and are equal: from the moment the secondary is told so, its copy is the VM and this one is not."""
+        taps = self.guest.nics.isolate()
+        try:
+            self.on_handover()  # written down first: whoever comes after a crash must not let it run here
+            self.handed_over = True
+            self.conversation.send(Kind.HANDOVER, {"epoch": self.epoch})
+        except BaseException:
+            if not self.handed_over:
+                self.guest.nics.connect(taps)
+            raise
+        self._expect_of_epoch(Kind.TAKEN)
+        self.switched = True
+        self._watch.lap("handover")
+        self._record(0.0)
+
     def wait_checkpoint(self) -> int:
         """Wait until the copy runs, then for the clock or a request; 0 when the protection is to end."""
         started = time.monotonic()
-        if not self._to_verify:
+        if not self._to_hold:
             self._expect_of_epoch(Kind.APPLIED)
         apply_ms = _ms(time.monotonic() - started)
         self.conversation.idle_now()
@@ -198,9 +225,18 @@ class PrimaryEpochs(HelperParent):
         if not self._first:  # the copy stands still at the first
             self._sent_bytes += self.conversation.send(Kind.SUSPEND, {"epoch": self.epoch})
 
+    def _asked_for(self, verb: str) -> bool:
+        return not self._first and any(request.verb == verb for request in self._requests)
+
     @property
-    def _to_verify(self) -> bool:
-        return not self._first and any(request.verb == "verify" for request in self._requests)
+    def _to_hold(self) -> bool:
+        """Whether both sides stand still after this checkpoint until the primary says more."""
+        return self._asked_for("verify") or self._asked_for("switchover")
+
+    def _let_run(self) -> None:
+        """After a failure; but never what may run elsewhere."""
+        if not self.handed_over:
+            self.guest.let_run()
 
     def _expect_of_epoch(self, kind: Kind) -> dict[str, Any]:
         head = self.conversation.expect(kind).head
@@ -229,8 +265,14 @@ class PrimaryEpochs(HelperParent):
             self._sent_bytes += self.conversation.send(Kind.STREAM, head, (payload,))
         self._held.clear()
 
-    def _run_on_failure(self) -> _RunOnFailure:
-        return _RunOnFailure(self.guest)
+    @contextmanager
+    def _run_on_failure(self) -> Iterator[None]:
+        """Let the guest run at once when a part of a checkpoint fails; the helper may take a moment to put things back."""
+        try:
+            yield
+        except BaseException:
+            self._let_run()
+            raise
 
     def _record(self, apply_ms: float) -> None:
         """Write the checkpoint down and answer the requests for it."""
@@ -245,20 +287,6 @@ class PrimaryEpochs(HelperParent):
         for request in self._requests:
             self.inbox.requests.remove(request)
             request.succeed(verified if request.verb == "verify" and verified else record.to_json())
-
-
-class _RunOnFailure:
-    """Lets the guest run at once when a part of a checkpoint fails; the helper may take a moment to put things back."""
-
-    def __init__(self, guest: Guest) -> None:
-        self._guest = guest
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._guest.let_run()
 
 
 def _ms(seconds: float) -> float:

@@ -12,7 +12,7 @@ from colo_helper.control.protocol import RefusedError, Request
 from colo_helper.control.server import ControlServer
 from colo_helper.hypervisor.interface import HypervisorError
 from colo_helper.monitor.files import read_json
-from colo_helper.monitor.monitor import Monitor
+from colo_helper.monitor.monitor import Monitor, boot_id
 from colo_helper.monitor.sdnotify import Notifier
 from colo_helper.monitor.state import State
 from colo_helper.replication.config import (
@@ -24,7 +24,7 @@ from colo_helper.replication.config import (
     ConfigError,
     load_config,
 )
-from colo_helper.replication.decisions import attach_refusal, verb_refusal
+from colo_helper.replication.decisions import attach_refusal, role_refusal, verb_refusal
 from colo_helper.replication.guest import LOCAL_ERRORS
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.primary import Primary
@@ -106,11 +106,15 @@ def _serve(
     from colo_helper.replication.xl import XenHost  # noqa: PLC0415  (loads the device libraries: only to run)
 
     host = XenHost(run_dir, state_dir, device_timeout_s=max(10.0, config.peer_timeout_ms / 1000))
+    saved = _saved(state_dir)
+    if refusal := role_refusal(config.vm, config.role, saved, boot_id(), host.find(config.vm)):
+        sys.stderr.write(f"{refusal}\n")  # and nothing is written: the state file tells what the domain is
+        return 2
     if config.role == "primary":
         ready()
         from colo_helper.replication.connect import connect  # noqa: PLC0415  (paramiko: only the primary needs it)
 
-        return Primary(config, host, monitor, inbox, connect, _saved(state_dir)).run()
+        return Primary(config, host, monitor, inbox, connect, saved).run()
     from colo_helper.channel.listener import AttachListener  # noqa: PLC0415
     from colo_helper.replication.connect import session  # noqa: PLC0415
 
@@ -121,7 +125,7 @@ def _serve(
         lambda name: session(config, monitor, name),
         inbox.put_session,
     )
-    secondary = Secondary(config, host, monitor, inbox, state_dir, _saved(state_dir))
+    secondary = Secondary(config, host, monitor, inbox, saved)
     listener.start()
     try:
         ready()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from colo_helper import __version__
@@ -16,6 +15,7 @@ from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import STEP_TIMEOUT_S, Conversation, number
 from colo_helper.replication.decisions import (
     PROTOCOL,
+    STANDING_BY,
     Cause,
     SecondaryEnd,
     SecondaryStart,
@@ -44,7 +44,6 @@ class Secondary:
     host: Host
     monitor: Monitor
     inbox: Inbox
-    state_dir: Path
     saved: dict[str, Any] | None = None
     guest: Guest | None = None
     restore: RestoreStream | None = None
@@ -78,9 +77,11 @@ class Secondary:
         saved = self.saved or {}
         self.monitor.restore(generation=str(saved.get("generation", "")), epoch=int(saved.get("epoch", 0)))
         problems: list[str] = []
-        if start.phase == "torn":
+        if start.phase in ("torn", *STANDING_BY):
+            guest.nics.isolate()
             self._hold_still(guest)
         elif start.phase == "peer_lost":
+            guest.nics.isolate()
             problems = guest.recover()
         self.monitor.enter(start.phase, " ".join([start.sentence, *problems]), domid=guest.domain.domid)
 
@@ -108,7 +109,7 @@ class Secondary:
     def _session(self) -> SecondaryEnd:
         """Serve one session to its end and carry out what becomes of the copy."""
         phase, self.stop_sent_s = self.monitor.state.phase, 0.0
-        self.step = {"torn": Step.TORN, "peer_lost": Step.RUNNING}.get(phase, Step.COPYING)
+        self.step = Step.TORN if phase == "torn" else Step.RUNNING if self.guest else Step.COPYING
         session = self.inbox.sessions.pop()
         while self.inbox.sessions:
             self.inbox.sessions.pop().close()  # its client gave up and came again
@@ -128,6 +129,8 @@ class Secondary:
         if cause is Cause.END and not problems:
             conversation.tell(Kind.ENDED, {})
         conversation.close()
+        if end.exit_code is not None and self.guest:
+            problems += self.guest.close()
         domid = self.guest.domain.domid if self.guest else None
         self.monitor.enter(end.phase, " ".join([end.sentence, *problems]), domid=domid)
         return end
@@ -226,6 +229,7 @@ class Secondary:
             guest,
             interrupted,
             self._running,
+            self._handed_over,
             self.step,
             number(frame.head, "epoch"),
         )
@@ -240,6 +244,17 @@ class Secondary:
         assert self.guest is not None
         text = f"The copy of {self.config.vm} runs, off the network."
         self.monitor.enter("replicating", text, domid=self.guest.domain.domid)
+
+    def _handed_over(self) -> None:
+        """This side is the primary from now on; written down before the guest runs on the network."""
+        assert self.guest is not None
+        self._join_network(self.guest)
+        text = f"{self.config.vm} was handed over by {self.config.peer_name}."
+        self.monitor.enter("unprotected", text, role="primary")
+        self.guest.devices.announce()
+
+    def _join_network(self, guest: Guest) -> None:
+        guest.nics.connect([replace(tap, bridge=self.config.bridge) for tap in guest.nics.taps()])
 
     def _pass_stop_on(self, conversation: Conversation) -> Callable[[], None]:
         """Return what asks the primary for an orderly end, once, when somebody stops this side."""
@@ -318,7 +333,7 @@ class Secondary:
                 problems.append(f"Domain {guest.domain.domid} is paused, and not by us.")
             if problems:
                 return "takeover_failed", " ".join(problems)
-            guest.nics.connect([replace(tap, bridge=self.config.bridge) for tap in guest.nics.taps()])
+            self._join_network(guest)
             guest.devices.announce()
         except LOCAL_ERRORS as error:
             return "takeover_failed", str(error)

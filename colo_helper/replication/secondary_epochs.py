@@ -42,6 +42,7 @@ class SecondaryEpochs(HelperParent):
     guest: Guest
     interrupted: Callable[[], None]
     on_running: Callable[[], None]
+    on_handover: Callable[[], None]
     step: Step
     epoch: int
     _first: bool = True
@@ -126,7 +127,8 @@ class SecondaryEpochs(HelperParent):
         try:
             if self._commit.head.get("hold") is True:
                 self.conversation.send(Kind.APPLIED, applied)
-                self._be_compared()
+                if self._be_compared():
+                    return self._end(self._be_handed_over())
             self._run_on()
             if self._commit.head.get("hold") is not True:
                 self._sent_bytes += self.conversation.send(Kind.APPLIED, applied)
@@ -139,10 +141,21 @@ class SecondaryEpochs(HelperParent):
             self._record()
         return _SUCCESS
 
-    def _be_compared(self) -> None:
-        """Answer for the memory while both stand still, until the primary lets both run."""
-        while (frame := self.conversation.expect(Kind.HASH, Kind.RUN)).kind is Kind.HASH:
+    def _be_compared(self) -> bool:
+        """Answer for the memory while both stand still, until the primary lets both run, or hands the VM over (True)."""
+        while True:
+            frame = self.conversation.expect(Kind.HASH, Kind.RUN, Kind.HANDOVER)
+            if frame.kind is not Kind.HASH:
+                return frame.kind is Kind.HANDOVER
             answer_hash(self.guest.domain, self.conversation, frame.head)
+
+    def _be_handed_over(self) -> SessionEndedError:
+        """The copy is the VM from now on; returns how the session ends."""
+        self._record()
+        self.on_handover()
+        self._run_on()
+        self.conversation.tell(Kind.TAKEN, {"epoch": self.epoch})
+        return SessionEndedError(Cause.SWITCHED, f"The roles were swapped at epoch {self.epoch}")
 
     def _run_on(self) -> None:
         self.guest.resume()

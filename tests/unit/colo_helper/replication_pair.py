@@ -275,7 +275,6 @@ class Pair:
             self.secondary_host,
             self.s_monitor,
             self.s_inbox,
-            self.directory / "secondary",
             self.saved,
         )
         self.listener.start()

@@ -173,7 +173,7 @@ def test_how_the_primary_ends(step, cause, phase, tell, code, sentence):
 
 
 @pytest.mark.parametrize("step", Step)
-@pytest.mark.parametrize("cause", Cause)
+@pytest.mark.parametrize("cause", [cause for cause in Cause if cause is not Cause.SWITCHED])
 @pytest.mark.parametrize("stop_asked", [False, True])
 def test_the_copy_runs_only_where_that_is_right(step, cause, stop_asked):
     """The table of the rules, all of it: when the copy is kept, and what the operator reads."""
@@ -198,6 +198,21 @@ def test_the_copy_runs_only_where_that_is_right(step, cause, stop_asked):
         )  # fmt: skip
         assert end.sentence.startswith(said)
         assert end.sentence.endswith(", off the network, until an operator decides.")
+
+
+@pytest.mark.parametrize("stop_asked", [False, True])
+def test_a_copy_that_was_handed_over_is_the_vm(stop_asked):
+    """Whoever asks this side to stop in that moment: it is never destroyed."""
+    end = secondary_end("h1", "xa", Step.RUNNING, Cause.SWITCHED, "It is so.", stop_asked)
+    assert (end.phase, end.copy, end.exit_code) == ("unprotected", "run", 0)
+
+
+def test_how_a_switch_over_ends_on_the_old_primary():
+    end = primary_end("h1", "xb", PrimaryStep.HANDED_OVER, Cause.SWITCHED, "It is so.")
+    assert (end.phase, end.tell, end.exit_code, end.guest) == ("standby", "", 0, "hold")
+    for cause in (Cause.PEER_LOST, Cause.STOP, Cause.LOCAL_ERROR, Cause.PEER_REFUSED):
+        end = primary_end("h1", "xb", PrimaryStep.HANDED_OVER, cause, "It is so.")
+        assert (end.phase, end.tell, end.exit_code, end.guest) == ("handed_over", "", 1, "hold")
 
 
 SAVED = {"role": "secondary", "phase": "peer_lost", "domid": 5, "boot_id": "b", "reason": "It was lost."}
@@ -292,6 +307,11 @@ def test_a_domain_that_is_not_the_copy_left_behind_is_not_touched(saved):
         ("secondary", "resyncing", "takeover", "primary_alive"),
         ("secondary", "waiting", "takeover", "no_copy"),
         ("secondary", "torn", "takeover", "no_copy"),
+        ("secondary", "standby", "takeover", None),
+        ("secondary", "handed_over", "takeover", None),
+        ("primary", "replicating", "switchover", None),
+        ("primary", "unprotected", "switchover", "not_replicating"),
+        ("secondary", "replicating", "switchover", "wrong_side"),
         ("secondary", "active", "takeover", "already_active"),
         ("secondary", "peer_lost", "takeover", None),
         ("secondary", "peer_lost", "stop", None),
@@ -313,4 +333,6 @@ def test_takeover_while_the_primary_is_alive_says_so():
 
 @pytest.mark.parametrize("phase", SECONDARY_PHASES)
 def test_who_may_attach(phase):
-    assert (attach_refusal("h1", phase) == "") is (phase in ("waiting", "peer_lost", "torn"))
+    assert (attach_refusal("h1", phase) == "") is (
+        phase in ("waiting", "peer_lost", "torn", "standby", "handed_over")
+    )
