@@ -21,9 +21,11 @@ options:
     description:
       - V(protected) - the replicator runs in O(role), and where O(wait) is true, both copies run.
       - V(unprotected) - no replicator and no configuration; the VM itself goes on where it runs.
+      - V(standby) - this host, the primary until now, hands the VM over and keeps its copy, which stands still. Then give
+        both hosts their new roles with V(protected), the new secondary first.
       - V(active) - the copy on this host took over. Refused while the primary is alive, needs O(confirm).
     type: str
-    choices: [protected, unprotected, active]
+    choices: [protected, unprotected, standby, active]
     default: protected
   role:
     description: What this host is for the VM; required when O(state=protected).
@@ -53,6 +55,10 @@ options:
     description: Time between checkpoints; used on the primary.
     type: int
     default: 1000
+  copy_downtime_ms:
+    description: How long the VM may stand still at the end of its first copy; used on the primary.
+    type: int
+    default: 300
   peer_timeout_ms:
     description: A peer that is silent for so long on every path counts as lost.
     type: int
@@ -105,6 +111,11 @@ EXAMPLES = r"""
     peer: {name: xb, address: 192.168.77.2}
     interval_ms: 1000
 
+- name: Hand h1 over to its secondary
+  colo_vm:
+    name: h1
+    state: standby
+
 - name: Let the copy take over
   colo_vm:
     name: h1
@@ -130,7 +141,7 @@ config:
   sample:
     {format: 1, vm: h1, role: secondary, peer: {name: xa}, peer_timeout_ms: 5000, heartbeat_misses: 5, bridge: xenbr0}
 protection:
-  description: V(running), V(stopped), or V(active) when the VM goes on alone after a takeover.
+  description: V(running), V(stopped), V(standby) after a switch-over, V(active) when the VM goes on alone after a takeover.
   type: str
   returned: success
   sample: running
@@ -166,7 +177,7 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "state": {
                 "type": "str",
-                "choices": ["protected", "unprotected", "active"],
+                "choices": ["protected", "unprotected", "standby", "active"],
                 "default": "protected",
             },
             "role": {"type": "str", "choices": ["primary", "secondary"]},
@@ -180,6 +191,7 @@ def main() -> None:
                 },
             },
             "interval_ms": {"type": "int", "default": 1000},
+            "copy_downtime_ms": {"type": "int", "default": 300},
             "peer_timeout_ms": {"type": "int", "default": 5000},
             "heartbeat_misses": {"type": "int", "default": 5},
             "bridge": {"type": "str", "default": "xenbr0"},

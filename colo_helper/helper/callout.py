@@ -263,10 +263,12 @@ class HelperProcess:
         program: str | None = None,
         env: Mapping[str, str] | None = None,
         stderr: IO[bytes] | int | None = None,
+        lock_fd: int = NO_FD,
     ) -> HelperProcess:
-        """Start a helper; both descriptors stay ours to close. Raises OSError when it cannot be run.
+        """Start a helper; all descriptors stay ours to close. Raises OSError when it cannot be run.
 
-        ``program`` None: what LIBXL_SAVE_HELPER names.
+        ``program`` None: what LIBXL_SAVE_HELPER names. ``lock_fd`` is only held by the helper as long as it lives: a lock on
+        it tells whether a helper outlived us.
         """
         environment = dict(os.environ if env is None else env)
         program = program or environment.get(HELPER_VARIABLE, "")
@@ -282,7 +284,7 @@ class HelperProcess:
                 stderr=stderr,
                 bufsize=0,
                 env=environment,
-                pass_fds=[fd for fd in (stream, back) if fd != NO_FD],
+                pass_fds=[fd for fd in (stream, back, lock_fd) if fd != NO_FD],
             )
         finally:
             for fd in duplicates:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import IO
 
@@ -32,6 +33,7 @@ _ASK_TIMEOUT_S = 60.0
 _STALL_TIMEOUT_S = 120.0
 _END_TIMEOUT_S = 300.0
 _TERM_TIMEOUT_S = 30.0
+_LOCK_POLL_S = 0.1
 _MAX_WORDS = 400
 
 
@@ -121,6 +123,7 @@ class XenHost:
         self._run_dir = run_dir
         self._spool_dir = spool_dir
         self._device_timeout_s = device_timeout_s
+        self._helper_lock_fd = lock_out_older_helpers(run_dir / "helper.lock")
         self._libraries: XenLibraries = open_libraries()
 
     @property
@@ -181,7 +184,14 @@ class XenHost:
             DOWNTIME_VARIABLE: str(downtime_ms),
         }
         try:
-            return HelperProcess.start(request, stream_fd, back_fd, program=str(program), env=environment)
+            return HelperProcess.start(
+                request,
+                stream_fd,
+                back_fd,
+                program=str(program),
+                env=environment,
+                lock_fd=self._helper_lock_fd,
+            )
         except OSError as error:
             raise HostError(f"{program} cannot be run: {error.strerror}.") from error
 
@@ -207,6 +217,29 @@ class XenHost:
             raise HostError(f"'{what}' did not end within {_ASK_TIMEOUT_S:g} s.") from error
         except OSError as error:
             raise HostError(f"'{command[0]}' cannot be run: {error}.") from error
+
+
+def lock_out_older_helpers(path: Path, timeout_s: float = _TERM_TIMEOUT_S) -> int:
+    """Return a descriptor whose lock we have; raises HostError when an older helper keeps it.
+
+    A save helper that outlived its replicator puts the guest back, and at its end turns log-dirty off: whoever turns it on
+    for the same guest must come after that.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise HostError(
+                    f"A save helper of an earlier replicator still runs after {timeout_s:g} s and holds {path}; end it, then "
+                    "start this again."
+                ) from None
+            time.sleep(_LOCK_POLL_S)  # no event tells of a lock that is given back
+        else:
+            return fd
 
 
 def saved_configuration(listing: str) -> bytes:

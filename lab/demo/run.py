@@ -20,7 +20,7 @@ _WANTED_CHECKPOINTS = 20
 _CHECKPOINTS_TIMEOUT_S = 240
 _ANSWER_TIMEOUT_S = 60
 _NOT_YET = (
-    "What this demo does not do yet: the guest stands still for its first copy (no live start); outputs are not compared "
+    "What this demo does not do yet: outputs are not compared "
     "and the client's input reaches the primary only, so checkpoints come by the clock and a failover goes back to the "
     "secondary's own state since the last one; no lease or fencing decides who may run, an operator does; no disks."
 )

@@ -20,6 +20,8 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 #: Phases in which nobody keeps a second copy up to date any more.
 ENDED = frozenset({"unprotected", "stopped", "failed"})
+#: Phases of a copy that was the VM until a switch-over.
+STANDING_BY = frozenset({"standby", "handed_over"})
 #: Phases of a secondary whose copy may be the only one left.
 ALONE = frozenset({"peer_lost", "active"})
 NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -71,9 +73,11 @@ class Snapshot:
 
     @property
     def protection(self) -> str:
-        """``running``, ``active`` (goes on alone after a takeover) or ``stopped``."""
+        """``running``, ``active`` (goes on alone after a takeover), ``standby`` (after a switch-over) or ``stopped``."""
         if self.taken_over:
             return "active"
+        if self.phase in STANDING_BY and not self.alive and self.domain is not None:
+            return "standby"
         return "running" if self.alive and self.phase not in ENDED else "stopped"
 
     def sentence(self) -> str:
@@ -84,10 +88,10 @@ class Snapshot:
             return self.reason or f"The replicator of {where} has not said anything yet."
         if self.taken_over:
             return f"{self.reason} No replicator watches over it.".lstrip()
-        if self.phase and self.phase not in ENDED | {"active"}:
+        if self.phase and self.phase not in ENDED | STANDING_BY | {"active"}:
             died = f"The replicator of {where} died ({self.unit['result']}) while {self.phase}."
             return f"{died} It last said: {self.reason or 'nothing.'} {journal}"
-        if self.unit["active"] == "failed" and self.phase not in ENDED:
+        if self.unit["active"] == "failed" and self.phase not in ENDED | STANDING_BY:
             return f"The replicator of {where} failed ({self.unit['result']}). {journal}"
         return self._at_rest(where)
 

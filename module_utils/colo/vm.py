@@ -1,4 +1,4 @@
-"""The protection of one VM on one host as a state: protected, unprotected, or active after a takeover."""
+"""The protection of one VM on one host as a state: protected, unprotected, standby or active after the roles changed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ FORMAT = 1
 _POLL_S = 0.5
 _STOP_TIMEOUT_S = 120.0
 _TAKEOVER_TIMEOUT_S = 120.0
+_SWITCH_TIMEOUT_S = 120.0
 #: What the replicator may need beyond its time-out to say that its primary is lost, seconds.
 _NOTICE_S = 10.0
+
+
+#: Phases of a secondary that is ready for its primary, or has it.
+_WAITING_SECONDARY = frozenset({"waiting", "receiving", "resyncing", "replicating"}) | snapshot.STANDING_BY
 
 
 def configuration(params: dict[str, Any]) -> dict[str, Any]:
@@ -38,6 +43,7 @@ def configuration(params: dict[str, Any]) -> dict[str, Any]:
         if params["peer"]["heartbeat_address"]:
             config["peer"]["heartbeat_address"] = params["peer"]["heartbeat_address"]
         config["interval_ms"] = params["interval_ms"]
+        config["copy_downtime_ms"] = params["copy_downtime_ms"]
     return config
 
 
@@ -112,6 +118,9 @@ class ProtectedVm(DesiredState):
                 "protection": "active" if now.taken_over else "stopped",
                 "replicator": False,
             }
+        if self.state == "standby":
+            self._refuse_switching(now)
+            return {**before, "protection": "standby", "replicator": False}
         self._refuse_takeover(now)
         return before if now.taken_over else {**before, "protection": "active"}
 
@@ -121,6 +130,8 @@ class ProtectedVm(DesiredState):
             self._protect(before, desired["config"])
         elif self.state == "unprotected":
             self._unprotect()
+        elif self.state == "standby":
+            self._switch()
         else:
             self._take_over()
 
@@ -168,11 +179,11 @@ class ProtectedVm(DesiredState):
 
         def done(now: snapshot.Snapshot) -> bool:
             if role == "secondary":
-                return now.alive and now.phase in {"waiting", "receiving", "replicating"}
+                return now.alive and now.phase in _WAITING_SECONDARY
             return now.alive and now.phase == "replicating" and checkpoints(now) >= wanted
 
         now = self._wait(done, timeout_s)
-        if now.phase in snapshot.ENDED | snapshot.ALONE or not now.alive:
+        if has_ended(now) or not now.alive:
             raise Failure(
                 f"The replicator of {self.vm} on {now.host} ended as {now.phase or now.unit['active']}: "
                 f"{now.reason or 'it left no reason'} Look at: journalctl -u {host.unit_name(self.vm)}",
@@ -193,11 +204,7 @@ class ProtectedVm(DesiredState):
         deadline = time.monotonic() + timeout_s
         while True:
             now = self._fresh(self.look())
-            ended = now.phase in snapshot.ENDED | snapshot.ALONE or now.unit["active"] in {
-                "failed",
-                "inactive",
-            }
-            if done(now) or ended or time.monotonic() > deadline:
+            if done(now) or has_ended(now) or time.monotonic() > deadline:
                 return now
             time.sleep(_POLL_S)
 
@@ -237,6 +244,34 @@ class ProtectedVm(DesiredState):
             self.module.warn(
                 f"A domain {self.vm} is left on {now.host}, which was its secondary. When the VM runs on its primary, "
                 f"remove this one with 'xl destroy {self.vm}'."
+            )
+
+    # standby
+
+    def _refuse_switching(self, now: snapshot.Snapshot) -> None:
+        if now.phase in snapshot.STANDING_BY:
+            return
+        if not self.module.check_mode:
+            gate.require_helper()
+        role = (now.state or {}).get("role")
+        if not (now.alive and now.phase == "replicating" and role == "primary"):
+            raise Failure(
+                f"{self.vm} cannot be handed over by {now.host}: only a primary that replicates can, and this is "
+                f"{role or 'no replicator'} in phase {now.phase or 'unknown'}. {now.reason}".rstrip()
+            )
+
+    def _switch(self) -> None:
+        answer = gate.request(self.vm, "switchover", _SWITCH_TIMEOUT_S)
+        if not answer.get("ok"):
+            raise Failure(
+                f"{host_name()} does not hand {self.vm} over: {answer.get('error')}", code=answer.get("code")
+            )
+        now = self._wait(lambda now: now.protection == "standby", _SWITCH_TIMEOUT_S)
+        if now.phase != "standby":
+            raise Failure(
+                f"The switch-over of {self.vm} on {now.host} was not confirmed: {now.reason} Look at both hosts with "
+                "playbooks/status.yml before anything else.",
+                state=now.state,
             )
 
     # active
@@ -297,6 +332,13 @@ class ProtectedVm(DesiredState):
             raise Failure(
                 f"'{' '.join(argv)}' failed on {host_name()}: {said} Run playbooks/site.yml if the unit is missing."
             )
+
+
+def has_ended(now: snapshot.Snapshot) -> bool:
+    """Whether no checkpoint will come. A primary that lost its secondary and looks for it again may still get there."""
+    if now.unit["active"] in {"failed", "inactive"}:
+        return True
+    return now.phase in snapshot.ENDED | snapshot.ALONE and not (now.alive and now.phase == "unprotected")
 
 
 def checkpoints(now: snapshot.Snapshot) -> int:

@@ -49,6 +49,15 @@ class ProtectedVm:
         """Wait until the replicator on a host is in a phase; returns its reason."""
         return self._wait(lambda: self._in_phase(host, phase), f"{host} {phase}")
 
+    def wait_for_event(self, host, event, count):
+        """Wait until a replicator on a host has written an event down so many times; returns its last sentence."""
+
+        def seen():
+            found = [one["sentence"] for one in self.events(host) if one["event"] == event]
+            return found[-1] if len(found) >= count else None
+
+        return self._wait(seen, f"{count} times {event} on {host}")
+
     def wait_for_checkpoints(self, count=3):
         """Wait until so many more have been made; returns the primary's status then."""
         before = self.status()["epoch"]

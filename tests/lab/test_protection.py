@@ -1,7 +1,9 @@
-"""The life of one protected VM by playbooks: installed, protected, keys changed, refused, unprotected.
+"""The life of one protected VM: installed, protected, keys changed, replicators killed, roles swapped, unprotected.
 
 That a second run of protect.yml changes nothing is molecule's to show (colo_vm).
 """
+
+import json
 
 import pytest
 
@@ -77,6 +79,41 @@ def test_new_keys_while_the_vm_is_protected(vm, play):
     assert after["channels"]["reopened"] == {"forward": 1, "back": 1, "heartbeat": 1}
     assert vm.processes() == processes, "the replicators went on"
     assert vm.status("xb")["phase"] == "replicating"
+
+
+def verified(vm, host):
+    """One checkpoint, and every page compared: only the ring of each host's xenstored may differ."""
+    vm.on(host, "/opt/colo-helper/current/bin/colo-helper ctl h1 verify", 300)
+    found = json.loads(vm.on(host, "cat /var/lib/colo/h1/verify.json"))
+    assert found["pages_compared"] > 30_000
+    assert found["unexplained"] == []
+
+
+@pytest.mark.parametrize("host", ["xb", "xa"])
+def test_a_replicator_that_is_killed_is_taken_up_and_only_what_differs_goes_over(client, vm, host):
+    before, domains = client.read(), [vm.on(one, "xl domid h1") for one in ("xa", "xb")]
+    compared = sum(event["event"] == "compared" for event in vm.events("xa"))
+    vm.on(host, f"kill -KILL {vm.processes()[host]}")
+    vm.wait_for_event("xa", "compared", compared + 1)
+    vm.wait_for("xa", "replicating")
+    vm.wait_for_checkpoints()
+    assert [vm.on(one, "xl domid h1") for one in ("xa", "xb")] == domains, "the same domains as before"
+    verified(vm, "xa")
+    assert client.read().counter > before.counter
+
+
+def test_the_roles_are_swapped_and_swapped_back(client, vm, play):
+    for source, target in (("xa", "xb"), ("xb", "xa")):
+        before = client.write(f"before-{source}-hands-over")
+        assert play("switchover", "-e", "colo_vm=h1").code == 0
+        after = client.read()
+        assert (after.writes, after.last) == (before.writes, f"before-{source}-hands-over")
+        assert after.counter > before.counter
+        state = vm.status(target)
+        assert (state["role"], state["phase"]) == ("primary", "replicating")
+        assert vm.status(source)["role"] == "secondary"
+        assert vm.on(source, "ls /sys/class/net/xenbr0/brif").split() == ["eth1"], "off the network"
+        verified(vm, target)
 
 
 def test_unprotect_leaves_the_vm_alone_where_it_is(client, written, vm, play):

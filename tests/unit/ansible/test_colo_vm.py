@@ -73,7 +73,7 @@ def starts(host: FakeHost) -> FakeHost:
 def test_a_second_network_stands_in_the_primarys_configuration_only() -> None:
     peer = {**PEER, "port": 22, "heartbeat_address": "192.168.78.2"}
     params = {"name": "h1", "peer": peer, "interval_ms": 1000, "peer_timeout_ms": 5000, "heartbeat_misses": 5}
-    params["bridge"] = "xenbr0"
+    params |= {"bridge": "xenbr0", "copy_downtime_ms": 300}
     configuration = utility("vm").configuration
     assert configuration({**params, "role": "primary"})["peer"] == peer
     assert configuration({**params, "role": "secondary"})["peer"] == {"name": "xb"}
@@ -89,7 +89,7 @@ def test_primary_is_protected_and_the_second_run_changes_nothing(starts: FakeHos
     written = json.loads((starts.root / "vms" / "h1.json").read_text())
     assert written == {
         "format": 1, "vm": "h1", "role": "primary", "peer": {"name": "xb", "address": "192.168.77.2", "port": 22},
-        "interval_ms": 1000, "peer_timeout_ms": 5000, "heartbeat_misses": 5, "bridge": "xenbr0",
+        "interval_ms": 1000, "copy_downtime_ms": 300, "peer_timeout_ms": 5000, "heartbeat_misses": 5, "bridge": "xenbr0",
     }  # fmt: skip
     assert starts.ran("systemctl", "start", "--no-block", UNIT)
     second = run("colo_vm", name="h1", role="primary", peer=PEER)
@@ -120,6 +120,63 @@ def test_changed_interval_restarts_the_replicator(starts: FakeHost, run: Runner)
     assert result["changed"] is result["restarts"] is True
     assert starts.ran("systemctl", "stop", UNIT)
     assert '-    "interval_ms": 1000' not in result["diff"]["after"]
+
+
+def test_a_primary_hands_its_vm_over_and_the_second_run_changes_nothing(
+    starts: FakeHost, run: Runner, helper: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts.domains = {"h1": (1, "-b----")}
+    starts.units[UNIT] = RUNNING
+    write_config(starts)
+    write_state(starts, "replicating")
+    assert run("colo_vm", name="h1", state="standby", check=True)["changed"] is True
+
+    def request(_vm: str, verb: str, _timeout_s: float) -> dict[str, Any]:
+        starts.units[UNIT] = ("inactive", "dead", "success")
+        write_state(starts, "standby", role="secondary")
+        return helper.get(verb, {"ok": True})
+
+    monkeypatch.setattr(utility("gate"), "request", request)
+    first = run("colo_vm", name="h1", state="standby")
+    assert (first["changed"], first["protection"], first["phase"]) == (True, "standby", "standby")
+    assert run("colo_vm", name="h1", state="standby")["changed"] is False
+    again = run("colo_vm", name="h1", role="secondary", peer={"name": "xb"})
+    assert (again["changed"], again["protection"]) == (True, "running")
+    assert starts.ran("systemctl", "start", "--no-block", UNIT)
+
+
+@pytest.mark.parametrize(
+    ("phase", "role"), [("replicating", "secondary"), ("unprotected", "primary"), ("copying", "primary")]
+)
+@pytest.mark.usefixtures("helper")
+def test_only_a_primary_that_replicates_hands_over(
+    starts: FakeHost, run: Runner, phase: str, role: str
+) -> None:
+    starts.domains = {"h1": (1, "-b----")}
+    starts.units[UNIT] = RUNNING
+    write_state(starts, phase, role=role)
+    result = run("colo_vm", name="h1", state="standby")
+    assert result["failed"] is True
+    assert "only a primary that replicates can" in result["msg"]
+
+
+@pytest.mark.usefixtures("helper")
+def test_a_switch_over_that_was_not_confirmed_is_no_success(
+    starts: FakeHost, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts.domains = {"h1": (1, "-b----")}
+    starts.units[UNIT] = RUNNING
+    write_state(starts, "replicating")
+
+    def request(_vm: str, _verb: str, _timeout_s: float) -> dict[str, Any]:
+        starts.units[UNIT] = ("failed", "failed", "exit-code")
+        write_state(starts, "handed_over", role="secondary")
+        return {"ok": True}
+
+    monkeypatch.setattr(utility("gate"), "request", request)
+    result = run("colo_vm", name="h1", state="standby")
+    assert result["failed"] is True
+    assert "was not confirmed" in result["msg"]
 
 
 def test_check_mode_predicts_on_a_host_without_colo_helper(host: FakeHost, run: Runner) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from colo_helper.replication.host import HostError
-from colo_helper.replication.xl import XenHost, XlRestore, physmap_entries
+from colo_helper.replication.xl import XenHost, XlRestore, lock_out_older_helpers, physmap_entries
 
 
 @pytest.fixture
@@ -30,6 +31,18 @@ def xl(tmp_path, monkeypatch):
 def host():
     """A host that never opens Xen's libraries."""
     return XenHost.__new__(XenHost)
+
+
+def test_a_helper_that_outlived_its_replicator_is_waited_for(tmp_path):
+    """The lock goes with the last process that has the descriptor, whoever took it."""
+    path = tmp_path / "helper.lock"
+    fd = lock_out_older_helpers(path)
+    with subprocess.Popen(["sleep", "60"], pass_fds=[fd]) as helper:
+        os.close(fd)  # the replicator is gone
+        with pytest.raises(HostError, match=r"A save helper of an earlier replicator still runs after 0\.3 s"):
+            lock_out_older_helpers(path, 0.3)
+        helper.kill()
+    os.close(lock_out_older_helpers(path, 0.3))
 
 
 LISTING = """[{"domid": 3, "config": {"c_info": {"type": "hvm", "name": "h1", "domid": 4294967295}, "b_info": {}}}]"""
