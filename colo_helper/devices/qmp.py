@@ -22,6 +22,8 @@ JsonValue = Any  # what a QMP command returns differs by command
 SOCKET = "/var/run/xen/qmp-libxenstat-{domid}"
 #: Announcements as in QEMU's own migration (milliseconds): 5 rounds, 50 ms apart at first, 100 ms longer each.
 ANNOUNCE = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
+#: A time-out is waited for in so many parts.
+_SLICES = 10
 
 
 class QmpDeviceModel:
@@ -64,8 +66,22 @@ class QmpDeviceModel:
         return client
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run the library's work to its end; raises TimeoutError when that takes too long."""
-        return self._loop.run_until_complete(asyncio.wait_for(work, self._timeout_s))
+        """Run the library's work to its end; raises TimeoutError when that takes too long.
+
+        Time in which this host was frozen does not count: the device model was frozen with it. It would show as one slice
+        that took much longer than it should.
+        """
+        return self._loop.run_until_complete(self._within_slices(work))
+
+    async def _within_slices(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.ensure_future(work)
+        for _ in range(_SLICES):
+            done, _ = await asyncio.wait({task}, timeout=self._timeout_s / _SLICES)
+            if done:
+                return task.result()
+        task.cancel()
+        await asyncio.wait({task})
+        raise TimeoutError
 
     def command(self, name: str, **arguments: object) -> JsonValue:
         """Run one QMP command and return its result; raises DeviceError with what QEMU says."""

@@ -162,6 +162,16 @@ def test_a_device_model_that_hangs_in_a_command(tmp_path):
     server.close()
 
 
+@needs_qemu
+def test_a_host_that_was_frozen_does_not_blame_the_device_model(qemu):
+    """It stands still in the middle of a command, for longer than a command may take; the answer is there when it wakes."""
+    model = qemu(7)
+    model._timeout_s = 1.0
+    model._loop.call_soon(time.sleep, 2.0)  # the freeze
+    assert model.command("query-status")["status"] == "prelaunch"
+    model.close()
+
+
 # ---------------------------------------------------------------------------------------------------- taps
 
 

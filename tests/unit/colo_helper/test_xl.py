@@ -39,7 +39,9 @@ def test_a_helper_that_outlived_its_replicator_is_waited_for(tmp_path):
     fd = lock_out_older_helpers(path)
     with subprocess.Popen(["sleep", "60"], pass_fds=[fd]) as helper:
         os.close(fd)  # the replicator is gone
-        with pytest.raises(HostError, match=r"A save helper of an earlier replicator still runs after 0\.3 s"):
+        with pytest.raises(
+            HostError, match=r"A save helper of an earlier replicator still runs after 0\.3 s"
+        ):
             lock_out_older_helpers(path, 0.3)
         helper.kill()
     os.close(lock_out_older_helpers(path, 0.3))
