@@ -65,7 +65,6 @@ class Primary:
         """
         retry_s = FIRST_RETRY_S
         while True:
-            protected_before = self.step is PrimaryStep.PROTECTED
             try:
                 guest = self.guest or self._open_guest()
                 cause, why = self._replicate(guest, self._protect(guest))
@@ -76,13 +75,11 @@ class Primary:
             except BaseException as error:
                 self._finish(Cause.LOCAL_ERROR, f"The replicator itself failed: {error!r}")
                 raise
-            if self.attached or not protected_before:
-                retry_s = FIRST_RETRY_S
             exit_code = self._finish(cause, why)
             if exit_code is not None:
                 return exit_code
+            retry_s = FIRST_RETRY_S if self.attached else min(LAST_RETRY_S, retry_s * 2)
             self._rest(retry_s)
-            retry_s = min(LAST_RETRY_S, retry_s * 2)
 
     def _rest(self, seconds: float) -> None:
         """Wait before the next attempt; a stop ends that."""
