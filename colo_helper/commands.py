@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from colo_helper import __version__
+from colo_helper.control.protocol import VERBS
 
 STATE_ROOT = Path("/var/lib/colo")
 
@@ -31,7 +32,7 @@ def dispatch(arguments: Sequence[str]) -> int:
     commands.add_parser("receive", help="take a VM from xl migrate at the peer (systemd does this)")
     ctl = commands.add_parser("ctl", help="ask the replicator of a VM for something; prints its JSON answer")
     ctl.add_argument("vm")
-    ctl.add_argument("verb", choices=("status", "checkpoint", "verify", "takeover", "stop"))
+    ctl.add_argument("verb", choices=VERBS)
     probe = commands.add_parser("probe", help="measure the way to the peer of a VM, or say why there is none")
     _add_probe_arguments(probe)
     chosen = parser.parse_args(arguments)

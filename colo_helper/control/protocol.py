@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-VERBS = ("status", "checkpoint", "verify", "takeover", "stop")
+VERBS = ("status", "checkpoint", "verify", "switchover", "takeover", "stop")
 MAX_LINE_BYTES = 64 << 10
 CONTROL_SOCKET = "/run/colo/{vm}/control.sock"
 

@@ -116,7 +116,8 @@ def test_the_roles_are_swapped_and_swapped_back(client, vm, play):
         verified(vm, target)
 
 
-def test_unprotect_leaves_the_vm_alone_where_it_is(client, written, vm, play):
+def test_unprotect_leaves_the_vm_alone_where_it_is(client, vm, play):
+    written = client.read()
     assert play("unprotect", "-e", "colo_vm=h1").code == 0
     again = play("unprotect", "-e", "colo_vm=h1")
     assert again.code == 0
@@ -124,5 +125,5 @@ def test_unprotect_leaves_the_vm_alone_where_it_is(client, written, vm, play):
     assert vm.domains("xa") == ["h1"]
     assert vm.domains("xb") == []
     after = client.read()
-    assert after.writes == written.writes + 1
+    assert after.writes == written.writes
     assert after.counter > written.counter
