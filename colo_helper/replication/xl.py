@@ -52,16 +52,17 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float, what: str) -> int:
 
 
 class XlRestore:
-    """``xl restore -p /dev/stdin``; see RestoreStream."""
+    """``xl restore -e -p /dev/stdin``; see RestoreStream."""
 
     def __init__(self, vm: str, host: XenHost) -> None:
         self._vm = vm
         self._host = host
-        self._what = f"xl restore -p of {vm}"
+        self._what = f"xl restore of {vm}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (unlinked; lives as long as this object)
-        # A session of its own, so that giving up ends xl and its save helper together.
+        # A session of its own, so that giving up ends xl and its save helper together. With -e nobody waits for the copy's
+        # end: when the copy alone reboots or crashes, xl would create it anew, on the network, beside the VM.
         self._process = subprocess.Popen(
-            ["xl", "restore", "-p", "/dev/stdin"],
+            ["xl", "restore", "-e", "-p", "/dev/stdin"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._log,

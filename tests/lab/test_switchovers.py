@@ -1,0 +1,103 @@
+"""Many switch-overs in a row under a client that never stops asking: nothing goes back, nothing is lost, nobody hangs up.
+
+Only in a full run. The roles are given to the hosts here as playbooks/switchover.yml does, without its minute for each.
+COLO_SWITCHOVERS says how many (20).
+"""
+
+import json
+import os
+import threading
+import time
+
+import pytest
+
+from colo_helper.quantiles import nearest_rank
+from lab.guests import Client
+from lab.settings import address, host_number
+from tests.lab.protected_vm import HELPER, UNIT
+
+COUNT = int(os.environ.get("COLO_SWITCHOVERS", "20"))
+CONFIG = "/etc/colo/vms/h1.json"
+pytestmark = pytest.mark.full
+
+
+class Asker(threading.Thread):
+    """Reads the guest's counter over one connection, again and again."""
+
+    def __init__(self, settings):
+        super().__init__(daemon=True)
+        self.client = Client(settings, "h1", timeout_s=60)
+        self.stopped = threading.Event()
+        self.answers = []
+        self.error = None
+
+    def run(self):
+        try:
+            while not self.stopped.is_set():
+                self.answers.append((time.monotonic(), self.client.read()))
+        except Exception as error:
+            self.error = error
+        finally:
+            self.client.close()
+
+    def longest_silence(self, since):
+        """The longest time between two answers after a moment."""
+        times = [since, *(when for when, _ in list(self.answers) if when > since)]
+        return max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+
+
+def swap_roles(vm, source, target):
+    """Give both hosts their new roles, the new secondary first."""
+    was_primary, was_secondary = (json.loads(vm.on(host, f"cat {CONFIG}")) for host in (source, target))
+    number = host_number(source)
+    peer = {
+        "name": source,
+        "address": address("data", number),
+        "port": 22,
+        "heartbeat_address": address("mgmt", number),
+    }
+    for host, config in (
+        (source, {**was_secondary, "peer": {"name": target}}),
+        (target, {**was_primary, "peer": peer}),
+    ):
+        vm.on(host, f"cat > {CONFIG} <<'END'\n{json.dumps(config)}\nEND\nsystemctl start {UNIT}", 120)
+
+
+def test_nothing_goes_back_and_nobody_hangs_up(installed, vm, play, settings):
+    installed()
+    if not vm.is_replicating():
+        assert play("protect", "-e", "colo_vm=h1").code == 0
+    writer, asker = Client(settings, "h1", timeout_s=60), Asker(settings)
+    asker.start()
+    silences = []
+    source, target = "xa", "xb"
+    for turn in range(COUNT + COUNT % 2):
+        written = writer.write(f"turn-{turn}")
+        started = time.monotonic()
+        answer = json.loads(vm.on(source, f"{HELPER} ctl h1 switchover", 120))
+        assert answer["ok"] is True
+        read = writer.read()
+        assert (read.writes, read.last) == (written.writes, f"turn-{turn}")
+        silences.append(round(asker.longest_silence(started) * 1000))
+        vm.wait_for(source, "standby")
+        vm.on(source, f"while systemctl is-active --quiet {UNIT}; do sleep 0.2; done")
+        vm.on(target, f"while systemctl is-active --quiet {UNIT}; do sleep 0.2; done")
+        swap_roles(vm, source, target)
+        vm.wait_for(target, "replicating")
+        print(
+            f"turn {turn}: {target} protects again {time.monotonic() - started:.1f} s later; {silences[-1]} ms without answer"
+        )
+        source, target = target, source
+    asker.stopped.set()
+    asker.join(120)
+    writer.close()
+    assert asker.error is None, "one connection through all of it"
+    counters = [answer.counter for _, answer in asker.answers]
+    assert counters == sorted(counters), "no step back"
+    ordered = sorted(silences)
+    print(
+        f"{len(silences)} switch-overs, {len(counters)} answers; without answer p50 {nearest_rank(ordered, 0.5)} ms,"
+    )
+    print(f"p95 {nearest_rank(ordered, 0.95)} ms, longest {ordered[-1]} ms")
+    vm.on(source, f"{HELPER} ctl h1 verify", 300)
+    assert json.loads(vm.on(source, "cat /var/lib/colo/h1/verify.json"))["unexplained"] == []
