@@ -8,6 +8,7 @@ import json
 import os
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -43,7 +44,7 @@ class Asker(threading.Thread):
     def longest_silence(self, since):
         """The longest time between two answers after a moment."""
         times = [since, *(when for when, _ in list(self.answers) if when > since)]
-        return max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+        return max(later - earlier for earlier, later in pairwise(times))
 
 
 def swap_roles(vm, source, target):
