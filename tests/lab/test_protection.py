@@ -25,6 +25,7 @@ def written(client):
     return client.write("before")
 
 
+@pytest.mark.full  # molecule has the second run of each role
 def test_a_second_run_of_site_changes_nothing(written, play):
     again = play("site")
     assert again.code == 0
@@ -89,7 +90,7 @@ def verified(vm, host):
     assert found["unexplained"] == []
 
 
-@pytest.mark.parametrize("host", ["xb", "xa"])
+@pytest.mark.parametrize("host", ["xb", pytest.param("xa", marks=pytest.mark.full)])
 def test_a_replicator_that_is_killed_is_taken_up_and_only_what_differs_goes_over(client, vm, host):
     before, domains = client.read(), [vm.on(one, "xl domid h1") for one in ("xa", "xb")]
     compared = sum(event["event"] == "compared" for event in vm.events("xa"))
@@ -102,6 +103,7 @@ def test_a_replicator_that_is_killed_is_taken_up_and_only_what_differs_goes_over
     assert client.read().counter > before.counter
 
 
+@pytest.mark.full
 def test_the_roles_are_swapped_and_swapped_back(client, vm, play):
     for source, target in (("xa", "xb"), ("xb", "xa")):
         before = client.write(f"before-{source}-hands-over")
