@@ -51,6 +51,7 @@ def test_a_primary_that_may_run_is_not_failed_over(play):
     assert "h1 is not failed over, because it may still run on its primary xa" in refused.text
 
 
+@pytest.mark.full
 def test_new_keys_while_the_vm_is_protected(vm, play):
     hosts = ("xa", "xb")
 
