@@ -100,7 +100,7 @@ def under_remus(settings: Settings, guest: MovedGuest, seconds: float) -> Window
     finally:
         # Its receiver first: it would start the copy when the sender is gone.
         ssh.run(
-            settings, "xb", f"pkill -KILL -f 'xl.*migrate-receive' ; xl destroy {_GUEST}--incoming || true"
+            settings, "xb", f"pkill -KILL -f 'xl.*[m]igrate-receive' ; xl destroy {_GUEST}--incoming || true"
         )
         ssh.run(settings, "xa", f"systemctl stop {_REMUS}; sleep 2; xl unpause {_GUEST} || true")
         ssh.run(
