@@ -36,5 +36,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    ctypes.CDLL(None).mlockall(3)
+    ctypes.CDLL(None).mlockall(
+        3
+    )  # MCL_CURRENT | MCL_FUTURE: waiting for a page of ours would look like a pause
     main()

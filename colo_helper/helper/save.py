@@ -48,9 +48,9 @@ class Saver:
         self._left: DirtyBitmap | None = None
         #: Whether the copy has run, or was made before: its rings are in use.
         self._lived = self._baseline
-        #: Of the checkpoint at hand: A, how many frames B has, A and B together, and pages sent before the pause.
-        self._written = self._d = DirtyBitmap.empty(0)
-        self._b_pages = self._ahead_pages = 0
+        #: Of the checkpoint at hand: A, B, and how many pages were sent before the pause.
+        self._written = self._theirs = DirtyBitmap.empty(0)
+        self._ahead_pages = 0
 
     @property
     def _checkpointed(self) -> bool:
@@ -86,7 +86,7 @@ class Saver:
     def _save(self) -> None:
         self._write_static()
         live = bool(self.request.flags & FLAG_LIVE) and not self._baseline
-        if (live or self._checkpointed) and not self._baseline:
+        if live or (self._checkpointed and not self._baseline):
             self.domain.log_dirty_on()
         if live:
             self._live_rounds()
@@ -137,12 +137,10 @@ class Saver:
         What it writes after that is all that goes while it stands still.
         """
         assert self._reader is not None
-        theirs = self._reader.read(self.domain.nr_frames())
-        self._b_pages = theirs.count
+        self._theirs = self._reader.read(self.domain.nr_frames())
         dirty = self.domain.clean_dirty(final=False)
         self._written = dirty.copy()
-        dirty.unite(theirs)
-        self._d = dirty.copy()
+        dirty.unite(self._theirs)
         started, before = time.monotonic(), self._frames.pages
         self._send(dirty)
         self._left = self._rounds(started, before, target_ms)
@@ -189,28 +187,24 @@ class Saver:
             dirty.unite(self._left)
             self._left = None
         if self._baseline:
-            self._written.unite(dirty)
-            self._d.unite(dirty)
+            self._written.unite(dirty)  # B has gone ahead
         else:
             self._written = dirty.copy()
-            self._b_pages = self._unite_with_secondary(dirty) if self._reader and epoch > 1 else 0
-            self._d = dirty.copy()
+            if self._reader and epoch > 1:
+                self._theirs = self._reader.read(dirty.frames)
+                dirty.unite(self._theirs)
         self._lived = self._lived or epoch > 1
         self._send(dirty)
+        a_pages = self._written.count
+        self._written.unite(self._theirs)
         for what, count in (
-            ("a_pages", self._written.count),
-            ("b_pages", self._b_pages),
-            ("d_pages", self._d.count),
+            ("a_pages", a_pages),
+            ("b_pages", self._theirs.count),
+            ("d_pages", self._written.count),
             ("ahead_pages", self._ahead_pages),
             ("sent_pages", self._frames.pages - before),
         ):
             self.parent.progress(what, count, dirty.frames, EPOCH)
-
-    def _unite_with_secondary(self, dirty: DirtyBitmap) -> int:
-        assert self._reader is not None
-        theirs = self._reader.read(dirty.frames)
-        dirty.unite(theirs)
-        return theirs.count
 
     def _write_state(self) -> None:
         params = [(index, value) for index in abi.SAVED_PARAMS if (value := self.domain.get_param(index))]

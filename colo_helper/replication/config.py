@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from colo_helper.channel.session import DEFAULT_MISSES
+from colo_helper.helper.policy import TARGET_DOWNTIME_MS
 
 CONFIG = "/etc/colo/vms/{vm}.json"
 STATE_DIR = "/var/lib/colo/{vm}"
@@ -44,7 +45,7 @@ class Config:
     interval_ms: int
     peer_heartbeat_address: str = ""
     heartbeat_misses: int = DEFAULT_MISSES
-    copy_downtime_ms: int = 300
+    copy_downtime_ms: int = TARGET_DOWNTIME_MS
 
 
 def load_config(path: Path, vm: str) -> Config:
@@ -93,7 +94,7 @@ def parse_config(value: object, vm: str) -> Config:
         interval_ms=_number(value, "interval_ms", 10, 3_600_000) if primary else 0,
         peer_heartbeat_address=_heartbeat_address(peer) if primary else "",
         heartbeat_misses=_number(value, "heartbeat_misses", 2, 100, default=DEFAULT_MISSES),
-        copy_downtime_ms=_number(value, "copy_downtime_ms", 1, 600_000, default=300) if primary else 300,
+        copy_downtime_ms=_number(value, "copy_downtime_ms", 1, 600_000, default=TARGET_DOWNTIME_MS),
     )
 
 

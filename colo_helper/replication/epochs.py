@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from colo_helper.helper.messages import Level
 from colo_helper.monitor.monitor import Monitor, now_utc
 from colo_helper.monitor.state import Checkpoint
+from colo_helper.replication.guest import Guest
 from colo_helper.replication.stopwatch import Stopwatch
 
 #: The figures of a checkpoint: dirty on the primary, on the secondary, on either; sent before the pause, and in it.
@@ -61,6 +62,18 @@ class HelperParent:
 
     def _unasked(self, what: str) -> AssertionError:
         return AssertionError(f"{type(self).__name__} serves a helper that has no reason to call {what}")
+
+
+class SavingParent(HelperParent):
+    """The base of those who serve a saving helper: it logs what ``guest`` writes, and that needs the device model."""
+
+    guest: Guest
+
+    def switch_qemu_logdirty(self, domid: int, enable: bool) -> int:
+        """Let the device model log what it writes, or stop that."""
+        assert domid == self.guest.domain.domid
+        self.guest.devices.log_dirty(enable)
+        return 0
 
 
 def checkpoint_record(

@@ -18,10 +18,11 @@ from colo_helper.helper.argv import FLAG_FIRST_COPY, FLAG_LIVE, NO_FD, SaveReque
 from colo_helper.monitor.monitor import Monitor
 from colo_helper.replication.conversation import Conversation
 from colo_helper.replication.decisions import Cause, SessionEndedError
-from colo_helper.replication.epochs import HelperParent
+from colo_helper.replication.epochs import SavingParent
 from colo_helper.replication.guest import Guest
 from colo_helper.replication.host import COPY_CHUNK_BYTES, Host
 from colo_helper.replication.packing import pack
+from colo_helper.replication.stopwatch import milliseconds
 from colo_helper.replication.tunnel import take
 from colo_helper.stream import libxl
 from colo_helper.stream.libxl import Emulator, LibxlRecordType
@@ -51,7 +52,7 @@ def stream_tail(physmap: Sequence[tuple[bytes, bytes]], devices: bytes) -> bytes
 
 
 @dataclass
-class FirstCopy(HelperParent):
+class FirstCopy(SavingParent):
     """Serves the helper of one first copy. ``check`` is called between pieces; what it raises gives the copy up."""
 
     vm: str
@@ -88,7 +89,7 @@ class FirstCopy(HelperParent):
         except BaseException:
             self.guest.let_run()
             raise
-        self.pause_ms = round((time.monotonic() - self._stopped_s) * 1000, 1)
+        self.pause_ms = milliseconds(time.monotonic() - self._stopped_s)
         self._send(stream_tail(self.host.device_model_entries(domid), devices))
 
     def _send_image(self, request: SaveRequest) -> None:
@@ -113,12 +114,6 @@ class FirstCopy(HelperParent):
         self._stopped_s = time.monotonic()
         self.guest.halt()
         return 1
-
-    def switch_qemu_logdirty(self, domid: int, enable: bool) -> int:
-        """Let the device model log what it writes, or stop that."""
-        assert domid == self.guest.domain.domid
-        self.guest.devices.log_dirty(enable)
-        return 0
 
     def progress(self, context: str, what: str, done: int, total: int) -> None:  # noqa: ARG002
         """Take how far the helper is."""

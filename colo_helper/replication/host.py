@@ -8,6 +8,7 @@ from typing import Protocol
 from colo_helper.devices.interface import DeviceError
 from colo_helper.helper.argv import RestoreRequest, SaveRequest
 from colo_helper.helper.callout import Callbacks, Look, Outcome
+from colo_helper.helper.policy import TARGET_DOWNTIME_MS
 from colo_helper.replication.guest import Guest
 
 
@@ -62,11 +63,15 @@ class Host(Protocol):
         """Start to build the copy's domain."""
 
     def start_helper(
-        self, request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int, downtime_ms: int
+        self,
+        request: SaveRequest | RestoreRequest,
+        stream_fd: int,
+        back_fd: int,
+        downtime_ms: int = TARGET_DOWNTIME_MS,
     ) -> Helper:
         """Start our save helper on a domain; both descriptors stay the caller's.
 
-        ``downtime_ms`` is how long a guest may stand still for the last round of a live copy.
+        ``downtime_ms`` is how long a guest may stand still for the last round of a live copy, if the helper makes one.
         """
 
     def destroy(self, domid: int) -> None:

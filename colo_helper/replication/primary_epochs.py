@@ -24,12 +24,12 @@ from colo_helper.monitor.monitor import Monitor
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import Conversation, number
 from colo_helper.replication.decisions import Cause, Idle, SessionEndedError, idle_step
-from colo_helper.replication.epochs import COUNTS, HelperParent, checkpoint_record
+from colo_helper.replication.epochs import COUNTS, SavingParent, checkpoint_record
 from colo_helper.replication.guest import Guest
 from colo_helper.replication.host import Host
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.packing import MAX_CHUNK_BYTES, pack
-from colo_helper.replication.stopwatch import Stopwatch
+from colo_helper.replication.stopwatch import Stopwatch, milliseconds
 from colo_helper.replication.tunnel import Outlet, take
 from colo_helper.replication.verify import compare
 from colo_helper.stream.libxc import RecordType, pack_record
@@ -39,7 +39,7 @@ _HELD_BYTES = 32 << 20
 
 
 @dataclass
-class PrimaryEpochs(HelperParent):
+class PrimaryEpochs(SavingParent):
     """Serves the saving helper; see helper.callout.Callbacks.
 
     The first checkpoint makes the copy equal: it has all that the guest's log has and what is in ``differing``. It goes on
@@ -158,7 +158,7 @@ class PrimaryEpochs(HelperParent):
                 self.conversation.send(Kind.RUN, {"epoch": self.epoch})
                 self.guest.resume()
                 self._watch.lap("resume")
-        self._commit_ms = _ms(time.monotonic() - started)
+        self._commit_ms = milliseconds(time.monotonic() - started)
         self._due_s = time.monotonic() + self.config.interval_ms / 1000
         return 1
 
@@ -183,7 +183,7 @@ class PrimaryEpochs(HelperParent):
         started = time.monotonic()
         if not self._to_hold:
             self._expect_of_epoch(Kind.APPLIED)
-        apply_ms = _ms(time.monotonic() - started)
+        apply_ms = milliseconds(time.monotonic() - started)
         self.conversation.idle_now()
         if self._first:
             self._first = False
@@ -200,12 +200,6 @@ class PrimaryEpochs(HelperParent):
                 self._begin()
                 return 1
             self.conversation.idle(step.wait_s)
-
-    def switch_qemu_logdirty(self, domid: int, enable: bool) -> int:
-        """Let the device model log what it writes, or stop that."""
-        assert domid == self.guest.domain.domid
-        self.guest.devices.log_dirty(enable)
-        return 0
 
     def progress(self, context: str, what: str, done: int, total: int) -> None:  # noqa: ARG002
         """Take the figures of the epoch."""
@@ -287,10 +281,6 @@ class PrimaryEpochs(HelperParent):
         for request in self._requests:
             self.inbox.requests.remove(request)
             request.succeed(verified if request.verb == "verify" and verified else record.to_json())
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 1)
 
 
 def _verdict(verified: dict[str, Any]) -> str:

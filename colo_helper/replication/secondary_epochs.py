@@ -25,8 +25,6 @@ from colo_helper.replication.verify import answer_hash
 
 #: Answers of a restoring helper's parent.
 _SUCCESS, _PRIMARY_LOST = 1, 2
-#: A restoring helper makes none.
-_NO_LIVE_ROUNDS_MS = 1
 
 
 @dataclass
@@ -63,7 +61,7 @@ class SecondaryEpochs(HelperParent):
         self.conversation.divert(Kind.STREAM, self._outlet)
         request = RestoreRequest(self.guest.domain.domid, 0, 0, stream_type=StreamType.COLO)
         try:
-            self._helper = self.host.start_helper(request, stream_out, back_in, _NO_LIVE_ROUNDS_MS)
+            self._helper = self.host.start_helper(request, stream_out, back_in)
         except BaseException:
             self._outlet.close()
             os.close(self._back_fd)
@@ -124,13 +122,14 @@ class SecondaryEpochs(HelperParent):
         if self._ended:
             return self._end(self._ended)
         applied = {"epoch": self.epoch, "frames": self.guest.domain.nr_frames()}
+        hold = self._commit.head.get("hold") is True
         try:
-            if self._commit.head.get("hold") is True:
+            if hold:
                 self.conversation.send(Kind.APPLIED, applied)
                 if self._be_compared():
                     return self._end(self._be_handed_over())
             self._run_on()
-            if self._commit.head.get("hold") is not True:
+            if not hold:
                 self._sent_bytes += self.conversation.send(Kind.APPLIED, applied)
         except SessionEndedError as error:
             return self._end(error)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import time
 
 
+def milliseconds(seconds: float) -> float:
+    """Return a time as the records have it: in milliseconds, to a tenth."""
+    return round(seconds * 1000, 1)
+
+
 class Stopwatch:
     """Laps on the monotonic clock, in milliseconds."""
 
@@ -15,10 +20,10 @@ class Stopwatch:
     def lap(self, name: str) -> None:
         """End the lap that began with the one before."""
         now = time.monotonic()
-        self.laps_ms[name] = round((now - self._last) * 1000, 1)
+        self.laps_ms[name] = milliseconds(now - self._last)
         self._last = now
 
     @property
     def total_ms(self) -> float:
         """From the start to the last lap's end."""
-        return round((self._last - self._started) * 1000, 1)
+        return milliseconds(self._last - self._started)

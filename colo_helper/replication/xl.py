@@ -23,6 +23,7 @@ from colo_helper.helper.argv import RestoreRequest, SaveRequest
 from colo_helper.helper.callout import HelperProcess
 from colo_helper.helper.main import DOWNTIME_VARIABLE, SPOOL_VARIABLE
 from colo_helper.helper.parent import NAME as HELPER_NAME
+from colo_helper.helper.policy import TARGET_DOWNTIME_MS
 from colo_helper.hypervisor.libraries import XenLibraries, open_libraries
 from colo_helper.hypervisor.xen import XenDomain
 from colo_helper.replication.guest import Guest, Mark
@@ -174,7 +175,11 @@ class XenHost:
         return XlRestore(vm, self)
 
     def start_helper(
-        self, request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int, downtime_ms: int
+        self,
+        request: SaveRequest | RestoreRequest,
+        stream_fd: int,
+        back_fd: int,
+        downtime_ms: int = TARGET_DOWNTIME_MS,
     ) -> HelperProcess:
         """See Host. It is the one of our own release, beside the program that runs here."""
         # Resolved, so that an upgrade in between does not mix two releases.

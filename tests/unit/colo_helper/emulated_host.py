@@ -18,6 +18,7 @@ from colo_helper.helper.errors import ParentLostError
 from colo_helper.helper.fds import Stop
 from colo_helper.helper.main import serve
 from colo_helper.helper.parent import PipeParent
+from colo_helper.helper.policy import TARGET_DOWNTIME_MS
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.hypervisor.interface import PAGE_BYTES, SpecialFrame
 from colo_helper.replication.guest import Guest, Mark
@@ -150,7 +151,11 @@ class EmulatedHost:
         return EmulatedRestore(self, vm)
 
     def start_helper(
-        self, request: SaveRequest | RestoreRequest, stream_fd: int, back_fd: int, downtime_ms: int
+        self,
+        request: SaveRequest | RestoreRequest,
+        stream_fd: int,
+        back_fd: int,
+        downtime_ms: int = TARGET_DOWNTIME_MS,
     ) -> HelperProcess:
         assert downtime_ms > 0
         domain = next(domain for domain in self.domains.values() if domain.domid == request.domid)
