@@ -6,13 +6,15 @@ them: a ``Relay`` passes frames on, one way of one connection, and can break at 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,20 @@ class LineDialer:
         """See Dialer."""
 
 
+@contextmanager
+def pairs(**defaults: Any) -> Iterator[Callable[..., Pair]]:
+    """Give what makes pairs; those it has made are torn down at the end."""
+    made: list[Pair] = []
+
+    def make(**options: Any) -> Pair:
+        made.append(Pair(**{**defaults, **options}))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
 @dataclass
 class Pair:
     """Start with ``start()``; everything is torn down by ``close()``."""
@@ -253,6 +269,21 @@ class Pair:
     def freeze_line(self) -> None:
         """Nothing comes through any more, and nothing is closed, as when a cable is cut."""
         self.line.frozen.set()
+
+    def cut_at(self, direction: str, kind: Kind, *, passed: bool) -> None:
+        """Cut at the next frame of a kind on the way ``forward`` or ``back``; ``passed``: after it, not instead of it."""
+        seen = self.forward if direction == "forward" else self.back
+        self.line.cut, self.line.cut_after = (kind, seen.count(kind) + 1), passed
+
+    def events(self, role: str) -> list[dict[str, Any]]:
+        """What one side has written down."""
+        lines = (self.directory / role / "events.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def saved_by(self, role: str) -> dict[str, Any]:
+        """The state file of one side."""
+        state: dict[str, Any] = json.loads((self.directory / role / "state.json").read_text())
+        return state
 
     def mend_line(self) -> None:
         """The peer can be reached again."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from colo_helper.channel.wire import Kind
 from colo_helper.monitor.monitor import boot_id
 from tests.unit.colo_helper.emulated_host import EmulatedHost
-from tests.unit.colo_helper.replication_pair import Pair, eventually
+from tests.unit.colo_helper.replication_pair import eventually, pairs
 from tests.unit.colo_helper.test_replication import (
     assert_copy_runs_off_the_network,
     assert_primary_untouched,
@@ -23,15 +21,8 @@ BRIEF_MS = 500
 def pair(monkeypatch):
     monkeypatch.setattr("colo_helper.replication.primary.FIRST_RETRY_S", 0.05)
     monkeypatch.setattr("colo_helper.replication.primary.LAST_RETRY_S", 0.2)
-    made = []
-
-    def make(**options):
-        made.append(Pair(**{"timeout_ms": BRIEF_MS, **options}))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    with pairs(timeout_ms=BRIEF_MS) as make:
+        yield make
 
 
 def parted(pair, **options):
@@ -59,11 +50,6 @@ def assert_equal_again(both):
     assert both.ask("primary", "verify")["unexplained"] == []
 
 
-def events(both, role):
-    lines = (both.directory / role / "events.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
 def test_only_what_differs_goes_to_the_copy_of_a_secondary_that_was_lost(pair):
     both = parted(pair)
     chunks, pauses = both.forward.count(Kind.CHUNK), both.guest.journal.count("pause")
@@ -74,7 +60,7 @@ def test_only_what_differs_goes_to_the_copy_of_a_secondary_that_was_lost(pair):
     assert both.guest.journal.count("pause") == pauses + 2, (
         "it stood still for the first checkpoint and for the verified one"
     )
-    sentences = [event["sentence"] for event in events(both, "primary") if event["event"] == "compared"]
+    sentences = [event["sentence"] for event in both.events("primary") if event["event"] == "compared"]
     assert sentences[0].startswith("4 of 64 pages differ") or sentences[0].startswith("5 of 65 pages differ")
     assert both.p_monitor.state.epoch == 2, "epochs go on where they were"
     assert both.p_monitor.state.generation == both.s_monitor.state.generation != ""
@@ -115,8 +101,7 @@ def test_parted_once_more_at_any_step(pair, direction, kind, passed):
     """The copy is its own state or the primary's, never a mixture, and it runs on from that; then the two find together."""
     both = parted(pair)
     own, context = guest_memory(both.copy), both.copy.context
-    seen = both.forward if direction == "forward" else both.back
-    both.line.cut, both.line.cut_after = (kind, seen.count(kind) + 1), passed
+    both.cut_at(direction, kind, passed=passed)
     both.mend_line()
     eventually(lambda: both.line.cut is None, "the cut")
     both.phase("primary", "unprotected")
@@ -132,28 +117,24 @@ def test_parted_once_more_at_any_step(pair, direction, kind, passed):
     assert_equal_again(both)
 
 
-def saved_by(both, role):
-    return json.loads((both.directory / role / "state.json").read_text())
-
-
 def test_a_secondary_whose_replicator_was_killed_is_taken_up(pair, tmp_path):
     """The new replicator finds the copy as the old one left it: it stands still in the middle of a checkpoint."""
     first = parted(pair, secondary_host=EmulatedHost(run_dir=tmp_path))
-    host, saved = first.secondary_host, saved_by(first, "secondary") | {"phase": "replicating"}
+    host, saved = first.secondary_host, first.saved_by("secondary") | {"phase": "replicating"}
     copy = first.copy
     copy.pause_count, copy.log_dirty = 1, True  # as a killed replicator leaves it
     (tmp_path / "held").touch()
-    p_saved = saved_by(first, "primary")
+    p_saved = first.saved_by("primary")
     first.close_replicators()
     both = pair(primary_host=first.primary_host, secondary_host=host, saved=saved, p_saved=p_saved).start()
     both.replicating()
-    assert "was started anew" in events(both, "secondary")[0]["sentence"]
+    assert "was started anew" in both.events("secondary")[0]["sentence"]
     assert_equal_again(both)
 
 
 def test_a_copy_that_was_being_changed_is_made_whole_and_never_taken_over(pair, tmp_path):
     first = parted(pair, secondary_host=EmulatedHost(run_dir=tmp_path))
-    saved, p_saved = saved_by(first, "secondary") | {"phase": "replicating"}, saved_by(first, "primary")
+    saved, p_saved = first.saved_by("secondary") | {"phase": "replicating"}, first.saved_by("primary")
     first.copy.pause_count = 1
     first.copy.memory[7][:] = b"\5" * 4096  # half of a checkpoint
     for mark in ("held", "torn"):
@@ -166,7 +147,7 @@ def test_a_copy_that_was_being_changed_is_made_whole_and_never_taken_over(pair, 
     both = pair(
         primary_host=first.primary_host,
         secondary_host=first.secondary_host,
-        saved=saved_by(alone, "secondary"),
+        saved=alone.saved_by("secondary"),
         p_saved=p_saved,
     ).start()
     both.replicating()
@@ -179,7 +160,7 @@ def test_a_primary_whose_replicator_was_killed_lets_the_guest_run_and_goes_on(pa
     guest, devices = first.guest, first.primary_host.devices[3]
     guest.pause_count, guest.log_dirty, devices.running = 1, True, False
     (tmp_path / "held").touch()
-    p_saved, saved = saved_by(first, "primary") | {"phase": "replicating"}, saved_by(first, "secondary")
+    p_saved, saved = first.saved_by("primary") | {"phase": "replicating"}, first.saved_by("secondary")
     first.close_replicators()
     both = pair(
         primary_host=first.primary_host, secondary_host=first.secondary_host, saved=saved, p_saved=p_saved
@@ -195,7 +176,7 @@ def test_a_primary_whose_replicator_was_killed_lets_the_guest_run_and_goes_on(pa
 
 def test_a_copy_of_something_else_is_refused_and_stays(pair):
     first = parted(pair)
-    saved, p_saved = saved_by(first, "secondary"), saved_by(first, "primary") | {"generation": "another"}
+    saved, p_saved = first.saved_by("secondary"), first.saved_by("primary") | {"generation": "another"}
     first.close_replicators()
     both = pair(
         primary_host=first.primary_host, secondary_host=first.secondary_host, saved=saved, p_saved=p_saved
@@ -215,4 +196,4 @@ def test_a_primary_whose_copy_was_taken_over_says_so_and_goes_on_asking(pair):
     assert both.p_monitor.state.phase == "unprotected"
     both.p_inbox.put_stop("An operator asked to stop.")
     assert both.ended("primary") == 0
-    assert boot_id() == saved_by(both, "primary")["boot_id"]
+    assert boot_id() == both.saved_by("primary")["boot_id"]

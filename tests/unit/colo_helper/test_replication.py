@@ -11,7 +11,7 @@ from colo_helper.channel.wire import Kind
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.monitor.monitor import boot_id
 from tests.unit.colo_helper.emulated_host import RING, EmulatedHost, running_guest
-from tests.unit.colo_helper.replication_pair import VM, Pair, eventually
+from tests.unit.colo_helper.replication_pair import VM, eventually, pairs
 
 #: The timeout of a pair whose line is to be cut: the test waits for it.
 BRIEF_MS = 1000
@@ -19,15 +19,8 @@ BRIEF_MS = 1000
 
 @pytest.fixture
 def pair():
-    made = []
-
-    def make(**options):
-        made.append(Pair(**options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    with pairs() as make:
+        yield make
 
 
 def guest_memory(domain):
@@ -173,8 +166,7 @@ def test_the_line_breaks_in_a_checkpoint(pair, direction, kind, passed, secondar
     write_on_both(both, dice, 2)
     both.guest.context = b"the new context"
     before = guest_memory(both.copy)
-    seen = both.forward if direction == "forward" else both.back
-    both.line.cut, both.line.cut_after = (kind, seen.count(kind) + 1), passed
+    both.cut_at(direction, kind, passed=passed)
     both.ask_without_waiting("primary", "checkpoint")
 
     reason = both.phase("primary", "unprotected")
@@ -236,9 +228,8 @@ def test_the_checkpoint_goes_on_over_a_new_connection(pair, broken, direction, k
     for times, passed in enumerate((False, True), 1):
         write_on_both(both, dice)
         both.guest.context = b"context %d" % passed
-        seen = both.forward if direction == "forward" else both.back
         both.line.on_cut = lambda: both.break_connection(broken)
-        both.line.cut, both.line.cut_after = (kind, seen.count(kind) + 1), passed or broken != direction
+        both.cut_at(direction, kind, passed=passed or broken != direction)
         record = both.ask("primary", "verify" if kind is Kind.RUN else "checkpoint")
         assert record["ok"] is True
         assert guest_memory(both.copy) == guest_memory(both.guest)

@@ -9,23 +9,15 @@ import pytest
 from colo_helper.channel.wire import Kind
 from colo_helper.monitor.monitor import boot_id
 from colo_helper.replication.decisions import role_refusal
-from tests.unit.colo_helper.replication_pair import VM, Pair, eventually
-from tests.unit.colo_helper.test_rejoin import events, saved_by
+from tests.unit.colo_helper.replication_pair import VM, eventually, pairs
 from tests.unit.colo_helper.test_replication import guest_memory, write_on_both
 
 
 @pytest.fixture
 def pair(monkeypatch):
     monkeypatch.setattr("colo_helper.replication.primary.FIRST_RETRY_S", 0.05)
-    made = []
-
-    def make(**options):
-        made.append(Pair(**options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    with pairs() as make:
+        yield make
 
 
 def on_the_network(host):
@@ -41,8 +33,8 @@ def swapped(first, pair):
     return pair(
         primary_host=first.secondary_host,
         secondary_host=first.primary_host,
-        p_saved=saved_by(first, "secondary"),
-        saved=saved_by(first, "primary"),
+        p_saved=first.saved_by("secondary"),
+        saved=first.saved_by("primary"),
     )
 
 
@@ -62,7 +54,7 @@ def test_the_roles_are_swapped_and_the_copy_left_behind_is_used_again(pair):
         assert not both.guest.running
         there = both.secondary_host.devices[both.copy.domid]
         assert there.announced >= 1
-        before = saved_by(both, "primary"), saved_by(both, "secondary")
+        before = both.saved_by("primary"), both.saved_by("secondary")
         assert [(one["role"], one["phase"]) for one in before] == [
             ("secondary", "standby"),
             ("primary", "unprotected"),
@@ -70,7 +62,7 @@ def test_the_roles_are_swapped_and_the_copy_left_behind_is_used_again(pair):
         after = swapped(both, pair)
         after.start().replicating()
         assert after.forward.count(Kind.CHUNK) == 0, "no second first copy"
-        assert any(event["event"] == "compared" for event in events(after, "primary"))
+        assert any(event["event"] == "compared" for event in after.events("primary"))
         assert after.both_run()
         assert on_the_network(after.primary_host)
         assert not on_the_network(after.secondary_host)
@@ -100,8 +92,7 @@ def test_parted_at_any_step_of_a_switch_over(pair, direction, kind, passed):
         "back",
         "heartbeat",
     }  # no new connection: what each of them knows by itself
-    seen = both.forward if direction == "forward" else both.back
-    both.line.cut, both.line.cut_after = (kind, seen.count(kind) + 1), passed
+    both.cut_at(direction, kind, passed=passed)
     both.ask_without_waiting("primary", "switchover")
     # What is sent while the connection breaks may have arrived: the primary must not take it back.
     told = kind in (Kind.HANDOVER, Kind.TAKEN) or (kind is Kind.APPLIED and passed)
@@ -128,7 +119,7 @@ def test_whoever_stands_by_can_still_take_over_when_an_operator_says_so(pair):
     both.ask("primary", "switchover")
     both.ended("primary")
     alone = pair(
-        secondary_host=both.primary_host, saved=saved_by(both, "primary"), only_secondary=True
+        secondary_host=both.primary_host, saved=both.saved_by("primary"), only_secondary=True
     ).start()
     assert "stands by" in alone.phase("secondary", "standby")
     assert not on_the_network(both.primary_host)
