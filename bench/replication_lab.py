@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from pathlib import Path
 from bench.tables import machine, table
 from colo_helper.quantiles import nearest_rank
 from lab import guests, ssh
+from lab.demo import playbooks
 from lab.guests import Client
 from lab.lab import Lab
 from lab.settings import Settings, here
@@ -113,20 +112,13 @@ def under_remus(settings: Settings, guest: MovedGuest, seconds: float) -> Window
 def under_ours(settings: Settings, seconds: float) -> tuple[Window, dict[str, float]]:
     """Measure under our replicator; returns its own medians of the pause's parts as well."""
     vm = ProtectedVm(settings)
-    play("protect", settings)
+    logs = settings.checkout / "build" / "bench"
+    playbooks.run(settings, "protect", logs, extra={"colo_vm": _GUEST})
     vm.wait_for_checkpoints(_WARM_UP_CHECKPOINTS)
     seen = window(settings, seconds, UNIT)
     recent = vm.status()["recent"]
-    play("unprotect", settings, "-e", f"colo_confirm={_GUEST}")
+    playbooks.run(settings, "unprotect", logs, extra={"colo_vm": _GUEST, "colo_confirm": _GUEST})
     return seen, {**recent["phases_ms"], "commit": recent["commit_ms"], "apply": recent["apply_ms"]}
-
-
-def play(name: str, settings: Settings, *arguments: str) -> None:
-    """Run a playbook on the lab."""
-    program = Path(sys.executable).parent / "ansible-playbook"
-    inventory = ["--inventory", str(settings.state_dir / "inventory.yml")]
-    command = [str(program), f"playbooks/{name}.yml", "-e", f"colo_vm={_GUEST}", *arguments, *inventory]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
