@@ -211,6 +211,7 @@ def test_a_receiver_that_dies_is_not_taken_for_success(tmp_path):
 
         def die():
             control, _ = listener.accept()
+            control.recv(1024)  # the order has come: whoever dies before that breaks the sender's pipe
             control.close()
 
         thread = threading.Thread(target=die)
