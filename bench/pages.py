@@ -43,7 +43,7 @@ class FlatDomain(EmulatedDomain):
         """See Domain."""
         return DomainInfo(
             self.domid, self.populated, paused=True, shutdown=True, dying=False, hvm=True,
-            suspended=True, max_pages=len(self.ram) // PAGE_BYTES,
+            shutdown_reason="suspend", max_pages=len(self.ram) // PAGE_BYTES,
         )  # fmt: skip
 
     def nr_frames(self) -> int:

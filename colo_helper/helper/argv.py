@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from enum import IntEnum, unique
 from typing import NamedTuple
 
-SAVE, RESTORE = "--save-domain", "--restore-domain"
+from colo_helper.hypervisor.savers import SAVE_ARGUMENT
+
+SAVE, RESTORE = SAVE_ARGUMENT, "--restore-domain"
 
 #: XCFLAGS_LIVE of xenguest.h, in the argument ``flags`` of a save. XCFLAGS_DEBUG (1 << 1) is accepted and changes nothing.
 FLAG_LIVE = 1 << 0

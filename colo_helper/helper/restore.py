@@ -19,6 +19,7 @@ from colo_helper.helper.messages import Callback, Level
 from colo_helper.helper.parent import EPOCH, Parent
 from colo_helper.helper.spool import Spool
 from colo_helper.hypervisor import abi
+from colo_helper.hypervisor.dirty_log import DirtyLog
 from colo_helper.hypervisor.interface import CpuPolicy, Domain
 from colo_helper.stream import libxc
 from colo_helper.stream.libxc import RecordType, StreamError
@@ -77,6 +78,8 @@ class Restorer:
         self._context = b""
         #: Whether the domain has run, or was made equal before this stream: its rings are in use.
         self._lived = False
+        # Under Xen's own tools nobody could compare the copies anew.
+        self._dirty_log = DirtyLog(domain, guarded=False)
         #: Complete checkpoints, the first image among them.
         self._checkpoints = 0
 
@@ -206,6 +209,7 @@ class Restorer:
         if self._writer:
             self._writer.packed = bool(features & libxc.FEATURE_DIRTY_BITMAP)
             self._lived = bool(features & libxc.FEATURE_BASELINE)
+            self._dirty_log = DirtyLog(self.domain, guarded=self._lived)
         if self._lived and not self.domain.info().pages:
             raise StreamError(f"The image builds on a copy, but domain {self.domain.domid} has no memory.")
 
@@ -286,7 +290,7 @@ class Restorer:
             self.stream.check_stop()
         assert self._writer is not None
         # The size is asked for at every clean: at the start the domain was empty.
-        dirty = self.domain.clean_dirty(final=False)
+        dirty = self._dirty_log.clean(final=False)
         self.parent.progress("b_pages", dirty.count, dirty.frames, EPOCH)
         try:
             self._writer.write(dirty)

@@ -18,6 +18,7 @@ from colo_helper.helper.frames_out import FrameWriter
 from colo_helper.helper.messages import Callback, Level
 from colo_helper.helper.parent import EPOCH, Parent
 from colo_helper.hypervisor import abi
+from colo_helper.hypervisor.dirty_log import DirtyLog
 from colo_helper.hypervisor.interface import Domain
 from colo_helper.memory.bitmap import DirtyBitmap
 from colo_helper.stream import libxc
@@ -43,6 +44,8 @@ class Saver:
         self.back = back
         self.downtime_ms = downtime_ms
         self._frames = FrameWriter(domain, stream)
+        # Under Xen's own tools nobody could compare the copies anew.
+        self._dirty_log = DirtyLog(domain, guarded=self._baseline or self._first_copy)
         self._reader: DirtyReader | None = None
         #: Dirty frames of a live round that was not sent any more; the last round sends them.
         self._left: DirtyBitmap | None = None
@@ -87,7 +90,7 @@ class Saver:
         self._write_static()
         live = bool(self.request.flags & FLAG_LIVE) and not self._baseline
         if live or (self._checkpointed and not self._baseline):
-            self.domain.log_dirty_on()
+            self._dirty_log.start()
         if live:
             self._live_rounds()
         epoch = 0
@@ -138,7 +141,7 @@ class Saver:
         """
         assert self._reader is not None
         self._theirs = self._reader.read(self.domain.nr_frames())
-        dirty = self.domain.clean_dirty(final=False)
+        dirty = self._dirty_log.clean(final=False)
         self._written = dirty.copy()
         dirty.unite(self._theirs)
         started, before = time.monotonic(), self._frames.pages
@@ -151,7 +154,7 @@ class Saver:
         rounds: list[policy.Round] = []
         while True:
             sent = self._frames.pages - before
-            dirty = self.domain.clean_dirty(final=False)
+            dirty = self._dirty_log.clean(final=False)
             rounds.append(policy.Round(sent, time.monotonic() - started, dirty.count))
             verdict = policy.after_round(rounds, self.domain.info().pages, target_ms)
             self._log(
@@ -179,10 +182,10 @@ class Saver:
         before = self._frames.pages
         if first_walk:
             if self._checkpointed:
-                self.domain.clean_dirty(final=True)
+                self._dirty_log.clean(final=True)
             self._walk()
             return
-        dirty = self.domain.clean_dirty(final=True)
+        dirty = self._dirty_log.clean(final=True)
         if self._left:
             dirty.unite(self._left)
             self._left = None

@@ -24,6 +24,8 @@ FLAG_PAUSED = 1 << 3
 #: The reason of a shutdown stands in bits 16..23.
 SHUTDOWN_SHIFT = 16
 SHUTDOWN_SUSPEND = 2
+#: Names of the reasons, by number (xen/include/public/sched.h).
+_SHUTDOWN_REASONS = ("poweroff", "reboot", "suspend", "crash", "watchdog", "soft_reset")
 
 PROT_READ = 1
 PROT_WRITE = 2
@@ -94,6 +96,14 @@ SPECIAL_PARAMS: tuple[tuple[int, str, str], ...] = (
 
 #: Owner and reason of the range that PARAM_IOREQ_SERVER_PFN and PARAM_NR_IOREQ_SERVER_PAGES name.
 IOREQ_SERVER = ("ioreq server page", "It is lent to this host's device model for requests.")
+
+
+def shutdown_reason(flags: int) -> str:
+    """Return why a domain with these flags has shut down, or an empty string when it has not."""
+    if not flags & FLAG_SHUTDOWN:
+        return ""
+    number = flags >> SHUTDOWN_SHIFT & 0xFF
+    return _SHUTDOWN_REASONS[number] if number < len(_SHUTDOWN_REASONS) else f"reason {number}"
 
 
 class DomainInfoStruct(c.Structure):
@@ -211,6 +221,13 @@ _FOREIGN_MEMORY: Mapping[str, Signature] = {
     "xenforeignmemory_unmap": (_INT, [_H, _PTR, c.c_size_t]),
 }
 
+#: xendevicemodel.h, a stable ABI.
+_DEVICE_MODEL: Mapping[str, Signature] = {
+    "xendevicemodel_open": (_PTR, [_PTR, _UINT]),
+    "xendevicemodel_close": (_INT, [_H]),
+    "xendevicemodel_modified_memory": (_INT, [_H, _DOM, c.c_uint64, c.c_uint32]),
+}
+
 
 class Abi(NamedTuple):
     """Everything that depends on the Xen release. Sizes are in bytes."""
@@ -222,6 +239,8 @@ class Abi(NamedTuple):
     xenguest: Mapping[str, Signature]
     foreign_memory_soname: str
     foreign_memory: Mapping[str, Signature]
+    device_model_soname: str
+    device_model: Mapping[str, Signature]
     domain_info_bytes: int
     hypercall_buffer_bytes: int
 
@@ -235,6 +254,8 @@ def _abi(release: str) -> Abi:
         xenguest=_XENGUEST,
         foreign_memory_soname="libxenforeignmemory.so.1",
         foreign_memory=_FOREIGN_MEMORY,
+        device_model_soname="libxendevicemodel.so.1",
+        device_model=_DEVICE_MODEL,
         domain_info_bytes=112,
         hypercall_buffer_bytes=40,
     )

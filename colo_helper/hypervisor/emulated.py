@@ -49,6 +49,9 @@ class EmulatedDomain:
     own_pauses: int = 0
     hvm: bool = True
     suspended: bool = False
+    #: Why it has ended by itself ("reboot", "crash"), empty while it has not.
+    ended: str = ""
+    gone: bool = False
     max_pages: int = 1 << 16
     tsc: TscInfo = _TSC
     cpu_policy: CpuPolicy = _NO_POLICY
@@ -90,7 +93,7 @@ class EmulatedDomain:
     @property
     def running(self) -> bool:
         """Whether its vCPUs run."""
-        return self.pause_count == 0 and not self.suspended
+        return self.pause_count == 0 and not self.suspended and not self.ended
 
     def pause(self) -> None:
         """See Domain."""
@@ -116,14 +119,16 @@ class EmulatedDomain:
     def info(self) -> DomainInfo:
         """See Domain."""
         self._attempt("info")
+        if self.gone:
+            raise self._refusal("describe", "ESRCH")
         return DomainInfo(
             self.domid,
             len(self.memory),
             paused=self.pause_count > 0,
-            shutdown=self.suspended,
+            shutdown=self.suspended or bool(self.ended),
             dying=False,
             hvm=self.hvm,
-            suspended=self.suspended,
+            shutdown_reason="suspend" if self.suspended else self.ended,
             max_pages=self.max_pages,
         )
 
@@ -155,6 +160,12 @@ class EmulatedDomain:
             bitmap.mark(gfn)
         self.dirty.clear()
         return bitmap
+
+    def mark_dirty(self, gfn: int) -> None:
+        """See Domain."""
+        self._attempt("mark_dirty")
+        if self.log_dirty:
+            self.dirty.add(gfn)
 
     def frame_types(self, gfns: array[int]) -> bytes:
         """See Domain."""

@@ -43,7 +43,7 @@ class HypervisorError(Exception):
 class DomainInfo(NamedTuple):
     """A domain as the hypervisor describes it; ``pages`` counts its 4 KiB pages, ``max_pages`` what it may have.
 
-    ``hvm`` is true for PVH as well. ``suspended``: shut down with the reason "suspend", as libxl does before it saves.
+    ``hvm`` is true for PVH as well. ``shutdown_reason`` is a word, empty while ``shutdown`` is false.
     """
 
     domid: int
@@ -52,8 +52,13 @@ class DomainInfo(NamedTuple):
     shutdown: bool
     dying: bool
     hvm: bool
-    suspended: bool = False
+    shutdown_reason: str = ""
     max_pages: int = 0
+
+    @property
+    def suspended(self) -> bool:
+        """Whether it is shut down with the reason "suspend", as libxl does before it saves."""
+        return self.shutdown_reason == "suspend"
 
 
 class CpuPolicy(NamedTuple):
@@ -122,6 +127,9 @@ class Domain(Protocol):
         ``final`` also reports the frames the hypervisor itself has mapped. The size is asked anew every time, and
         rounded up to whole bytes. The bitmap may be changed in place; it is good until the next clean or close.
         """
+
+    def mark_dirty(self, gfn: int) -> None:
+        """Log a frame as if the guest had written it."""
 
     def frame_types(self, gfns: array[int]) -> bytes:
         """Return one type per frame, 0 for ordinary memory (0xf: no frame there); at most MAX_TYPE_BATCH."""

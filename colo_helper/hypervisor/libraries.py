@@ -38,8 +38,29 @@ class XenLibraries:
         x.bind(library, abi.xenguest)
         return library
 
+    @cached_property
+    def device_model(self) -> c.CDLL:
+        """libxendevicemodel, opened when something of it is needed; raises HypervisorError."""
+        abi = x.abi_of(self.release)
+        try:
+            library = c.CDLL(abi.device_model_soname, use_errno=True)
+        except OSError as error:
+            raise HypervisorError(f"A Xen library cannot be loaded: {error}.", operation="dlopen") from error
+        x.bind(library, abi.device_model)
+        return library
+
+    @cached_property
+    def device_model_handle(self) -> int:
+        """Its handle; raises HypervisorError."""
+        handle = self.device_model.xendevicemodel_open(None, 0)
+        if not handle:
+            raise failure("xendevicemodel_open", "open its device model interface")
+        return int(handle)
+
     def close(self) -> None:
-        """Give both handles back."""
+        """Give the handles back."""
+        if "device_model_handle" in self.__dict__:
+            self.device_model.xendevicemodel_close(self.device_model_handle)
         self.foreign.xenforeignmemory_close(self.foreign_handle)
         self.ctrl.xc_interface_close(self.ctrl_handle)
 

@@ -21,6 +21,7 @@ from colo_helper.hypervisor.interface import (
     TscInfo,
 )
 from colo_helper.hypervisor.libraries import XenLibraries, failure
+from colo_helper.hypervisor.savers import other_savers
 from colo_helper.memory.bitmap import DirtyBitmap
 from colo_helper.stream.libxc import CPUID_LEAF_BYTES, MSR_ENTRY_BYTES
 
@@ -95,8 +96,7 @@ class XenDomain:
             shutdown=bool(data.flags & x.FLAG_SHUTDOWN),
             dying=bool(data.flags & x.FLAG_DYING),
             hvm=bool(data.flags & x.FLAG_HVM),
-            suspended=bool(data.flags & x.FLAG_SHUTDOWN)
-            and data.flags >> x.SHUTDOWN_SHIFT & 0xFF == x.SHUTDOWN_SUSPEND,
+            shutdown_reason=x.shutdown_reason(data.flags),
             max_pages=data.max_pages,
         )
 
@@ -123,9 +123,19 @@ class XenDomain:
         return result
 
     def log_dirty_on(self) -> None:
-        """See Domain. ENABLE fails when video RAM tracking has it half on: then OFF and once more."""
+        """See Domain. ENABLE fails when video RAM tracking has it half on: then OFF and once more.
+
+        It also fails while somebody else saves the domain, whose log must not be taken away.
+        """
         if self._shadow(x.SHADOW_ENABLE_LOGDIRTY) == 0:
             return
+        if others := other_savers(self._domid):
+            raise HypervisorError(
+                f"Domain {self._domid} is being saved or migrated by another program (process {others[0]}).",
+                operation="xc_shadow_control",
+                domid=self._domid,
+                errno_name="EBUSY",
+            )
         self.log_dirty_off()
         self._check(self._shadow(x.SHADOW_ENABLE_LOGDIRTY), "xc_shadow_control", "log the dirty frames of")
 
@@ -171,6 +181,12 @@ class XenDomain:
             )
         # Not a copy: the bits lie where the hypervisor wrote them.
         return DirtyBitmap(bitarray(buffer=(c.c_char * length).from_address(address), endian="little"))
+
+    def mark_dirty(self, gfn: int) -> None:
+        """See Domain. By the call with which device models tell what they wrote."""
+        lib = self._lib
+        result = lib.device_model.xendevicemodel_modified_memory(lib.device_model_handle, self._domid, gfn, 1)
+        self._check(result, "xendevicemodel_modified_memory", f"log frame {gfn:#x} of")
 
     def frame_types(self, gfns: array[int]) -> bytes:
         """See Domain."""

@@ -75,6 +75,10 @@ class DirtyBitmap:
         """Make one frame dirty."""
         self.bits[gfn] = 1
 
+    def has(self, gfn: int) -> bool:
+        """Whether a frame is dirty; one that the bitmap does not speak about is not."""
+        return gfn < self.frames and bool(self.bits[gfn])
+
     def copy(self) -> DirtyBitmap:
         """Return a bitmap of its own, whatever happens to this one's memory."""
         return DirtyBitmap(self.bits.copy())

@@ -6,7 +6,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 FORMAT = 1
-PRIMARY_PHASES = ("connecting", "copying", "resyncing", "replicating", "unprotected", "stopped", "failed")
+PRIMARY_PHASES = (
+    "connecting",
+    "copying",
+    "resyncing",
+    "replicating",
+    "unprotected",
+    "awaiting_guest",
+    "stopped",
+    "failed",
+)
 SECONDARY_PHASES = (
     "waiting",
     "receiving",
@@ -83,6 +92,8 @@ class State:
     mode: str = "colo"
     #: Names the first copy that both sides' domains come from; empty before there is one.
     generation: str = ""
+    #: The generation whose guest has ended: a copy of it is worth nothing any more.
+    ended_generation: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the object without ``since``, ``updated``, ``updated_monotonic_s`` and ``boot_id``."""

@@ -23,7 +23,12 @@ _HEAR_OUT_S = 0.5
 #: How often a wait without a deadline lets its caller look at the clock, in seconds.
 _LOOK_UP_S = 30.0
 
-_ENDINGS = {Kind.REFUSE: Cause.PEER_REFUSED, Kind.ABORT: Cause.ABORT, Kind.END: Cause.END}
+_ENDINGS = {
+    Kind.REFUSE: Cause.PEER_REFUSED,
+    Kind.ABORT: Cause.ABORT,
+    Kind.END: Cause.END,
+    Kind.RENEW: Cause.RENEW,
+}
 
 
 class Conversation:
@@ -141,6 +146,8 @@ class Conversation:
     def _raise_ending(frame: Frame) -> None:
         cause = _ENDINGS.get(frame.kind)
         if cause:
+            if cause is Cause.PEER_REFUSED and frame.head.get("code") == "failed":
+                cause = Cause.PEER_FAILED
             reason = frame.head.get("error") or frame.head.get("reason") or "no reason given"
             raise SessionEndedError(cause, str(reason))
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from enum import Enum, unique
 from typing import Any
 
-PROTOCOL = 3
+from colo_helper.hypervisor.interface import DomainInfo
+
+PROTOCOL = 4
 
 #: (primary's release, secondary's release) that were seen to work beside equal releases. A guest goes to a newer Xen,
 #: never back: that way was not tried.
@@ -18,7 +20,10 @@ class Cause(Enum):
     """Why a session ended."""
 
     PEER_LOST = "the channel is gone or the peer is silent"
-    PEER_REFUSED = "the peer said that it cannot go on"
+    PEER_REFUSED = "the peer said that it will not go on"
+    PEER_FAILED = "something failed on the peer, and its copy is gone"
+    GUEST_ENDED = "the guest has rebooted, was shut down, has crashed, or is gone"
+    RENEW = "the primary's guest has ended, and another copy will come"
     LOCAL_ERROR = "something failed on this host"
     STOP = "somebody asked this side to stop"
     END = "the primary ended the protection in order"
@@ -73,24 +78,30 @@ def guest_refusal(facts: GuestFacts) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PrimaryStart:
-    """What an earlier run left: whether it crashed, and the copy the peer may still have of its guest."""
+    """What an earlier run left: whether it crashed, and the copy the peer may still have of its guest.
+
+    ``ended`` is the generation whose guest has ended since; a copy of it is worth nothing any more.
+    """
 
     crashed: bool
     generation: str
     epoch: int
     sentence: str
+    ended: str = ""
 
 
-def primary_start(saved: dict[str, Any] | None, domid: int, boot_id: str) -> PrimaryStart:
-    """Decide what to take over from the state file of an earlier run; it must be of this boot and of this domain."""
-    if (
-        saved is None
-        or saved.get("role") != "primary"
-        or (saved.get("boot_id"), saved.get("domid")) != (boot_id, domid)
-    ):
+def primary_start(saved: dict[str, Any] | None, domid: int | None, boot_id: str) -> PrimaryStart:
+    """Decide what to take over from the state file of an earlier run, which must be of this boot.
+
+    When the host itself has been started anew, the peer's copy may be worth more than what runs here.
+    """
+    if saved is None or saved.get("role") != "primary" or saved.get("boot_id") != boot_id:
         return PrimaryStart(False, "", 0, "Nothing is left of an earlier run.")
     phase = str(saved.get("phase"))
     crashed = phase in ("connecting", "copying", "resyncing", "replicating", "unprotected")
+    if phase == "awaiting_guest" or (crashed and saved.get("domid") != domid):
+        ended = str(saved.get("ended_generation") or saved.get("generation") or "")
+        return PrimaryStart(False, "", 0, "The guest has ended since the replicator did.", ended)
     known = phase in ("resyncing", "replicating", "unprotected")
     generation = str(saved.get("generation", "")) if known else ""
     return PrimaryStart(
@@ -135,18 +146,18 @@ def idle_step(idle: Idle) -> IdleStep:
 class PrimaryStep(Enum):
     """How far the primary is."""
 
-    NO_GUEST = "the guest was not found or not opened"
+    NO_GUEST = "there is no guest, or it was not opened"
     UNPROTECTED = "the first copy is not complete"
-    PROTECTED = "both copies ran"
+    PROTECTED = "both copies ran, of this guest or of the one before it"
     HANDED_OVER = "the secondary was told that its copy is the VM from now on"
 
 
 @dataclass(frozen=True, slots=True)
 class PrimaryEnd:
-    """How a session ends on the primary. ``tell`` is what the peer hears: ``end``, ``abort`` or nothing.
+    """How a session ends on the primary. ``tell`` is what the peer hears: ``end``, ``renew``, ``abort`` or nothing.
 
-    ``exit_code`` None means: stay, and try to protect the guest again. ``guest`` is ``run`` or ``hold`` (still, and off the
-    network: this side is the secondary from now on).
+    ``exit_code`` None means: stay, and try to protect the guest again. ``guest`` is ``run``, ``gone``, or ``hold`` (still,
+    and off the network: this side is the secondary from now on).
     """
 
     phase: str
@@ -161,19 +172,36 @@ def primary_end(vm: str, peer: str, step: PrimaryStep, cause: Cause, why: str) -
     why = why.rstrip(".")
     if step is PrimaryStep.HANDED_OVER:
         return _handed_over_end(vm, peer, cause, why)
-    if step is PrimaryStep.NO_GUEST:
-        failed = cause is not Cause.STOP
-        return PrimaryEnd("failed" if failed else "stopped", "", int(failed), f"{why}.")
-    if cause is Cause.STOP:
+    if cause is Cause.GUEST_ENDED:
+        return _guest_ended_end(vm, peer, step, why)
+    if cause is Cause.STOP and step is not PrimaryStep.NO_GUEST:
         return PrimaryEnd("stopped", "end", 0, f"{why}; {vm} runs on unprotected.")
-    if cause is Cause.LOCAL_ERROR:
-        return PrimaryEnd("failed", "abort", 1, f"{why}; {vm} runs on unprotected.")
+    if step is PrimaryStep.PROTECTED:
+        return _protected_end(vm, peer, cause, why)
     if step is PrimaryStep.UNPROTECTED:
-        return PrimaryEnd("failed", "", 1, f"{why}; {vm} was not protected yet and runs on.")
+        tell = "abort" if cause is Cause.LOCAL_ERROR else ""
+        return PrimaryEnd("failed", tell, 1, f"{why}; {vm} was not protected yet and runs on.")
+    failed = cause is not Cause.STOP
+    return PrimaryEnd("failed" if failed else "stopped", "", int(failed), f"{why}.")
+
+
+def _protected_end(vm: str, peer: str, cause: Cause, why: str) -> PrimaryEnd:
+    """What was protected once is protected again as soon as that can be, unless the peer does not want it."""
+    if cause is Cause.LOCAL_ERROR:
+        return PrimaryEnd(
+            "unprotected", "abort", None, f"{why}; {vm} runs on unprotected, and it is tried again."
+        )
     refused = cause is Cause.PEER_REFUSED
-    lost = "gave up" if refused else "was lost"
+    lost = {Cause.PEER_REFUSED: "gave up", Cause.PEER_FAILED: "failed"}.get(cause, "was lost")
     sentence = f"The secondary on {peer} {lost}: {why}; {vm} runs on unprotected."
     return PrimaryEnd("unprotected", "", 1 if refused else None, sentence)
+
+
+def _guest_ended_end(vm: str, peer: str, step: PrimaryStep, why: str) -> PrimaryEnd:
+    if step is PrimaryStep.NO_GUEST:
+        return PrimaryEnd("awaiting_guest", "", None, f"{why}. It is protected again when it runs.", "gone")
+    sentence = f"{why}; its copy on {peer} is given up. {vm} is protected again when it runs."
+    return PrimaryEnd("awaiting_guest", "renew", None, sentence, "gone")
 
 
 def _handed_over_end(vm: str, peer: str, cause: Cause, why: str) -> PrimaryEnd:
@@ -188,8 +216,43 @@ def _handed_over_end(vm: str, peer: str, cause: Cause, why: str) -> PrimaryEnd:
     return PrimaryEnd("handed_over", "", 1, sentence, "hold")
 
 
-#: Wait between attempts to reach a secondary that was lost, in seconds: doubled from the first to the last.
+def guest_ended(vm: str, info: DomainInfo | None) -> str:
+    """Return the sentence that says how a guest has ended, or an empty string while it has not.
+
+    ``info`` None: its domain is gone. A suspended one has not ended: whoever suspended it saves or moves it.
+    """
+    if info is None or info.dying:
+        return f"{vm} is gone from this host: it has rebooted, or it was shut down, destroyed or moved"
+    if info.shutdown and not info.suspended:
+        return f"{vm} has ended by itself ({info.shutdown_reason})"
+    return ""
+
+
+def not_yet(vm: str, info: DomainInfo | None) -> str:
+    """Return why a guest that had ended cannot be protected yet, or an empty string.
+
+    A domain that is still being built is paused.
+    """
+    if info is None:
+        return f"There is no domain {vm}"
+    if info.paused or info.shutdown or info.dying:
+        return f"The domain {vm} (number {info.domid}) does not run"
+    return ""
+
+
+#: Wait between attempts to protect again, in seconds: doubled from the first to the last, as long as they fail.
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 30.0
+#: How often a guest that has ended is looked for, in seconds.
+AWAIT_S = 2.0
+
+
+def retry_wait(last_s: float, cause: Cause, checkpoints: int) -> float:
+    """Return how long to wait before the next attempt, in seconds, after one that made so many checkpoints."""
+    if cause is Cause.GUEST_ENDED:
+        return AWAIT_S
+    if checkpoints > 1:  # one alone may be followed by the same failure again and again
+        return FIRST_RETRY_S
+    return min(LAST_RETRY_S, max(FIRST_RETRY_S, last_s * 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +286,7 @@ class Step(Enum):
 
     COPYING = "the first copy is arriving"
     READY = "the first copy is complete and has not run"
+    STANDING = "the copy, the VM until a switch-over, stands still"
     RUNNING = "the copy runs"
     PARTIAL = "the copy stands still and a checkpoint is arriving"
     APPLYING = "a complete checkpoint is being applied"
@@ -232,7 +296,10 @@ class Step(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SecondaryEnd:
-    """How a session ends on the secondary. ``copy`` is ``destroy``, ``run`` (off the network) or ``hold`` (still)."""
+    """How a session ends on the secondary. ``copy`` is ``destroy``, ``run`` (off the network) or ``hold`` (still).
+
+    An empty ``phase`` is the one before the session.
+    """
 
     phase: str
     copy: str
@@ -256,6 +323,12 @@ def secondary_end(vm: str, peer: str, step: Step, cause: Cause, why: str, stop_a
         )
     if cause in (Cause.END, Cause.STOP) or stop_asked:
         return SecondaryEnd("stopped", "destroy", 0, f"{why}; the copy of {vm} was destroyed.")
+    if cause is Cause.RENEW:
+        return SecondaryEnd("waiting", "destroy", None, f"{why}; the copy of {vm} was destroyed.")
+    return _unplanned_end(vm, peer, step, cause, why)
+
+
+def _unplanned_end(vm: str, peer: str, step: Step, cause: Cause, why: str) -> SecondaryEnd:
     if step is Step.TORN:
         return SecondaryEnd(
             "torn",
@@ -266,9 +339,10 @@ def secondary_end(vm: str, peer: str, step: Step, cause: Cause, why: str, stop_a
     if step in (Step.COPYING, Step.READY):
         return SecondaryEnd("waiting", "destroy", None, f"{why}; the unfinished copy of {vm} was destroyed.")
     if cause is Cause.LOCAL_ERROR or step is Step.APPLYING:
-        return SecondaryEnd(
-            "failed", "destroy", 1, f"{why}; the copy of {vm} cannot be used and was destroyed."
-        )
+        sentence = f"{why}; the copy of {vm} cannot be used and was destroyed. Waiting for the primary to make another."
+        return SecondaryEnd("waiting", "destroy", None, sentence)
+    if step is Step.STANDING:
+        return SecondaryEnd("", "hold", None, f"{why}; the copy of {vm} stands by as before.")
     gave_up = cause is Cause.ABORT
     what = f"gave up: {why}; its guest runs there" if gave_up else f"was lost: {why}"
     sentence = f"The primary on {peer} {what}; {_RUN_ON[step]}, off the network, until an operator decides."

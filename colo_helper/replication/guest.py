@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from colo_helper.devices.interface import DeviceError, DeviceModel, Nics
+from colo_helper.hypervisor.dirty_log import DirtyLog
 from colo_helper.hypervisor.interface import Domain, HypervisorError
 
 #: What the local host can answer with when something fails.
@@ -93,9 +94,10 @@ class Guest:
     def start_logging(self) -> None:
         """Log dirty frames in the hypervisor and in the device model, from nothing."""
         self.logging = True
-        self.domain.log_dirty_on()
+        log = DirtyLog(self.domain)
+        log.start()
         self.devices.log_dirty(True)
-        self.domain.clean_dirty(final=False)
+        log.clean(final=False)
 
     def stop_logging(self) -> None:
         """Stop logging in both, even when one of them fails."""

@@ -10,23 +10,25 @@ from typing import Any
 
 from colo_helper import __version__
 from colo_helper.channel.wire import Kind
+from colo_helper.hypervisor.interface import HypervisorError
 from colo_helper.memory.bitmap import DirtyBitmap
 from colo_helper.monitor.monitor import Monitor, boot_id
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import COPY_TIMEOUT_S, Conversation, number
 from colo_helper.replication.decisions import (
-    FIRST_RETRY_S,
-    LAST_RETRY_S,
     PROTOCOL,
     Cause,
     GuestFacts,
     PrimaryStep,
     SessionEndedError,
     beginning,
+    guest_ended,
     guest_refusal,
+    not_yet,
     pair_refusal,
     primary_end,
     primary_start,
+    retry_wait,
 )
 from colo_helper.replication.first_copy import FirstCopy
 from colo_helper.replication.guest import LOCAL_ERRORS, Guest
@@ -55,17 +57,21 @@ class Primary:
     guest: Guest | None = None
     conversation: Conversation | None = None
     step: PrimaryStep = PrimaryStep.NO_GUEST
-    #: Whether the peer has answered in this session.
-    attached: bool = False
 
     def run(self) -> int:
         """Protect the VM until somebody stops it or something fails for good; the guest runs on in every case.
 
         A secondary that was lost is looked for again and again.
         """
-        retry_s = FIRST_RETRY_S
+        before = primary_start(self.saved, self.host.find(self.config.vm), boot_id())
+        self.monitor.restore(ended_generation=before.ended)
+        wait_s = 0.0
         while True:
+            checkpoints = self.monitor.state.totals.checkpoints
             try:
+                self._stop_if_asked()
+                if ended := self._how_ended():
+                    raise SessionEndedError(Cause.GUEST_ENDED, ended)
                 guest = self.guest or self._open_guest()
                 cause, why = self._replicate(guest, self._protect(guest))
             except SessionEndedError as error:
@@ -75,11 +81,22 @@ class Primary:
             except BaseException as error:
                 self._finish(Cause.LOCAL_ERROR, f"The replicator itself failed: {error!r}")
                 raise
+            if cause not in (Cause.SWITCHED, Cause.STOP) and (ended := self._how_ended()):
+                cause, why = Cause.GUEST_ENDED, ended
             exit_code = self._finish(cause, why)
             if exit_code is not None:
                 return exit_code
-            retry_s = FIRST_RETRY_S if self.attached else min(LAST_RETRY_S, retry_s * 2)
-            self._rest(retry_s)
+            wait_s = retry_wait(wait_s, cause, self.monitor.state.totals.checkpoints - checkpoints)
+            self._rest(wait_s)
+
+    def _how_ended(self) -> str:
+        """Whether the guest is the reason, whatever failed first; an empty string while it has not ended."""
+        if not self.guest:
+            return ""
+        try:
+            return guest_ended(self.config.vm, self.guest.domain.info())
+        except HypervisorError as error:
+            return guest_ended(self.config.vm, None) if error.errno_name == "ESRCH" else ""
 
     def _rest(self, seconds: float) -> None:
         """Wait before the next attempt; a stop ends that."""
@@ -94,22 +111,21 @@ class Primary:
 
         Returns the frames that may differ beside those. When this fails the guest runs as before.
         """
-        self._stop_if_asked()
-        self.attached = False
         self.conversation = conversation = self.connect(self.config, self.monitor, self.inbox)
         conversation.send(Kind.HELLO, self._hello(guest))
         theirs = conversation.expect(Kind.HELLO).head
         refusal = pair_refusal(self.host.release, str(theirs.get("release")))
         if refusal:
             raise SessionEndedError(Cause.LOCAL_ERROR, refusal)
-        self.attached = True
         vm, peer = self.config.vm, self.config.peer_name
         begin = beginning(vm, peer, self.monitor.state.generation, str(theirs.get("holds", "")))
         if begin.action == "refuse":
             raise SessionEndedError(Cause.PEER_REFUSED, begin.sentence)
         self._stop_if_asked()
         if begin.action == "copy":
-            self.monitor.enter("copying", begin.sentence, generation=secrets.token_hex(8))
+            self.monitor.enter(
+                "copying", begin.sentence, generation=secrets.token_hex(8), ended_generation=""
+            )
             conversation.send(Kind.COPY, {"generation": self.monitor.state.generation})
             self._copy(conversation, guest)
             differing = DirtyBitmap.empty(guest.domain.nr_frames())
@@ -139,12 +155,18 @@ class Primary:
 
     def _open_guest(self) -> Guest:
         vm = self.config.vm
+        awaited = self.monitor.state.ended_generation != ""
         domid = self.host.find(vm)
         if domid is None:
-            raise SessionEndedError(Cause.LOCAL_ERROR, f"There is no domain named {vm} on this host.")
-        self.guest = guest = self.host.open_guest(domid)
-        self.step = PrimaryStep.UNPROTECTED
+            cause = Cause.GUEST_ENDED if awaited else Cause.LOCAL_ERROR
+            raise SessionEndedError(cause, f"There is no domain named {vm} on this host")
+        guest = self.host.open_guest(domid)
         info = guest.domain.info()
+        if awaited and (pause := not_yet(vm, info)):
+            guest.close()
+            raise SessionEndedError(Cause.GUEST_ENDED, pause)
+        self.guest = guest
+        self.step = PrimaryStep.PROTECTED if awaited else PrimaryStep.UNPROTECTED
         facts = GuestFacts(
             vm=vm,
             hvm=info.hvm,
@@ -179,6 +201,7 @@ class Primary:
             "pages": guest.domain.info().pages,
             "peer_timeout_ms": self.config.peer_timeout_ms,
             "generation": self.monitor.state.generation,
+            "ended": self.monitor.state.ended_generation,
         }
 
     def _copy(self, conversation: Conversation, guest: Guest) -> None:
@@ -264,7 +287,9 @@ class Primary:
     def _finish(self, cause: Cause, why: str) -> int | None:
         """Let the guest run at once, then tell the peer, the file and whoever waits; None when it is to be tried again."""
         end = primary_end(self.config.vm, self.config.peer_name, self.step, cause, why)
-        problems = self.guest.release() if self.guest and end.guest == "run" else []
+        problems = self.guest.release() if self.guest and end.guest != "hold" else []
+        if end.guest == "gone":
+            problems = []  # nothing of it has to be put back
         sentence = " ".join([end.sentence, *problems])
         if self.conversation:
             self._last_words(self.conversation, end.tell, why)
@@ -274,6 +299,8 @@ class Primary:
             if (self.monitor.state.phase, self.monitor.state.reason) != (end.phase, sentence):
                 self.monitor.enter(end.phase, sentence)
             self._answer_waiting(sentence)
+            if end.guest == "gone":
+                self._forget_guest()
             return None
         if self.guest:
             problems = self.guest.close()
@@ -281,6 +308,15 @@ class Primary:
                 self.monitor.event("close", " ".join(problems))
         self.monitor.enter(end.phase, sentence)
         return end.exit_code
+
+    def _forget_guest(self) -> None:
+        """The guest has ended; another one may come under its name."""
+        state = self.monitor.state
+        ended = state.generation or state.ended_generation
+        if self.guest:
+            self.guest.close()
+        self.guest, self.step = None, PrimaryStep.NO_GUEST
+        self.monitor.restore(generation="", ended_generation=ended, domid=None)
 
     def _answer_waiting(self, sentence: str) -> None:
         """Whoever waits for a checkpoint learns that there is none."""
@@ -296,8 +332,8 @@ class Primary:
                     conversation.expect(Kind.ENDED)
                 except SessionEndedError as error:
                     problem = str(error)
-        elif tell == "abort":
-            problem = conversation.tell(Kind.ABORT, {"reason": why})
+        elif tell:  # the peer may be in the middle of something and hears it only when the session is over
+            problem = conversation.tell(Kind.ABORT if tell == "abort" else Kind.RENEW, {"reason": why})
         if problem:
             self.monitor.event(
                 "peer_not_told", f"The secondary may not know that the protection ended: {problem}"

@@ -23,7 +23,13 @@ from colo_helper.memory.encoding import pack_bitmap
 from colo_helper.monitor.monitor import Monitor
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import Conversation, number
-from colo_helper.replication.decisions import Cause, Idle, SessionEndedError, idle_step
+from colo_helper.replication.decisions import (
+    Cause,
+    Idle,
+    SessionEndedError,
+    guest_ended,
+    idle_step,
+)
 from colo_helper.replication.epochs import COUNTS, SavingParent, checkpoint_record
 from colo_helper.replication.guest import Guest
 from colo_helper.replication.host import Host
@@ -120,6 +126,8 @@ class PrimaryEpochs(SavingParent):
         self._watch = Stopwatch()
         with self._run_on_failure():
             self.guest.halt()
+            if ended := guest_ended(self.config.vm, self.guest.domain.info()):
+                raise SessionEndedError(Cause.GUEST_ENDED, ended)
             self.guest.save_devices()
         self._watch.lap("suspend")
         return 1

@@ -109,7 +109,9 @@ class Secondary:
     def _session(self) -> SecondaryEnd:
         """Serve one session to its end and carry out what becomes of the copy."""
         phase, self.stop_sent_s = self.monitor.state.phase, 0.0
-        self.step = Step.TORN if phase == "torn" else Step.RUNNING if self.guest else Step.COPYING
+        self.step = {"torn": Step.TORN, **dict.fromkeys(STANDING_BY, Step.STANDING)}.get(
+            phase, Step.RUNNING if self.guest else Step.COPYING
+        )
         session = self.inbox.sessions.pop()
         while self.inbox.sessions:
             self.inbox.sessions.pop().close()  # its client gave up and came again
@@ -132,7 +134,7 @@ class Secondary:
         if end.exit_code is not None and self.guest:
             problems += self.guest.close()
         domid = self.guest.domain.domid if self.guest else None
-        self.monitor.enter(end.phase, " ".join([end.sentence, *problems]), domid=domid)
+        self.monitor.enter(end.phase or phase, " ".join([end.sentence, *problems]), domid=domid)
         return end
 
     def _begin(self, conversation: Conversation) -> None:
@@ -142,6 +144,13 @@ class Secondary:
         if refusal:
             conversation.tell(Kind.REFUSE, {"code": "refused", "error": refusal})
             raise SessionEndedError(Cause.PEER_REFUSED, refusal)
+        if self.guest and self._is_of_ended(hello):
+            self.monitor.event(
+                "discarded", f"The guest that the copy of {self.config.vm} comes from has ended."
+            )
+            if problems := self._destroy():
+                raise SessionEndedError(Cause.LOCAL_ERROR, " ".join(problems))
+            self.step = Step.COPYING
         conversation.send(
             Kind.HELLO,
             {
@@ -210,9 +219,18 @@ class Secondary:
         domid = self.host.find(self.config.vm)
         if self.guest is None and domid is not None:
             return exists_refusal(self.config.vm, domid)
-        if self.guest and hello.get("generation") != self.monitor.state.generation:
+        if (
+            self.guest
+            and hello.get("generation") != self.monitor.state.generation
+            and not self._is_of_ended(hello)
+        ):
             return foreign_refusal(self.config.vm)
         return ""
+
+    def _is_of_ended(self, hello: dict[str, Any]) -> bool:
+        """Whether the copy here comes from a guest that, its primary says, has ended."""
+        generation = self.monitor.state.generation
+        return generation != "" and hello.get("ended") == generation
 
     def _replicate(self, conversation: Conversation) -> None:
         """Serve checkpoints; the primary sets the pace. Ends by an exception."""
@@ -329,8 +347,13 @@ class Secondary:
             # Logging is off since the primary was lost, unless that failed, or an earlier replicator left it on.
             guest.logging = True
             problems = guest.release()
-            if guest.domain.info().paused:
-                problems.append(f"Domain {guest.domain.domid} is paused, and not by us.")
+            info = guest.domain.info()
+            if info.shutdown:
+                problems.append(
+                    f"Domain {info.domid}, the copy, has ended by itself ({info.shutdown_reason})."
+                )
+            if info.paused:
+                problems.append(f"Domain {info.domid} is paused, and not by us.")
             if problems:
                 return "takeover_failed", " ".join(problems)
             self._join_network(guest)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from colo_helper.channel.wire import Frame, Kind
+from colo_helper.devices.interface import DeviceError
 from colo_helper.helper.argv import RestoreRequest, StreamType
 from colo_helper.monitor.monitor import Monitor
 from colo_helper.replication.conversation import Conversation, number
@@ -174,6 +175,9 @@ class SecondaryEpochs(HelperParent):
         """Stand still."""
         self._watch = Stopwatch()
         self._sent_bytes = 0
+        info = self.guest.domain.info()
+        if info.shutdown:  # its device model has ended with it, and takes no state any more
+            raise DeviceError(f"The copy, domain {info.domid}, has ended by itself ({info.shutdown_reason})")
         self.guest.halt()
         self.step = Step.PARTIAL
         self._watch.lap("suspend")

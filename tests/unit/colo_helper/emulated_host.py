@@ -19,6 +19,7 @@ from colo_helper.helper.fds import Stop
 from colo_helper.helper.main import serve
 from colo_helper.helper.parent import PipeParent
 from colo_helper.helper.policy import TARGET_DOWNTIME_MS
+from colo_helper.hypervisor import abi
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.hypervisor.interface import PAGE_BYTES, SpecialFrame
 from colo_helper.replication.guest import Guest, Mark
@@ -57,6 +58,7 @@ class EmulatedRestore:
         assert not stream.read(1), "something follows the end of the first copy"
         domain.memory[RING] = bytearray(b"\1" * PAGE_BYTES)
         domain.specials = {RING: RING_FRAME}
+        domain.params = {abi.PARAM_STORE_PFN: RING}
         self.host.add(self.vm, domain)
         return domain.domid
 
@@ -176,4 +178,5 @@ def running_guest(domid: int = 3, pages: int = 64) -> EmulatedDomain:
         domain.guest_write(gfn, b"page %d" % gfn)
     domain.memory[RING] = bytearray(b"\2" * PAGE_BYTES)
     domain.specials = {RING: RING_FRAME}
+    domain.params = {abi.PARAM_STORE_PFN: RING}
     return domain

@@ -126,6 +126,7 @@ class Saving:
         domain.faults = dict(self.faults)
         if mode is BASELINE:
             domain.pause_count, domain.log_dirty, domain.was_on = 1, True, True
+            domain.dirty = {STORE}  # the mark of whoever turned it on
         parent = BenchParent("saver", domain, dict(self.answers))
         if mode.last:
             parent.answers.setdefault((mode.last, EPOCHS), 0)
@@ -180,6 +181,7 @@ def equal_target() -> BenchDomain:
     target.params, target.specials = dict(source.params), source.specials
     target.memory[STORE][:4] = b"mine"
     target.pause_count = 1
+    target.log_dirty, target.dirty = True, {STORE}
     return target
 
 

@@ -17,6 +17,7 @@ from colo_helper.helper.fds import Stop
 from colo_helper.helper.main import serve
 from colo_helper.helper.parent import PipeParent
 from colo_helper.hypervisor import abi
+from colo_helper.hypervisor.dirty_log import DirtyLog
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.hypervisor.interface import PAGE_BYTES, CpuPolicy, SpecialFrame, TscInfo
 from colo_helper.memory.bitmap import DirtyBitmap
@@ -210,7 +211,9 @@ class Pair:
         stream_read, stream_write = os.pipe()
         back_read, back_write = os.pipe()
         if self.flags > 0 and self.flags & FLAG_BASELINE:
-            self.source.log_dirty = True  # the first copy left it on
+            for domain in (self.source, self.target):
+                DirtyLog(domain).start()  # on since before the copy was made
+                domain.journal.clear()
             first = DirtyBitmap.from_gfns(self.first_b, self.source.nr_frames())
             os.write(back_write, pack_record(RecordType.COLO_DIRTY_BITMAP, pack_bitmap(first)))
         restoring = Side(

@@ -154,9 +154,28 @@ def test_idle(idle, action, sentence):
         (PrimaryStep.NO_GUEST, Cause.STOP, "stopped", "", 0, "It is so."),
         (PrimaryStep.UNPROTECTED, Cause.STOP, "stopped", "end", 0, "It is so; h1 runs on unprotected."),
         (PrimaryStep.UNPROTECTED, Cause.PEER_LOST, "failed", "", 1, "It is so; h1 was not protected yet and runs on."),
-        (PrimaryStep.UNPROTECTED, Cause.LOCAL_ERROR, "failed", "abort", 1, "It is so; h1 runs on unprotected."),
+        (PrimaryStep.UNPROTECTED, Cause.LOCAL_ERROR, "failed", "abort", 1, "It is so; h1 was not protected yet and runs on."),
         (PrimaryStep.PROTECTED, Cause.STOP, "stopped", "end", 0, "It is so; h1 runs on unprotected."),
-        (PrimaryStep.PROTECTED, Cause.LOCAL_ERROR, "failed", "abort", 1, "It is so; h1 runs on unprotected."),
+        (
+            PrimaryStep.PROTECTED, Cause.LOCAL_ERROR, "unprotected", "abort", None,
+            "It is so; h1 runs on unprotected, and it is tried again.",
+        ),
+        (
+            PrimaryStep.PROTECTED, Cause.PEER_FAILED, "unprotected", "", None,
+            "The secondary on xb failed: It is so; h1 runs on unprotected.",
+        ),
+        (
+            PrimaryStep.PROTECTED, Cause.GUEST_ENDED, "awaiting_guest", "renew", None,
+            "It is so; its copy on xb is given up. h1 is protected again when it runs.",
+        ),
+        (
+            PrimaryStep.UNPROTECTED, Cause.GUEST_ENDED, "awaiting_guest", "renew", None,
+            "It is so; its copy on xb is given up. h1 is protected again when it runs.",
+        ),
+        (
+            PrimaryStep.NO_GUEST, Cause.GUEST_ENDED, "awaiting_guest", "", None,
+            "It is so. It is protected again when it runs.",
+        ),
         (
             PrimaryStep.PROTECTED, Cause.PEER_LOST, "unprotected", "", None,
             "The secondary on xb was lost: It is so; h1 runs on unprotected.",
@@ -179,9 +198,11 @@ def test_the_copy_runs_only_where_that_is_right(step, cause, stop_asked):
     """The table of the rules, all of it: when the copy is kept, and what the operator reads."""
     end = secondary_end("h1", "xa", step, cause, "It is so.", stop_asked)
     ordered = stop_asked or cause in (Cause.END, Cause.STOP)
-    usable = step in (Step.RUNNING, Step.PARTIAL, Step.APPLIED)
+    usable = step in (Step.RUNNING, Step.PARTIAL, Step.APPLIED, Step.STANDING)
     if ordered:
         assert end == SecondaryEnd("stopped", "destroy", 0, "It is so; the copy of h1 was destroyed.")
+    elif cause is Cause.RENEW:
+        assert end == SecondaryEnd("waiting", "destroy", None, "It is so; the copy of h1 was destroyed.")
     elif step in (Step.COPYING, Step.READY):
         assert end == SecondaryEnd(
             "waiting", "destroy", None, "It is so; the unfinished copy of h1 was destroyed."
@@ -189,8 +210,10 @@ def test_the_copy_runs_only_where_that_is_right(step, cause, stop_asked):
     elif step is Step.TORN:
         assert (end.phase, end.copy, end.exit_code) == ("torn", "hold", None)
     elif cause is Cause.LOCAL_ERROR or not usable:
-        sentence = "It is so; the copy of h1 cannot be used and was destroyed."
-        assert end == SecondaryEnd("failed", "destroy", 1, sentence)
+        sentence = "It is so; the copy of h1 cannot be used and was destroyed. Waiting for the primary to make another."
+        assert end == SecondaryEnd("waiting", "destroy", None, sentence)
+    elif step is Step.STANDING:
+        assert end == SecondaryEnd("", "hold", None, "It is so; the copy of h1 stands by as before.")
     else:
         assert (end.phase, end.copy, end.exit_code) == ("peer_lost", "run", None)
         said = "The primary on xa gave up: It is so; its guest runs there; " if cause is Cause.ABORT else (

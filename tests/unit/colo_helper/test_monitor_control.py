@@ -30,7 +30,7 @@ RECORD = Checkpoint(1, 2, 3, 4, 0, 4, 5000, 12.5, {"suspend": 1.0}, 2.5, 3.5, "2
 CHANNELS = {"life": "alive", "peer_epoch": 1, "round_trip": {}, "broken": {}, "reopened": {}}
 DOCUMENTED = {
     "format", "vm", "role", "mode", "phase", "reason", "domid", "peer", "epoch", "since", "updated", "updated_monotonic_s",
-    "boot_id", "last", "totals", "recent", "progress", "channels", "generation",
+    "boot_id", "last", "totals", "recent", "progress", "channels", "generation", "ended_generation",
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from tests.unit.colo_helper.test_replication import guest_memory, write_on_both
 
 @pytest.fixture
 def pair(monkeypatch):
-    monkeypatch.setattr("colo_helper.replication.primary.FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr("colo_helper.replication.decisions.FIRST_RETRY_S", 0.05)
     with pairs() as make:
         yield make
 
