@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, unique
 from typing import Any
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 #: (primary's release, secondary's release) that were seen to work beside equal releases. A guest goes to a newer Xen,
 #: never back: that way was not tried.

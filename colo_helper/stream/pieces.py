@@ -102,7 +102,7 @@ def fields(text: str) -> tuple[Field, ...]:
     return tuple(found)
 
 
-def compare(ours: Sequence[Piece], theirs: Sequence[Piece]) -> list[Difference]:
+def compare_pieces(ours: Sequence[Piece], theirs: Sequence[Piece]) -> list[Difference]:
     """Return what differs, piece by piece; a piece that only one side has is a difference of its whole body."""
     other = {piece.key: piece for piece in theirs}
     different: list[Difference] = []
