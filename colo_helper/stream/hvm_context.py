@@ -175,6 +175,12 @@ _CLOCKS: dict[str, dict[str, Clock]] = {
         "xfeature_mask": Clock("What the host's processor can save; Xen ignores it when it loads the state.")
     },
 }
+#: Records that Xen takes from an earlier release as well (hvm_load_entry_zeroextend, RELEASE-4.20.4): 4.20.4's LAPIC has
+#: ``pending_esr`` more than 4.17's.
+_ZERO_EXTENDED = frozenset({"CPU", "LAPIC", "RTC", "VIRIDIAN_DOMAIN", "VIRIDIAN_VCPU", "VMCE_VCPU"})
+_EXTENDED = (
+    "The releases of Xen differ; the later one takes what the earlier one does not have for 0, and it is 0."
+)
 
 
 def split(context: bytes) -> list[Piece]:
@@ -219,7 +225,7 @@ def _name(typecode: int) -> str:
 def _layout(name: str, body: bytes) -> Layout:
     if name == "CPU_MSR":
         return Layout(_msr_fields(body))
-    return Layout(_FIELDS.get(name, ()), _CLOCKS.get(name))
+    return Layout(_FIELDS.get(name, ()), _CLOCKS.get(name), _EXTENDED if name in _ZERO_EXTENDED else "")
 
 
 def _msr_fields(body: bytes) -> tuple[Field, ...]:

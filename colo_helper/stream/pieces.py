@@ -40,10 +40,14 @@ class Clock(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What is known of a piece's body; bytes in none of the ``fields`` are told by their offset."""
+    """What is known of a piece's body; bytes in none of the ``fields`` are told by their offset.
+
+    ``extended``: why the body may be longer on one side by bytes that are all 0; empty if it may not.
+    """
 
     fields: tuple[Field, ...] = ()
     clocks: dict[str, Clock] | None = None
+    extended: str = ""
 
     def clock(self, field: str) -> Clock | None:
         """Return why a field may differ, if it may."""
@@ -121,10 +125,15 @@ def _compare_piece(ours: Piece, theirs: Piece) -> Iterator[Difference]:
     if ours.body == theirs.body:
         return
     if len(ours.body) != len(theirs.body):
-        shorter, longer = sorted((len(ours.body), len(theirs.body)))
-        reason = f"It has {len(ours.body)} bytes on the primary, {len(theirs.body)} on the secondary. {UNEXPLAINED}"
-        yield Difference(*ours.key, "length", shorter, longer - shorter, reason)
-        return
+        shorter, longer = sorted((ours.body, theirs.body), key=len)
+        at, more = len(shorter), len(longer) - len(shorter)
+        explained = bool(ours.layout.extended) and not any(longer[at:])
+        reason = (
+            f"It has {len(ours.body)} bytes on the primary, {len(theirs.body)} on the secondary. "
+            f"{ours.layout.extended if explained else UNEXPLAINED}"
+        )
+        yield Difference(*ours.key, "length", at, more, reason, explained)
+        ours, theirs = ours._replace(body=ours.body[:at]), theirs._replace(body=theirs.body[:at])
     covered = bytearray(len(ours.body))
     for field in ours.layout.fields:
         end = field.offset + field.length

@@ -124,15 +124,31 @@ def test_a_damaged_device_state_is_refused(state, why):
 
 def test_a_piece_that_one_side_has_and_lengths_that_differ():
     one, other, long = Piece("one", 0, b"1"), Piece("other", 0, b"12"), Piece("long", 1, b"123")
-    found = compare_pieces([one, long], [other, Piece("long", 1, b"12345")])
+    found = compare_pieces([one, long], [other, Piece("long", 1, b"x2345")])
     assert [(d.record, d.field, d.offset, d.length, d.explained) for d in found] == [
         ("one", "all of it", 0, 1, False),
         ("long", "length", 3, 2, False),
+        ("long", "", 0, 1, False),
         ("other", "all of it", 0, 2, False),
     ]
     assert found[0].reason.startswith("Only the primary has it.")
     assert found[1].reason.startswith("It has 3 bytes on the primary, 5 on the secondary.")
-    assert found[2].reason.startswith("Only the secondary has it.")
+    assert found[3].reason.startswith("Only the secondary has it.")
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "explained"), [("LAPIC", 0, True), ("LAPIC", 1, False), ("PIC", 0, False)]
+)
+def test_what_a_later_xen_keeps_in_addition_may_be_there_if_it_is_0(name, more, explained):
+    ours = Piece(name, 0, bytes(24), hvm_context._layout(name, b""))
+    (found,) = compare_pieces([ours], [Piece(name, 0, bytes(24) + bytes((more,)) + bytes(7))])
+    assert (found.field, found.offset, found.length, found.explained) == ("length", 24, 8, explained)
+
+
+def test_what_both_have_of_pieces_of_different_lengths_is_compared():
+    ours = Piece("LAPIC", 0, b"\1" + bytes(23), hvm_context._layout("LAPIC", b""))
+    found = compare_pieces([ours], [Piece("LAPIC", 0, bytes(32))])
+    assert [(one.field, one.explained) for one in found] == [("length", True), ("apic_base_msr", False)]
 
 
 def test_bytes_outside_the_fields_are_told_as_few_runs():
