@@ -1,16 +1,17 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Compare both copies of a VM, page by page."""
+"""Compare both copies of a VM: memory, CPU and devices."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: colo_vm_verify
-short_description: Compare both copies of a VM page by page
+short_description: Compare memory, CPU and device state of both copies of a VM
 version_added: "0.1.0"
 description:
-  - Asks the replicator on the primary for a checkpoint after which every page of both copies is compared by hash
-    while both stand still, and fails with a sentence when pages differ that nothing explains.
+  - Asks the replicator on the primary for a checkpoint after which both copies are compared while both stand still,
+    every page by hash, the state of the vCPUs and of the devices field by field. Fails with a sentence when anything
+    differs that nothing explains.
 options:
   name:
     description: The VM.
@@ -65,6 +66,22 @@ unexplained:
   elements: int
   returned: success
   sample: []
+state:
+  description:
+    - What was found in the state of the vCPUs, C(cpu), and of the devices, C(devices); empty in check mode.
+    - C(bytes) and C(records) say how much was compared. C(different) names each field that differs, by its record, instance,
+      field, offset in the record and length, with the reason when it may differ; C(unexplained) repeats those that may not,
+      and the task fails unless it is empty.
+  type: dict
+  returned: success
+  sample:
+    cpu:
+      bytes: 4112
+      records: 17
+      different:
+        - {record: CPU, instance: 0, field: tsc, offset: 1008, length: 8, reason: it goes on while the domain is paused}
+      unexplained: []
+    devices: {bytes: 54321, records: 29, different: [], unexplained: []}
 """
 
 from ansible.module_utils.basic import AnsibleModule

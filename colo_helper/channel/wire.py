@@ -72,9 +72,9 @@ class Kind(IntEnum):
     RESYNC = 27  # F: let the copy stand still and be compared
     HANDOVER = 28  # F: {epoch}; the guest here stands still for good: the copy is the VM from now on
     TAKEN = 29  # B: {epoch}; it is
-    RENEW = (
-        30  # F: {reason}; the guest has ended: the copy goes, and another one comes when the guest runs again
-    )
+    STATE = 30  # F: read the state of the vCPUs and of the devices anew
+    STATES = 31  # B: the HVM context + the device state, as they are now
+    RENEW = 32  # F: {reason}; the guest has ended: the copy goes; another comes when the guest runs again
 
 
 #: What is said about a connection itself, and not repeated on the next one.

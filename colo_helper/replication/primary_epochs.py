@@ -37,7 +37,7 @@ from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.packing import MAX_CHUNK_BYTES, pack
 from colo_helper.replication.stopwatch import Stopwatch, milliseconds
 from colo_helper.replication.tunnel import Outlet, take
-from colo_helper.replication.verify import compare
+from colo_helper.replication.verify import compare, verdict
 from colo_helper.stream.libxc import RecordType, pack_record
 
 #: How much of a checkpoint may wait in memory for the end of the guest's pause.
@@ -158,7 +158,7 @@ class PrimaryEpochs(SavingParent):
             if self._to_hold:
                 frames = number(self._expect_of_epoch(Kind.APPLIED), "frames")
                 if self._asked_for("verify"):
-                    self._verified = compare(self.guest.domain, self.conversation, frames).to_json(self.epoch)
+                    self._verified = compare(self.guest, self.conversation, frames).to_json(self.epoch)
                     self._watch.lap("verify")
                 if self._asked_for("switchover"):
                     self._hand_over()
@@ -285,15 +285,7 @@ class PrimaryEpochs(SavingParent):
         self.monitor.checkpoint(record, self.conversation.figures())
         if verified:
             self.monitor.verification(verified)
-            self.monitor.event("verified", _verdict(verified))
+            self.monitor.event("verified", verdict(verified))
         for request in self._requests:
             self.inbox.requests.remove(request)
             request.succeed(verified if request.verb == "verify" and verified else record.to_json())
-
-
-def _verdict(verified: dict[str, Any]) -> str:
-    known = len(verified["different"]) - len(verified["unexplained"])
-    return (
-        f"Compared {verified['pages_compared']} pages of both copies at epoch {verified['epoch']}: {known} differ for a "
-        f"known reason, {len(verified['unexplained'])} without one."
-    )

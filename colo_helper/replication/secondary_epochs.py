@@ -22,7 +22,7 @@ from colo_helper.replication.host import Helper, Host
 from colo_helper.replication.packing import MAX_CHUNK_BYTES
 from colo_helper.replication.stopwatch import Stopwatch
 from colo_helper.replication.tunnel import Outlet, take
-from colo_helper.replication.verify import answer_hash
+from colo_helper.replication.verify import answer_hash, answer_state
 
 #: Answers of a restoring helper's parent.
 _SUCCESS, _PRIMARY_LOST = 1, 2
@@ -142,12 +142,15 @@ class SecondaryEpochs(HelperParent):
         return _SUCCESS
 
     def _be_compared(self) -> bool:
-        """Answer for the memory while both stand still, until the primary lets both run, or hands the VM over (True)."""
+        """Answer for the copy while both stand still, until the primary lets both run, or hands the VM over (True)."""
         while True:
-            frame = self.conversation.expect(Kind.HASH, Kind.RUN, Kind.HANDOVER)
-            if frame.kind is not Kind.HASH:
+            frame = self.conversation.expect(Kind.HASH, Kind.STATE, Kind.RUN, Kind.HANDOVER)
+            if frame.kind is Kind.HASH:
+                answer_hash(self.guest.domain, self.conversation, frame.head)
+            elif frame.kind is Kind.STATE:
+                answer_state(self.guest, self.conversation)
+            else:
                 return frame.kind is Kind.HANDOVER
-            answer_hash(self.guest.domain, self.conversation, frame.head)
 
     def _be_handed_over(self) -> SessionEndedError:
         """The copy is the VM from now on; returns how the session ends."""

@@ -1,9 +1,13 @@
-"""Comparing both copies page by page while they stand still, one window of guest memory at a time."""
+"""Comparing both copies while they stand still: memory page by page, then the state of the vCPUs and of the devices.
+
+Memory is compared by hashes, one window at a time. The rest is small: the secondary sends all of it. Both sides read it
+anew, so what is compared is what each copy has, and not what one has sent to the other.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from colo_helper.channel.wire import Frame, Kind
@@ -13,9 +17,34 @@ from colo_helper.hypervisor.interface import Domain, SpecialFrame
 from colo_helper.memory.hashes import HashSet, differing_gfns
 from colo_helper.replication.conversation import Conversation
 from colo_helper.replication.decisions import Cause, SessionEndedError
+from colo_helper.replication.guest import Guest
+from colo_helper.stream import device_state, hvm_context
+from colo_helper.stream.device_state import DeviceStateError
+from colo_helper.stream.hvm_context import ContextError
+from colo_helper.stream.pieces import UNEXPLAINED, Difference, Piece, compare_pieces
 
 #: Frames compared at a time: 64 MiB of guest memory, 192 KiB of hashes and frame numbers on each side.
 WINDOW_FRAMES = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class StateComparison:
+    """What a comparison of the vCPUs' or the devices' state found; ``bytes`` and ``records`` are the primary's."""
+
+    bytes: int
+    records: int
+    different: tuple[Difference, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its part of the answer to ``verify``."""
+        return {
+            "bytes": self.bytes,
+            "records": self.records,
+            "different": [difference.to_json() for difference in self.different],
+            "unexplained": [
+                difference.to_json() for difference in self.different if not difference.explained
+            ],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +54,8 @@ class Comparison:
     pages_compared: int
     different: tuple[dict[str, Any], ...]
     unexplained: tuple[int, ...]
+    cpu: StateComparison
+    devices: StateComparison
 
     def to_json(self, epoch: int) -> dict[str, Any]:
         """Return the answer to ``verify``."""
@@ -33,10 +64,28 @@ class Comparison:
             "pages_compared": self.pages_compared,
             "different": list(self.different),
             "unexplained": list(self.unexplained),
+            "state": {"cpu": self.cpu.to_json(), "devices": self.devices.to_json()},
         }
 
 
-def judge(pages_compared: int, gfns: list[int], owners: dict[int, SpecialFrame]) -> Comparison:
+def verdict(verified: dict[str, Any]) -> str:
+    """Say in a sentence what ``Comparison.to_json`` says."""
+    cpu, devices = verified["state"]["cpu"], verified["state"]["devices"]
+    return (
+        f"Compared both copies at epoch {verified['epoch']}: of {verified['pages_compared']} pages {_counts(verified)}; "
+        f"of {cpu['bytes']} bytes of CPU state {_counts(cpu, 'field')}; "
+        f"of {devices['bytes']} bytes of device state {_counts(devices, 'field')}."
+    )
+
+
+def _counts(found: dict[str, Any], unit: str = "") -> str:
+    unexplained = len(found["unexplained"])
+    known = len(found["different"]) - unexplained
+    things = f"{unit}{'' if known == 1 else 's'} " if unit else ""
+    return f"{known} {things}differ for a known reason, {unexplained} without one"
+
+
+def judge(gfns: list[int], owners: dict[int, SpecialFrame]) -> list[dict[str, Any]]:
     """Name the owner of every differing frame; one without an owner is unexplained."""
     different = []
     for gfn in gfns:
@@ -45,16 +94,53 @@ def judge(pages_compared: int, gfns: list[int], owners: dict[int, SpecialFrame])
             {
                 "gfn": gfn,
                 "owner": owner.owner if owner else "guest memory",
-                "reason": owner.reason if owner else "Nothing known explains it: the copies are not equal.",
+                "reason": owner.reason if owner else UNEXPLAINED,
             }
         )
-    return Comparison(pages_compared, tuple(different), tuple(gfn for gfn in gfns if gfn not in owners))
+    return different
 
 
-def compare(domain: Domain, conversation: Conversation, peer_frames: int) -> Comparison:
+def compare(guest: Guest, conversation: Conversation, peer_frames: int) -> Comparison:
     """Run the comparison from the primary; both copies must stand still."""
-    compared, different = differing_frames(domain, conversation, peer_frames)
-    return judge(compared, different, domain.special_frames())
+    compared, gfns = differing_frames(guest.domain, conversation, peer_frames)
+    owners = guest.domain.special_frames()
+    conversation.send(Kind.STATE)
+    ours = _read_state(guest)
+    theirs = conversation.expect(Kind.STATES).parts
+    if len(theirs) != len(ours):
+        raise SessionEndedError(
+            Cause.PEER_LOST, f"The peer sent {len(theirs)} parts of state, not {len(ours)}."
+        )
+    return Comparison(
+        compared,
+        tuple(judge(gfns, owners)),
+        tuple(gfn for gfn in gfns if gfn not in owners),
+        compare_states("HVM context", hvm_context.split, ours[0], theirs[0]),
+        compare_states("device state", device_state.split, ours[1], theirs[1]),
+    )
+
+
+def _read_state(guest: Guest) -> tuple[bytes, bytes]:
+    return guest.domain.get_context(), guest.devices.save_state()
+
+
+def answer_state(guest: Guest, conversation: Conversation) -> None:
+    """Send the state of the vCPUs and of the devices to the primary."""
+    conversation.send(Kind.STATES, parts=_read_state(guest))
+
+
+def compare_states(
+    name: str, split: Callable[[bytes], list[Piece]], ours: bytes, theirs: bytes
+) -> StateComparison:
+    """Compare two states of one kind; what cannot be split is compared as one piece, called ``name``."""
+    try:
+        pieces, other = split(ours), split(theirs)
+    except (ContextError, DeviceStateError) as error:
+        different = compare_pieces([Piece(name, 0, ours)], [Piece(name, 0, theirs)])
+        return StateComparison(
+            len(ours), 1, tuple(replace(one, reason=f"{one.reason} {error}") for one in different)
+        )
+    return StateComparison(len(ours), len(pieces), tuple(compare_pieces(pieces, other)))
 
 
 def differing_frames(

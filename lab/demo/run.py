@@ -59,14 +59,7 @@ def _steps(settings: Settings, lab: Lab, debian: Sequence[int], timeline: Timeli
     _await_checkpoints(settings, primary, _WANTED_CHECKPOINTS, timeline)
     play("status")
     play("verify", colo_vm=_VM)
-    verified = _read(settings, primary, "verify.json")
-    timeline.pages_compared = verified["pages_compared"]
-    timeline.pages_different = [frame["gfn"] for frame in verified["different"]]
-    timeline.pages_unexplained = verified["unexplained"]
-    owners = "; ".join(f"{frame['gfn']:#x} ({frame['reason']})" for frame in verified["different"])
-    timeline.add(
-        primary, "verified", f"{verified['pages_compared']} pages compared, different: {owners or 'none'}"
-    )
+    _note_verification(_read(settings, primary, "verify.json"), primary, timeline)
 
     client = Client(settings, _VM)
     token = f"demo-{int(time.time())}"
@@ -106,6 +99,26 @@ def _steps(settings: Settings, lab: Lab, debian: Sequence[int], timeline: Timeli
             f"last {sighting.answer.last}",
         )
     play("status")
+
+
+def _note_verification(verified: dict[str, Any], primary: str, timeline: Timeline) -> None:
+    """Take what the verification found into the record."""
+    timeline.pages_compared = verified["pages_compared"]
+    timeline.pages_different = [frame["gfn"] for frame in verified["different"]]
+    timeline.pages_unexplained = verified["unexplained"]
+    timeline.state_unexplained = [
+        f"{part} {found['record']} {found['instance']} {found['field'] or 'bytes'} at {found['offset']}"
+        for part in ("cpu", "devices")
+        for found in verified["state"][part]["unexplained"]
+    ]
+    owners = "; ".join(f"{frame['gfn']:#x} ({frame['reason']})" for frame in verified["different"])
+    state = " and ".join(f"{verified['state'][part]['bytes']} bytes of {part}" for part in ("cpu", "devices"))
+    timeline.add(
+        primary,
+        "verified",
+        f"{verified['pages_compared']} pages, {state} state compared; different pages: {owners or 'none'}, "
+        f"state without a reason: {', '.join(timeline.state_unexplained) or 'none'}",
+    )
 
 
 def _await_checkpoints(settings: Settings, host: str, wanted: int, timeline: Timeline) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class Timeline:
     pages_compared: int | None = None
     pages_different: list[int] | None = None
     pages_unexplained: list[int] | None = None
+    state_unexplained: list[str] | None = None
     failover_s: float | None = None
     counter_before: int | None = None
     counter_after: int | None = None
@@ -71,6 +72,8 @@ def judge(timeline: Timeline, wanted_checkpoints: int) -> list[str]:
         broken.append("no page of the two copies was compared")
     if timeline.pages_unexplained is None or timeline.pages_unexplained:
         broken.append(f"frames differ without a reason: {timeline.pages_unexplained}")
+    if timeline.state_unexplained is None or timeline.state_unexplained:
+        broken.append(f"CPU or device state differs without a reason: {timeline.state_unexplained}")
     if timeline.counter_before is None or timeline.counter_after is None:
         broken.append("the guest did not answer after the failover")
     elif timeline.counter_after < timeline.counter_before:

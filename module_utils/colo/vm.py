@@ -364,7 +364,8 @@ def verify(module: AnsibleModule) -> dict[str, Any]:
     vm: str = module.params["name"]
     snapshot.check_name(vm)
     if module.check_mode:
-        return {"changed": False, "verified": False, "pages_compared": 0, "different": [], "unexplained": []}
+        nothing = {"pages_compared": 0, "different": [], "unexplained": [], "state": {}}
+        return {"changed": False, "verified": False, **nothing}
     now = snapshot.take(module, vm, host.read_domains(module))
     if not now.alive:
         gate.require_helper()
@@ -372,14 +373,38 @@ def verify(module: AnsibleModule) -> dict[str, Any]:
     answer = gate.request(vm, "verify", float(module.params["timeout_s"]))
     if not answer.get("ok"):
         raise Failure(f"{vm} on {now.host} was not verified: {answer.get('error')}", code=answer.get("code"))
-    result = {key: answer.get(key) for key in ("epoch", "pages_compared", "different", "unexplained")}
-    unexplained = result["unexplained"] or []
-    if unexplained:
+    result = {
+        key: answer.get(key) for key in ("epoch", "pages_compared", "different", "unexplained", "state")
+    }
+    if not result["state"]:
+        raise Failure(
+            f"The replicator of {vm} on {now.host} is of an earlier release and compared memory only: unprotect and protect "
+            f"{vm}, then verify it again.",
+            **result,
+        )
+    problems = _unexplained(result)
+    if problems:
         peer = ((now.config or {}).get("peer") or {}).get("name", "its secondary")
         raise Failure(
-            f"{len(unexplained)} of {result['pages_compared']} pages of {vm} differ between {now.host} and {peer} without an "
-            f"explanation (first: frame {unexplained[0]:#x}): {peer} does not hold a copy of it. Keep "
-            f"/var/lib/colo/{vm}/verify.json of {now.host} for a report, then protect {vm} anew.",
+            f"{' and '.join(problems)} of {vm} differ between {now.host} and {peer} without an explanation: {peer} does not "
+            f"hold a copy of it. Keep /var/lib/colo/{vm}/verify.json of {now.host} for a report, then protect {vm} anew.",
             **result,
         )
     return {"changed": False, "verified": True, **result}
+
+
+def _unexplained(result: dict[str, Any]) -> list[str]:
+    """What differs without an explanation: a part of a sentence for each of memory, CPU and devices."""
+    problems = []
+    pages = result["unexplained"] or []
+    if pages:
+        problems.append(f"{len(pages)} of {result['pages_compared']} pages (first: frame {pages[0]:#x})")
+    for part, name in (("cpu", "CPU state"), ("devices", "device state")):
+        places = result["state"][part]["unexplained"]
+        if places:
+            first = places[0]
+            where = f"{first['record']} {first['instance']}, {first['field'] or 'bytes'} at {first['offset']}"
+            problems.append(
+                f"{len(places)} field{'s' if len(places) > 1 else ''} of the {name} (first: {where})"
+            )
+    return problems

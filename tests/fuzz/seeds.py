@@ -183,3 +183,30 @@ def frames() -> list[bytes]:
             ]
         ),
     ]
+
+
+def hvm_context(*, rax: int = 0, tsc: int = 0) -> bytes:
+    """Return what Xen keeps of a domain with one vCPU, in part."""
+    cpu = bytearray(1032)
+    cpu[512:520], cpu[1008:1016] = rax.to_bytes(8, "little"), tsc.to_bytes(8, "little")
+    header = struct.pack("<IIQII", 0x54381286, 1, 0, 0x600F20, 2_000_000)
+    msrs = struct.pack("<IIIIQ", 1, 0, 0xC0000103, 0, 5)
+    records = [
+        (1, 0, header),
+        (2, 0, cpu),
+        (5, 0, bytes(24)),
+        (12, 0, bytes(1048)),
+        (20, 0, msrs),
+        (0, 0, b""),
+    ]
+    return b"".join(struct.pack("<HHI", *head, len(body)) + body for *head, body in records)
+
+
+def device_state(*, footers: bool = False, seconds: int = 0, nic: bytes = bytes(40)) -> bytes:
+    """Return what QEMU saves of a machine with three devices."""
+    rtc = bytes((seconds,)) + bytes(244)
+    state = b"QEVM" + struct.pack(">I", 3)
+    for number, (name, body) in enumerate(((b"timer", bytes(24)), (b"mc146818rtc", rtc), (b"e1000", nic))):
+        head = struct.pack(">BIB", 4, number, len(name)) + name + struct.pack(">II", 0, 3)
+        state += head + body + (struct.pack(">BI", 0x7E, number) if footers else b"")
+    return state + b"\0"

@@ -37,14 +37,17 @@ from colo_helper.memory.encoding import (
     pack_bitmap,
     unpack_bitmap,
 )
-from colo_helper.stream import libxl, walk
+from colo_helper.stream import device_state, hvm_context, libxl, walk
+from colo_helper.stream.device_state import DeviceStateError
 from colo_helper.stream.dirty_list import check_list_length, mend_shifted, parse_dirty_list
+from colo_helper.stream.hvm_context import ContextError
 from colo_helper.stream.libxc import (
     MAX_RECORD_ENTRIES,
     MAX_SMALL_RECORD_BYTES,
     StreamError,
     parse_record_header,
 )
+from colo_helper.stream.pieces import compare_pieces
 from tests.fuzz import seeds
 
 #: The guest that all of this is about; its peer's words must not cost more than it warrants.
@@ -246,6 +249,22 @@ def frames(data: bytes) -> None:
             assert wire.parse_prelude(again[: wire.PRELUDE_BYTES]).number == prelude.number
 
 
+def hvm_context_records(data: bytes) -> None:
+    """Split an HVM context and compare it with a good one; what was understood is all there."""
+    with suppress(ContextError):
+        pieces = hvm_context.split(data)
+        compare_pieces(pieces, hvm_context.split(seeds.hvm_context()))
+        assert sum(8 + len(piece.body) for piece in pieces) + 8 <= len(data)
+
+
+def device_state_sections(data: bytes) -> None:
+    """Split a device state and compare it with a good one; every byte is in some section's head or body."""
+    with suppress(DeviceStateError):
+        pieces = device_state.split(data)
+        compare_pieces(pieces, device_state.split(seeds.device_state()))
+        assert sum(len(piece.body) for piece in pieces) < len(data)
+
+
 # The largest single read stands three times: as the buffer, as what is made of it, and as what is kept.
 _LARGEST_PIECE = max(8 * MAX_RECORD_ENTRIES, MAX_SMALL_RECORD_BYTES)
 
@@ -282,6 +301,15 @@ TARGETS: dict[str, Target] = {
     ),
     "helper-message": Target(
         helper_message, lambda: [b"\0" + seed for seed in seeds.helper_messages()], _OBJECTS_BYTES
+    ),
+    # The records are copies of the input; its length is the fuzzer's, 64 KiB. Small records cost more as objects.
+    "hvm-context": Target(
+        hvm_context_records, lambda: [seeds.hvm_context(), seeds.hvm_context(rax=1)], 8 * _OBJECTS_BYTES
+    ),
+    "device-state": Target(
+        device_state_sections,
+        lambda: [seeds.device_state(), seeds.device_state(footers=True)],
+        8 * _OBJECTS_BYTES,
     ),
     "frames": Target(
         frames,

@@ -454,6 +454,13 @@ def replicating(host: FakeHost) -> FakeHost:
     return host
 
 
+def compared(*unexplained: dict[str, Any]) -> dict[str, Any]:
+    return {"bytes": 4112, "records": 17, "different": list(unexplained), "unexplained": list(unexplained)}
+
+
+EQUAL_STATE = {"cpu": compared(), "devices": compared()}
+
+
 @pytest.mark.usefixtures("replicating")
 def test_verify_counts_the_pages(run: Runner, helper: dict[str, Any]) -> None:
     explained = [{"gfn": 1044476, "owner": "xenstore", "reason": "its ring"}]
@@ -463,10 +470,12 @@ def test_verify_counts_the_pages(run: Runner, helper: dict[str, Any]) -> None:
         "pages_compared": 25612,
         "different": explained,
         "unexplained": [],
+        "state": EQUAL_STATE,
     }
     result = run("colo_vm_verify", name="h1")
     assert result["changed"] is False
     assert (result["verified"], result["pages_compared"], result["different"]) == (True, 25612, explained)
+    assert result["state"] == EQUAL_STATE
 
 
 @pytest.mark.usefixtures("replicating")
@@ -477,13 +486,43 @@ def test_verify_fails_for_unexplained_pages(run: Runner, helper: dict[str, Any])
         "pages_compared": 25612,
         "different": [],
         "unexplained": [4660, 4661],
+        "state": EQUAL_STATE,
     }
     result = run("colo_vm_verify", name="h1")
     assert result["failed"] is True
     assert result["msg"] == (
-        "2 of 25612 pages of h1 differ between xa and xb without an explanation (first: frame 0x1234): xb does not hold a copy "
+        "2 of 25612 pages (first: frame 0x1234) of h1 differ between xa and xb without an explanation: xb does not hold a copy "
         "of it. Keep /var/lib/colo/h1/verify.json of xa for a report, then protect h1 anew."
     )
+
+
+@pytest.mark.usefixtures("replicating")
+def test_verify_fails_for_unexplained_state(run: Runner, helper: dict[str, Any]) -> None:
+    rax = {"record": "CPU", "instance": 1, "field": "rax", "offset": 512, "length": 8, "reason": "none"}
+    section = {"record": "e1000", "instance": 0, "field": "", "offset": 7, "length": 2, "reason": "none"}
+    helper["verify"] = {
+        "ok": True,
+        "epoch": 43,
+        "pages_compared": 25612,
+        "different": [],
+        "unexplained": [],
+        "state": {"cpu": compared(rax), "devices": compared(section, section)},
+    }
+    result = run("colo_vm_verify", name="h1")
+    assert result["failed"] is True
+    assert result["state"]["cpu"]["unexplained"] == [rax]
+    assert result["msg"].startswith(
+        "1 field of the CPU state (first: CPU 1, rax at 512) and 2 fields of the device state (first: e1000 0, bytes at 7) of "
+        "h1 differ between xa and xb without an explanation: xb does not hold a copy of it. "
+    )
+
+
+@pytest.mark.usefixtures("replicating")
+def test_verify_takes_memory_alone_for_no_proof(run: Runner, helper: dict[str, Any]) -> None:
+    helper["verify"] = {"ok": True, "epoch": 43, "pages_compared": 9, "different": [], "unexplained": []}
+    result = run("colo_vm_verify", name="h1")
+    assert result["failed"] is True
+    assert "compared memory only" in result["msg"]
 
 
 @pytest.mark.usefixtures("replicating")

@@ -10,6 +10,7 @@ import pytest
 from colo_helper.channel.wire import Kind
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.monitor.monitor import boot_id
+from tests.fuzz import seeds
 from tests.unit.colo_helper.emulated_host import RING, EmulatedHost, running_guest
 from tests.unit.colo_helper.replication_pair import VM, eventually, pairs
 
@@ -123,6 +124,68 @@ def test_verify_names_a_frame_that_differs_without_a_reason(pair):
     answer = both.ask("primary", "verify")
     assert answer["unexplained"] == [9]
     assert both.ask("primary", "checkpoint")["ok"] is True
+
+
+def holding_state(pair):
+    """A pair whose guest has a CPU and devices as Xen and QEMU describe them."""
+    both = pair().start().replicating()
+    both.both_run()
+    both.guest.context = seeds.hvm_context(rax=7, tsc=100)
+    both.primary_host.devices[3].state = seeds.device_state(seconds=1)
+    return both
+
+
+def test_verify_shows_that_cpu_and_devices_are_equal(pair):
+    both = holding_state(pair)
+    state = both.ask("primary", "verify")["state"]
+    nothing = {"different": [], "unexplained": []}
+    assert state["cpu"] == {"bytes": len(both.guest.context), "records": 5, **nothing}
+    assert state["devices"] == {"bytes": len(seeds.device_state()), "records": 3, **nothing}
+    saved = json.loads((both.directory / "primary" / "verify.json").read_text())
+    assert saved["state"] == state
+    verified = next(event for event in both.events("primary") if event["event"] == "verified")
+    assert verified["sentence"].endswith(
+        "bytes of device state 0 fields differ for a known reason, 0 without one."
+    )
+
+
+def test_verify_names_what_differs_in_cpu_and_devices(pair):
+    both = holding_state(pair)
+    both.copy.get_context = lambda: seeds.hvm_context(rax=8, tsc=200)  # behind the checkpoint's back
+    both.secondary_host.devices[7].save_state = lambda: seeds.device_state(seconds=2, nic=bytes(39) + b"!")
+    answer = both.ask("primary", "verify")
+    assert answer["unexplained"] == []
+    cpu, devices = answer["state"]["cpu"], answer["state"]["devices"]
+    assert [(one["field"], one["offset"]) for one in cpu["different"]] == [("rax", 512), ("tsc", 1008)]
+    assert cpu["unexplained"] == [
+        {
+            "record": "CPU",
+            "instance": 0,
+            "field": "rax",
+            "offset": 512,
+            "length": 8,
+            "reason": "Nothing known explains it: the copies are not equal.",
+        }
+    ]
+    assert [(one["record"], one["field"]) for one in devices["different"]] == [
+        ("mc146818rtc", "cmos_seconds"),
+        ("e1000", ""),
+    ]
+    assert [(one["record"], one["offset"], one["length"]) for one in devices["unexplained"]] == [
+        ("e1000", 39, 1)
+    ]
+    assert both.ask("primary", "checkpoint")["ok"] is True
+
+
+def test_what_cannot_be_split_is_compared_all_the_same(pair):
+    both = pair().start().replicating()
+    both.both_run()
+    both.copy.get_context = lambda: b"context X"
+    cpu, devices = both.ask("primary", "verify")["state"].values()
+    (found,) = cpu["unexplained"]
+    assert (found["record"], found["offset"], found["length"]) == ("HVM context", 8, 1)
+    assert found["reason"].endswith("more than the context.")  # why it could not be split
+    assert devices["unexplained"] == []
 
 
 def test_the_guest_grows_between_two_epochs(pair):

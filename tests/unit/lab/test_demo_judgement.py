@@ -8,6 +8,7 @@ GOOD = Timeline(
     pages_compared=1000,
     pages_different=[0xFEFFC],
     pages_unexplained=[],
+    state_unexplained=[],
     failover_s=3.0,
     counter_before=10,
     counter_after=12,
@@ -28,6 +29,9 @@ def test_each_missing_figure_is_a_sentence():
         ),
         "no page of the two copies was compared": replace(GOOD, pages_compared=0),
         "frames differ without a reason: [7]": replace(GOOD, pages_unexplained=[7]),
+        "CPU or device state differs without a reason: ['cpu CPU 0 rax at 512']": replace(
+            GOOD, state_unexplained=["cpu CPU 0 rax at 512"]
+        ),
         "the guest did not answer after the failover": replace(GOOD, counter_after=None),
         "the guest went back in time, from 10 to 9": replace(GOOD, counter_after=9),
         "the guest answers after the failover, but its counter stands still": replace(
@@ -40,4 +44,4 @@ def test_each_missing_figure_is_a_sentence():
 
 
 def test_a_demo_that_broke_off_shows_nothing():
-    assert len(judge(Timeline(), 20)) == 6
+    assert len(judge(Timeline(), 20)) == 7
