@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from lab import ssh
-from lab.settings import HOSTS, Settings
+from lab.settings import HOSTS, Settings, address, host_number
 
 HELPER = "/opt/colo-helper/current/bin/colo-helper"
 UNIT = "colo-replicator@h1"
@@ -68,6 +68,31 @@ class ProtectedVm:
             return now if now["epoch"] >= before + count else None
 
         return self._wait(made, f"{count} checkpoints")
+
+    def verify(self, host):
+        """One checkpoint, and all of both copies compared; returns what was found."""
+        self.on(host, f"{HELPER} ctl h1 verify", 300)
+        return json.loads(self.on(host, "cat /var/lib/colo/h1/verify.json"))
+
+    def give_roles(self, primary, secondary):
+        """Give both hosts these roles, as playbooks do but without their minute; the new secondary first."""
+        config = "/etc/colo/vms/h1.json"
+        old = [json.loads(self.on(host, f"cat {config}")) for host in (primary, secondary)]
+        of_primary = next(one for one in old if one["role"] == "primary")
+        of_secondary = next(one for one in old if one["role"] == "secondary")
+        number = host_number(secondary)
+        peer = {
+            "name": secondary,
+            "address": address("data", number),
+            "port": 22,
+            "heartbeat_address": address("mgmt", number),
+        }
+        for host, new in (
+            (secondary, {**of_secondary, "peer": {"name": primary}}),
+            (primary, {**of_primary, "peer": peer}),
+        ):
+            text = json.dumps(new)
+            self.on(host, f"cat > {config} <<'END'\n{text}\nEND\nsystemctl restart {UNIT}", 120)
 
     def _in_phase(self, host, phase):
         now = self.status(host)

@@ -14,11 +14,9 @@ import pytest
 
 from colo_helper.quantiles import nearest_rank
 from lab.guests import Client
-from lab.settings import address, host_number
 from tests.lab.protected_vm import HELPER, UNIT
 
 COUNT = int(os.environ.get("COLO_SWITCHOVERS", "20"))
-CONFIG = "/etc/colo/vms/h1.json"
 pytestmark = pytest.mark.full
 
 
@@ -47,23 +45,6 @@ class Asker(threading.Thread):
         return max(later - earlier for earlier, later in pairwise(times))
 
 
-def swap_roles(vm, source, target):
-    """Give both hosts their new roles, the new secondary first."""
-    was_primary, was_secondary = (json.loads(vm.on(host, f"cat {CONFIG}")) for host in (source, target))
-    number = host_number(source)
-    peer = {
-        "name": source,
-        "address": address("data", number),
-        "port": 22,
-        "heartbeat_address": address("mgmt", number),
-    }
-    for host, config in (
-        (source, {**was_secondary, "peer": {"name": target}}),
-        (target, {**was_primary, "peer": peer}),
-    ):
-        vm.on(host, f"cat > {CONFIG} <<'END'\n{json.dumps(config)}\nEND\nsystemctl start {UNIT}", 120)
-
-
 def test_nothing_goes_back_and_nobody_hangs_up(installed, vm, play, settings):
     installed()
     if not vm.is_replicating():
@@ -83,7 +64,7 @@ def test_nothing_goes_back_and_nobody_hangs_up(installed, vm, play, settings):
         vm.wait_for(source, "standby")
         vm.on(source, f"while systemctl is-active --quiet {UNIT}; do sleep 0.2; done")
         vm.on(target, f"while systemctl is-active --quiet {UNIT}; do sleep 0.2; done")
-        swap_roles(vm, source, target)
+        vm.give_roles(target, source)
         vm.wait_for(target, "replicating")
         print(
             f"turn {turn}: {target} protects again {time.monotonic() - started:.1f} s later; {silences[-1]} ms without answer"
@@ -100,5 +81,4 @@ def test_nothing_goes_back_and_nobody_hangs_up(installed, vm, play, settings):
         f"{len(silences)} switch-overs, {len(counters)} answers; without answer p50 {nearest_rank(ordered, 0.5)} ms,"
     )
     print(f"p95 {nearest_rank(ordered, 0.95)} ms, longest {ordered[-1]} ms")
-    vm.on(source, f"{HELPER} ctl h1 verify", 300)
-    assert json.loads(vm.on(source, "cat /var/lib/colo/h1/verify.json"))["unexplained"] == []
+    assert vm.verify(source)["unexplained"] == []
