@@ -25,28 +25,25 @@ class DirtyLog:
 
     def __init__(self, domain: Domain, *, guarded: bool = True) -> None:
         self._domain = domain
-        self._guarded = guarded
+        self._mark = domain.get_param(abi.PARAM_STORE_PFN) if guarded else 0
 
     def start(self) -> None:
         """Turn it on."""
         self._domain.log_dirty_on()
-        if mark := self._mark():
-            self._domain.mark_dirty(mark)
+        if self._mark:
+            self._domain.mark_dirty(self._mark)
 
     def clean(self, *, final: bool) -> DirtyBitmap:
         """Return what was written since the last clean, without our mark; see Domain.clean_dirty. Raises LogLostError."""
         dirty = self._domain.clean_dirty(final)
-        if mark := self._mark():
-            if not dirty.has(mark):
+        if self._mark:
+            if not dirty.has(self._mark):
                 raise LogLostError(
                     f"Somebody else has read the dirty log of domain {self._domain.domid} (an xl save or migrate?), so "
                     "what the guest wrote meanwhile is not known.",
                     operation="clean_dirty",
                     domid=self._domain.domid,
                 )
-            self._domain.mark_dirty(mark)
-            dirty.forget((mark,))
+            self._domain.mark_dirty(self._mark)
+            dirty.forget((self._mark,))
         return dirty
-
-    def _mark(self) -> int:
-        return self._domain.get_param(abi.PARAM_STORE_PFN) if self._guarded else 0

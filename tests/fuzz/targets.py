@@ -25,8 +25,6 @@ from colo_helper.helper.fds import Fd, Stop
 from colo_helper.helper.messages import Callback, MessageError
 from colo_helper.helper.restore import Restorer
 from colo_helper.helper.spool import MEMORY_BYTES
-from colo_helper.hypervisor import abi
-from colo_helper.hypervisor.dirty_log import DirtyLog
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.hypervisor.interface import PAGE_BYTES, HypervisorError, SpecialFrame
 from colo_helper.memory.encoding import (
@@ -179,8 +177,6 @@ def restorer(data: bytes) -> EmulatedDomain:
         for gfn in range(8):
             domain.guest_write(gfn, b"the copy's own")
         domain.specials = {5: SpecialFrame(5, "ring", "belongs to the host")}
-        domain.params = {abi.PARAM_STORE_PFN: 0xFEFFF}
-        DirtyLog(domain).start()
     with _file(data[1:], "the stream") as stream, _file(b"", "the back channel", writing=True) as back:
         request = RestoreRequest(9, 5, 6, stream_type=stream_type)
         parent = _Libxl(domain, stream, stream_type)
