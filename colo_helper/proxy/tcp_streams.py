@@ -51,8 +51,8 @@ class _Side:
 class Connection(Flow):
     """The comparison of one connection.
 
-    ``agreed``: both sides have said everything before it, and the same. What lies before ``floor`` was released earlier than the
-    last checkpoint or, while ``floor_open`` is false, was never seen.
+    ``agreed``: both sides have said everything before it, and the same. What lies before ``floor`` was released before the last
+    checkpoint or, while ``floor_open`` is false, was never seen.
     """
 
     __slots__ = (
