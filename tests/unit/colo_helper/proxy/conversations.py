@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from hypothesis import strategies as st
 
@@ -44,7 +45,7 @@ isns = st.one_of(st.integers(0, 0xFFFF_FFFF), st.integers(0xFFFF_FF00, 0xFFFF_FF
 def segments(draw, start, end, acks, *, opens, fin):
     """Segments that say all from ``start`` to ``end``, and acknowledge up to the last of ``acks`` in the end."""
     cuts = sorted({start, end, *draw(st.lists(st.integers(start, end), max_size=8))})
-    says = list(zip(cuts, cuts[1:], strict=False))
+    says = list(pairwise(cuts))
     for _ in range(draw(st.integers(0, 3))):  # repeated, cut elsewhere
         low = draw(st.integers(1, end))
         says.insert(draw(st.integers(0, len(says))), (low, draw(st.integers(low, end))))

@@ -17,8 +17,8 @@ MOST = 60
 class Client:
     """What the client gets to see, held against what the secondary has said: the model of output commit.
 
-    `secondary` and `released` take packets as they come. After a release, every byte, event and acknowledgement the client has must
-    be the secondary's as well; ``floor`` is the first offset that counts, ``acked`` what the copy of a checkpoint has acknowledged.
+    Every byte, event and acknowledgement that the client has got must be the secondary's as well. ``floor`` is the first offset
+    that counts, ``acked`` what the copy made by a checkpoint has acknowledged.
     """
 
     def __init__(self, ours: Talk, theirs: Talk, floor: int = 1, acked: int | None = None) -> None:
