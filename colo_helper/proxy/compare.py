@@ -142,12 +142,10 @@ class Comparator:
     def _conclude(self, packet: Packet, flow: Flow, released: list[Packet]) -> Verdict:
         if isinstance(flow, Datagrams) and flow.idle:
             del self._flows[packet.kind, packet.flow]
-        if not released and not self.full:
-            return NOTHING
         self.counters.released += len(released)
         if self.full:
             return self._ask(Checkpoint(Cause.MEMORY, self._crowd()), released)
-        return Verdict(released, None)
+        return Verdict(released, None) if released else NOTHING
 
     def _crowd(self) -> str:
         if self._crowded:
