@@ -66,6 +66,11 @@ class Comparator:
         """Return how many TCP connections are remembered."""
         return len(self._connections)
 
+    @property
+    def flows(self) -> int:
+        """Return how many other flows are remembered: those in which something waits."""
+        return len(self._flows)
+
     def primary(self, packet: Packet, now_s: float) -> Verdict:
         """Take a packet that the primary's guest sent."""
         self.counters.primary += 1
@@ -103,7 +108,6 @@ class Comparator:
         for flow in (*self._connections.values(), *self._flows.values()):
             released += flow.checkpointed()
         self._flows.clear()
-        self._history.clear()
         self._crowded = False
         self.asked = None
         self.counters.released += len(released)

@@ -98,13 +98,6 @@ class History:
             oldest.popleft()
             self._bytes -= size
 
-    def clear(self) -> None:
-        """Forget all of it, in the streams too."""
-        for past, _ in self._order:
-            past.clear()
-        self._order.clear()
-        self._bytes = 0
-
 
 def slice_of(past: Past, start: int, end: int) -> bytes | None:
     """Return the bytes from ``start`` to ``end``, or None where they are forgotten."""

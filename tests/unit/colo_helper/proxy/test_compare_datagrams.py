@@ -22,6 +22,11 @@ def secondary(comparator, frame, now_s=0.0):
     return comparator.secondary(parse(frame), now_s)
 
 
+def is_empty(comparator):
+    held = comparator.held_packets, comparator.held_bytes, comparator.flows
+    return held == (0, 0, 0) and comparator.deadline() is None
+
+
 def echo(number, text=b"ping", talk=1, **kwargs):
     return icmp(0, 0, struct.pack(">HH", talk, number) + text, **kwargs)
 
@@ -59,7 +64,7 @@ def test_equal_packets_leave_in_order(name, first):
         for packet in ours:
             left += comparator.primary(packet, 0.0).release
     assert left == ours
-    assert (comparator.held_packets, comparator.held_bytes, comparator.deadline()) == (0, 0, None)
+    assert is_empty(comparator)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -76,7 +81,15 @@ def test_different_packets_ask_for_a_checkpoint(name, first):
     assert primary(comparator, make(3)) is NOTHING
     ours = {"primary": 1, "secondary": 2}[first]
     assert comparator.checkpointed().release == [parse(make(ours)), parse(make(3))]
-    assert (comparator.held_packets, comparator.held_bytes, comparator.deadline()) == (0, 0, None)
+    assert is_empty(comparator)
+
+
+def test_what_the_secondary_said_before_a_difference_counts_no_longer():
+    comparator = Comparator()
+    for text in (b"a", b"b"):
+        secondary(comparator, udp(text))
+    assert primary(comparator, udp(b"x")).checkpoint.cause is Cause.DIVERGENCE
+    assert primary(comparator, udp(b"b")) is NOTHING
 
 
 def test_a_difference_is_named():
@@ -166,6 +179,15 @@ def test_nothing_leaves_that_the_secondary_did_not_send_in_the_same_place(steps)
             assert comparator.asked.cause is Cause.DIVERGENCE
 
 
+def test_progress_in_one_flow_gives_the_others_no_time():
+    comparator = Comparator(Limits(primary_s=1.0))
+    for now_s, port, text in ((1.0, 1, b"a"), (1.0, 1, b"b"), (1.2, 2, b"c")):
+        secondary(comparator, udp(text, ports=(53, port)), now_s)
+    primary(comparator, udp(b"a", ports=(53, 1)), 1.9)
+    assert comparator.deadline() == 2.2
+    assert ":53 to 198.51.100.7:2 the primary" in comparator.expire(2.2).checkpoint.sentence
+
+
 # ------------------------------------------------------------------------------------------------ announcements
 
 
@@ -207,10 +229,11 @@ def test_announcements_wait_for_their_own_only():
 
 def test_only_so_many_announcements_are_remembered():
     comparator = Comparator()
-    for number in range(1025):
+    for number in (*range(1024), 0, 1024):
         secondary(comparator, arp(address=f"10.0.{number >> 8}.{number & 255}"))
-    assert primary(comparator, arp(address="10.0.0.0")) is NOTHING
-    assert len(primary(comparator, arp(address="10.0.0.1")).release) == 1
+    assert primary(comparator, arp(address="10.0.0.1")) is NOTHING
+    for address in ("10.0.0.0", "10.0.0.2"):
+        assert len(primary(comparator, arp(address=address)).release) == 1
 
 
 # ---------------------------------------------------------------------------------------------------- fragments
@@ -220,6 +243,7 @@ def test_fragments_ask_for_a_checkpoint():
     comparator = Comparator()
     fragments = [udp(b"first", fragment=0x2000), udp(b"second", fragment=5)]
     assert secondary(comparator, fragments[0]) is NOTHING
+    assert is_empty(comparator)
     verdict = primary(comparator, fragments[0])
     assert verdict.release == ()
     assert verdict.checkpoint.cause is Cause.UNCOMPARABLE
@@ -237,4 +261,4 @@ def test_many_flows_are_bounded(sender):
     asked = [sender(comparator, udp(b"scan", ports=(53, port))).checkpoint for port in range(300)]
     assert [checkpoint.cause for checkpoint in asked if checkpoint] == [Cause.MEMORY]
     comparator.checkpointed()
-    assert (comparator.held_packets, comparator.held_bytes) == (0, 0)
+    assert is_empty(comparator)

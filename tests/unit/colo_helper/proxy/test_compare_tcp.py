@@ -236,7 +236,21 @@ def test_a_port_used_again():
     pair.isn = {"primary": 7777, "secondary": 99}
     assert pair.primary(0, flags=SYN | ACK, ack=900) == []
     assert pair.secondary(4, b"of the old one", ack=500) == [], "has nothing to do with the new one"
-    assert pair.comparator.held_packets == 1
+    pair.isn["secondary"] = 9999
+    assert pair.secondary(0, flags=SYN | ACK, ack=900) == [(0, b"")]
+    agreed(pair, 1, b"newest", ack=900)
+
+
+@pytest.mark.parametrize("said", ["primary", "secondary"])
+@pytest.mark.parametrize("opens", ["primary", "secondary"])
+def test_a_port_used_again_too_early(said, opens):
+    pair = Pair()
+    pair.say(said, 1, b"and nobody else says this")
+    asked = pair.asks(opens, 5000, flags=SYN | ACK)
+    assert asked.cause is Cause.UNCOMPARABLE
+    assert asked.sentence == (
+        f"On {FLOW} the {opens} opened the connection anew while its end was not compared."
+    )
 
 
 # ------------------------------------------------------------------------------------------- what cannot be judged
@@ -283,9 +297,9 @@ def test_an_end_below_what_both_have_said():
 # ------------------------------------------------------------------------------------------ what was said before
 
 
-def agreed(pair, offset=1, text=b"abcdef"):
-    pair.secondary(offset, text)
-    assert pair.primary(offset, text) == [(offset, text)]
+def agreed(pair, offset=1, text=b"abcdef", ack=1):
+    pair.secondary(offset, text, ack=ack)
+    assert pair.primary(offset, text, ack=ack) == [(offset, text)]
 
 
 def test_what_is_said_again_is_compared_again():
@@ -329,13 +343,37 @@ def test_a_connection_that_was_there_before():
     assert pair.primary(3, b"??abc") == [(3, b"??abc")]
 
 
+def test_a_checkpoint_makes_room_to_remember_again():
+    pair = Pair(limits=Limits(history_bytes=300))
+    for number in range(5):
+        agreed(pair, 1 + 6 * number)
+        assert pair.checkpoint() == []
+    agreed(pair, 31)
+    assert pair.primary(31, b"abcdef") == [(31, b"abcdef")]
+
+
 def test_segments_of_the_connection_before_wait_when_only_the_secondary_has_opened_a_new_one():
-    pair = Pair(opened=False)
+    pair = Pair(opened=False, theirs=OURS)
     pair.secondary(0, flags=SYN | ACK)
-    assert pair.primary(500, b"of the old one") == []
+    assert pair.primary(1, b"of the old one") == []
+    assert pair.secondary(1, b"of the old one") == [], "is of the new one, though it looks the same"
     pair.checkpoint()
-    assert pair.primary(514, b"more") == []
-    assert pair.secondary(514, b"more") == [(514, b"more")]
+    assert pair.primary(15, b"more") == []
+    assert pair.secondary(15, b"more") == [(15, b"more")]
+
+
+def test_a_connection_on_which_the_guest_only_acknowledges():
+    pair = Pair(opened=False, theirs=OURS)
+    assert pair.primary(1, ack=40) == []
+    assert pair.secondary(1, ack=40) == [(1, b"")]
+    assert pair.checkpoint() == []
+    assert pair.primary(1, ack=40) == [(1, b"")]
+    assert pair.primary(1, ack=41) == []
+
+
+def test_garbage_at_the_place_of_the_syn():
+    pair = Pair()
+    assert pair.asks("primary", 0, b"?").cause is Cause.UNCOMPARABLE
 
 
 # ---------------------------------------------------------------------------------------------------- deadlines
