@@ -18,6 +18,8 @@ FIN, SYN, RST, ACK, URG = 0x01, 0x02, 0x04, 0x10, 0x20
 
 _MACS_BYTES = 12
 _VLAN_TAGS = (0x8100, 0x88A8)
+#: One tag in another, as IEEE 802.1ad has it, and no more; two bytes of each are the VLAN's number.
+_MOST_VLAN_BYTES = 4
 _IPV4, _ARP, _IPV6 = 0x0800, 0x0806, 0x86DD
 _ICMP, _IGMP, _TCP, _UDP, _ICMPV6 = 1, 2, 6, 17, 58
 _FRAGMENT_HEADER, _AUTHENTICATION, _OPTIONS_HEADERS = 44, 51, (0, 43, 60, 135)
@@ -79,7 +81,7 @@ def parse(frame: bytes, vnet_bytes: int = 0) -> Packet:
         network = vnet_bytes + _MACS_BYTES + 2
         (ether_type,) = _ether_type(frame, vnet_bytes)
         vlan = b""
-        while ether_type in _VLAN_TAGS:
+        while ether_type in _VLAN_TAGS and len(vlan) < _MOST_VLAN_BYTES:
             tag, ether_type = _tag(frame, network)
             vlan += (tag & 0xFFF).to_bytes(2, "big")
             network += 4

@@ -112,12 +112,15 @@ class Rewriter:
         return with_numbers(packet, numbers) if numbers else packet.frame
 
     def _opened(self, packet: Packet) -> None:
-        """Take note of a SYN or SYN-ACK of the guest; a repeated one has a later timestamp."""
+        """Take note of a SYN or SYN-ACK of the guest.
+
+        The first one's timestamp counts. If the client has seen a later one of the primary's, the moved clock stands ahead of
+        the primary's by the time between the two; were it behind, the client would drop what comes after a take-over.
+        """
         tracked = self._tracked.get(packet.flow)
         if tracked is not None and tracked.isn == packet.seq:
-            if tracked.offset is None:
-                tracked.clock = _clock(packet, 2)
-        elif self._alone:
+            return
+        if self._alone:
             self._tracked.pop(packet.flow, None)
         elif tracked is not None or len(self._tracked) < self._most:
             self._tracked[packet.flow] = _Tracked(packet.seq, _clock(packet, 2))

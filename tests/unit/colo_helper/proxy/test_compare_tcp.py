@@ -480,6 +480,14 @@ def test_what_is_held_is_bounded(side):
     assert not pair.comparator.full
 
 
+def test_the_number_of_packets_is_bounded():
+    pair = Pair(limits=Limits(packets=3))
+    for offset in (1, 2):
+        assert pair.primary(offset, b"a") == []
+        assert not pair.comparator.full
+    assert pair.asks("primary", 3, b"a").sentence.startswith("3 packets wait and ")
+
+
 def test_the_connection_idle_longest_is_forgotten():
     pair = Pair(opened=False, theirs=OURS, limits=Limits(connections=3))
     for port in (1, 2, 3, 1, 4):

@@ -66,6 +66,14 @@ def test_the_flow_of_the_other_end(six, vlan):
     assert opposite(theirs) == ours
 
 
+def test_one_vlan_in_another_and_no_third():
+    tagged = tcp(1, vlan=7)
+    twice = tagged[:12] + bytes.fromhex("88a80005") + tagged[12:]
+    thrice = twice[:12] + bytes.fromhex("88a80001") + twice[12:]
+    assert parse(twice).flow == TCP_FLOW + b"\0\5\0\7"
+    assert parse(thrice).kind is Kind.OTHER
+
+
 def test_udp_ends_where_its_own_length_says():
     packet = parse(udp(b"name?", pad=60))
     assert (packet.kind, payload_of(packet)) == (Kind.UDP, b"name?")
@@ -147,6 +155,8 @@ def other_length(frame, at, value):
         other_length(tcp(1, six=True), 18, 0),  # a jumbogram
         other_length(tcp(1, six=True), 14, 0x4500),  # IPv4 says IPv6
         tcp(1, six=True, first=0, extensions=bytes([6, 9, *bytes(6)])),  # an extension header beyond the end
+        other_length(ip(b"data", 132), 16, 19),  # IP says less than its own header has
+        ip(b"data", 132, frames.GUEST6, frames.CLIENT6, first=0, extensions=bytes([132, 9, *bytes(6)])),
         other_length(udp(b"abc"), 38, 7),
         other_length(udp(b"abc"), 38, 12),
         icmp(8, 0, b"abc"),

@@ -146,6 +146,28 @@ def test_both_directions_by_exact_numbers():
     assert len(rewriter) == 1
 
 
+def stamps(shown, echoed):
+    return b"\x01\x01\x08\x0a" + shown.to_bytes(4, "big") + echoed.to_bytes(4, "big")
+
+
+def test_the_clock_is_that_of_the_first_syn():
+    rewriter = Rewriter()
+    for clock in (10, 20):
+        rewriter.from_guest(packet(5000, 8, SYN | ACK, options=stamps(clock, 3)), 0.0)
+    answer = rewriter.to_guest(packet(8, 1001, options=stamps(4, 500), outward=False), 0.0)
+    assert answer == tcp(8, 5001, options=stamps(4, 10), outward=False)
+    out = rewriter.from_guest(packet(5001, 8, options=stamps(30, 4)), 0.0)
+    assert out == tcp(1001, 8, options=stamps(520, 4))
+
+
+def test_only_the_clock_differs():
+    rewriter = Rewriter()
+    rewriter.from_guest(packet(1000, 8, SYN | ACK, options=stamps(10, 3)), 0.0)
+    rewriter.to_guest(packet(8, 1001, options=stamps(4, 12), outward=False), 0.0)
+    out = rewriter.from_guest(packet(1001, 8, options=stamps(30, 4)), 0.0)
+    assert out == tcp(1001, 8, options=stamps(32, 4))
+
+
 def test_after_a_checkpoint_nothing_is_moved():
     rewriter = Rewriter()
     opened(rewriter)
