@@ -1,8 +1,8 @@
 """Feeds two captures into the comparator: ``python -m colo_helper.proxy.replay PRIMARY.pcap SECONDARY.pcap``.
 
 Each file is what one copy of the guest sent, captured at its tap. Packets are taken in the order of their times, so both hosts'
-clocks should agree. A checkpoint that is needed counts as made at once. The captures were of another run, though: connections
-whose sequence numbers differ go on differing after it, and ask for further checkpoints.
+clocks should agree. A checkpoint that is needed counts as made at once: from then on the secondary's sequence numbers are moved
+to the primary's. Its content is what was captured, so streams that have lost their step do not find it again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from heapq import merge
 from pathlib import Path
 
 from colo_helper.proxy.compare import Comparator
-from colo_helper.proxy.packet import parse
+from colo_helper.proxy.packet import SYN, Kind, Packet, parse
 from colo_helper.proxy.pcap import Captured, PcapError, read_pcap
+from colo_helper.proxy.sequence import MASK
 from colo_helper.proxy.verdicts import Checkpoint, Counters, Limits, Verdict
 
 
@@ -29,11 +30,35 @@ class Replayed:
     checkpoints: list[tuple[float, Checkpoint]] = field(default_factory=list)
 
 
+class _Numbers:
+    """What the initial sequence numbers were, and by how much the secondary's are moved since a checkpoint."""
+
+    def __init__(self) -> None:
+        self._initial: dict[bool, dict[bytes, int]] = {True: {}, False: {}}
+        self._moved: dict[bytes, int] = {}
+
+    def take(self, packet: Packet, is_primary: bool) -> None:
+        """Note the number of a SYN, or move that of another segment."""
+        if packet.kind is not Kind.TCP:
+            return
+        if packet.flags & SYN:
+            self._initial[is_primary][packet.flow] = packet.seq
+            self._moved.pop(packet.flow, None)
+        elif not is_primary:
+            packet.seq = (packet.seq + self._moved.get(packet.flow, 0)) & MASK
+
+    def checkpointed(self) -> None:
+        """Move all connections that both sides have opened."""
+        ours, theirs = self._initial[True], self._initial[False]
+        self._moved = {flow: ours[flow] - theirs[flow] for flow in ours.keys() & theirs.keys()}
+
+
 def replay(primary: Iterable[Captured], secondary: Iterable[Captured], limits: Limits) -> Replayed:
     """Feed the frames of both sides into a comparator, by time."""
     comparator = Comparator(limits)
     checkpoints: list[tuple[float, Checkpoint]] = []
     agreed = 0
+    numbers = _Numbers()
 
     def take(verdict: Verdict, now_s: float) -> None:
         nonlocal agreed
@@ -41,6 +66,7 @@ def replay(primary: Iterable[Captured], secondary: Iterable[Captured], limits: L
         if verdict.checkpoint:
             checkpoints.append((now_s, verdict.checkpoint))
             comparator.checkpointed()
+            numbers.checkpointed()
 
     def expire(until_s: float) -> None:
         while (due_s := comparator.deadline()) is not None and due_s <= until_s:
@@ -51,6 +77,7 @@ def replay(primary: Iterable[Captured], secondary: Iterable[Captured], limits: L
     for now_s, is_primary, frame in merge(ours, theirs, key=lambda item: item[0]):
         expire(now_s)
         packet = parse(frame)
+        numbers.take(packet, is_primary)
         take((comparator.primary if is_primary else comparator.secondary)(packet, now_s), now_s)
     expire(float("inf"))
     return Replayed(comparator.counters, agreed, checkpoints)

@@ -103,6 +103,16 @@ def test_a_replay_names_each_checkpoint(captures, capsys):
     ]
 
 
+def test_a_connection_goes_on_after_a_checkpoint(captures, capsys):
+    ours = [(1.0, tcp(500, 7, SYN | ACK)), (1.1, tcp(501, 9, ACK, b"one")), (1.3, tcp(504, 9, ACK, b"two"))]
+    theirs = [(1.0, tcp(90, 7, SYN | ACK)), (1.2, tcp(91, 9, ACK, b"0ne")), (1.4, tcp(94, 9, ACK, b"two"))]
+    assert main(captures(ours, theirs)) == 0
+    assert capsys.readouterr().out.splitlines()[1:3] == [
+        "2 released without a checkpoint, 1 after one",
+        "1 checkpoints, divergence 1",
+    ]
+
+
 def test_only_the_guests_own_frames(captures, capsys):
     paths = captures([(1.0, udp(b"a")), (1.1, udp(b"question", outward=False))], [(1.0, udp(b"a"))])
     assert main([*paths, "--guest-mac", "00:16:3e:00:00:0a"]) == 0
