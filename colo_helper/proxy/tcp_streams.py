@@ -18,6 +18,8 @@ _UNUSUAL = SYN | RST | URG
 #: The end of what no agreement lets go.
 _NEVER = 1 << 62
 _NO_FIN = -1
+#: RFC 7323, 2.3.
+_LARGEST_WINDOW = 1 << 30
 _GIVES_UP = "that it gives the connection up"
 
 
@@ -128,6 +130,8 @@ class Connection(Flow):
             self._adopt(packet.seq)
         assert ours.isn is not None
         start = self.agreed + distance(packet.seq, ours.isn + self.agreed)
+        if start > self.agreed + _LARGEST_WINDOW:
+            raise self._uncomparable("sent bytes farther ahead than any window reaches")
         stop = start + length
         end = stop + (flags & FIN)
         self._top = max(self._top, end)
@@ -244,7 +248,7 @@ class Connection(Flow):
         if side.isn != packet.seq or not side.opening:
             self._open(side, who)
             side = self._ours if primary else self._theirs
-            side.isn = packet.seq
+            side.isn, side.ack = packet.seq, None
             side.opening = opening(packet)
         elif side.opening != opening(packet):
             raise self._uncomparable("opened the connection a second time in another way", who)

@@ -153,6 +153,16 @@ def test_what_the_secondary_alone_has_acknowledged_is_forgotten_at_a_checkpoint(
     assert pair.secondary(1, ack=60) == [(1, b"")]
 
 
+def test_acknowledgements_of_the_connection_before_are_forgotten():
+    pair = Pair(opened=False, theirs=OURS)
+    pair.secondary(0, flags=SYN | ACK, ack=500)
+    pair.primary(1, ack=9000)
+    pair.primary(0, flags=SYN | ACK, ack=500)
+    pair.checkpoint()
+    assert pair.primary(1, ack=501) == [], "the copy has not got these bytes"
+    assert pair.secondary(1, ack=501) == [(1, b"")]
+
+
 def test_acknowledgements_go_round():
     pair = Pair(opened=False)
     pair.secondary(0, flags=SYN | ACK, ack=0xFFFF_FFF0)
@@ -264,6 +274,7 @@ def test_a_port_used_again_too_early(said, opens):
         ("primary", {"flags": SYN, "payload": b"early"}, "bytes in a SYN"),
         ("primary", {"flags": SYN | FIN}, "bytes in a SYN"),
         ("primary", {"flags": RST, "payload": b"reason"}, "bytes in a SYN or a RST"),
+        ("primary", {"offset": 2 + (1 << 30), "payload": b"d"}, "sent bytes farther ahead than any window reaches"),
         ("primary", {"payload": b"aXc"}, "the primary said two different things at offset 1"),
         ("secondary", {"payload": b"dXf", "offset": 4}, "the secondary said two different things at offset 4"),
         ("primary", {"flags": ACK | FIN}, "the primary ended at offset 0, before bytes that it had said"),
@@ -279,6 +290,10 @@ def test_what_cannot_be_compared(side, args, reason):
     assert asked.cause is Cause.UNCOMPARABLE
     assert asked.sentence.startswith(f"On {FLOW} the ")
     assert reason in asked.sentence
+
+
+def test_bytes_as_far_ahead_as_a_window_reaches_only_wait():
+    assert Pair().primary(1 + (1 << 30), b"d") == []
 
 
 def test_bytes_behind_the_end():
@@ -496,6 +511,15 @@ def test_the_connection_idle_longest_is_forgotten():
     assert pair.comparator.connections == 3
     assert pair.primary(1, ack=5, ports=(80, 1)) == [(1, b"")]
     assert pair.primary(1, ack=5, ports=(80, 2)) == [], "is not known any more"
+
+
+def test_a_connection_that_is_stuck_is_not_forgotten():
+    pair = Pair(opened=False, theirs=OURS, limits=Limits(connections=1))
+    agreed(pair)
+    assert pair.asks("secondary", 1, b"ab", flags=ACK | FIN)
+    pair.primary(1, b"x", ports=(80, 7))
+    assert pair.primary(7, b"d") == []
+    assert pair.secondary(7, b"d") == []
 
 
 @pytest.mark.parametrize("busy", ["held", "other numbers", "ahead"])
