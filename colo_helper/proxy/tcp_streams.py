@@ -254,7 +254,6 @@ class Connection(Flow):
             raise self._uncomparable("opened the connection a second time in another way", who)
         if flags & ACK:
             side.heard(packet.ack)
-        self._top = max(self._top, 1)
         self._match()
         return 1
 
@@ -265,7 +264,6 @@ class Connection(Flow):
         if self.held or self._is_ahead():
             raise self._uncomparable("opened the connection anew while its end was not compared", who)
         self._begin()
-        self._floor = 1
 
     def _other(self, side: _Side) -> _Side:
         return self._theirs if side is self._ours else self._ours

@@ -518,8 +518,7 @@ def test_a_connection_that_is_stuck_is_not_forgotten():
     agreed(pair)
     assert pair.asks("secondary", 1, b"ab", flags=ACK | FIN)
     pair.primary(1, b"x", ports=(80, 7))
-    assert pair.primary(7, b"d") == []
-    assert pair.secondary(7, b"d") == []
+    assert pair.comparator.connections == 2
 
 
 @pytest.mark.parametrize("busy", ["held", "other numbers", "ahead"])
