@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Iterator
 
 from colo_helper.channel import wire
 from colo_helper.channel.wire import Kind
@@ -15,6 +16,7 @@ from colo_helper.stream import libxc, libxl
 from colo_helper.stream.dirty_list import pack_dirty_list
 from colo_helper.stream.libxc import PAGE_BYTES, DomainHeader, RecordType, TscInfo
 from colo_helper.stream.libxl import CheckpointState, Emulator, LibxlRecordType
+from tests.unit.colo_helper.proxy import frames as made
 
 PARAMS = [(1, 0xFEFFF), (17, 0xFEFFE), (10, 1)]
 
@@ -210,3 +212,66 @@ def device_state(*, footers: bool = False, seconds: int = 0, nic: bytes = bytes(
         head = struct.pack(">BIB", 4, number, len(name)) + name + struct.pack(">II", 0, 3)
         state += head + body + (struct.pack(">BI", 0x7E, number) if footers else b"")
     return state + b"\0"
+
+
+#: What a step of a script for the proxy is: by the primary, or of these, and then a look at the clock or a checkpoint.
+SECONDARY, EXPIRE, CHECKPOINT, CLIENT, VNET_10, VNET_12 = 1, 2, 4, 8, 16, 32
+
+
+def proxy_script(steps: list[tuple[int, bytes]]) -> bytes:
+    """Return steps (kind, frame) as bytes: one for the kind, two for the length."""
+    return b"".join(struct.pack("<BH", kind, len(frame)) + frame for kind, frame in steps)
+
+
+def read_proxy_script(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the steps; the last frame may be cut off."""
+    at = 0
+    while at + 3 <= len(data):
+        kind, length = struct.unpack_from("<BH", data, at)
+        yield kind, data[at + 3 : at + 3 + length]
+        at += 3 + length
+
+
+def proxy_scripts() -> list[bytes]:
+    """Return conversations as the proxy sees them."""
+    stamps = (
+        b"\x01\x01\x08\x0a" + struct.pack(">II", 70, 80) + b"\x01\x01\x05\x0a" + struct.pack(">II", 205, 209)
+    )
+    syn, fin, ack, rst = 2, 1, 16, 4
+    opening = [
+        (SECONDARY, made.tcp(900, 8, syn | ack, options=stamps[:12])),
+        (0, made.tcp(100, 8, syn | ack, options=stamps[:12])),
+        (CLIENT, made.tcp(8, 101, ack, b"get", stamps, outward=False)),
+    ]
+    talk = [
+        (SECONDARY, made.tcp(901, 11, ack, b"answer", stamps)),
+        (0, made.tcp(101, 11, ack, b"ans", stamps)),
+        (0, made.tcp(104, 11, ack | fin, b"wer", stamps, pad=80)),
+        (SECONDARY, made.tcp(907, 11, ack | fin)),
+        (0, made.tcp(101, 11, ack, b"answer", stamps)),
+    ]
+    differ = [
+        (0, made.tcp(101, 11, ack, b"one")),
+        (SECONDARY | EXPIRE, made.tcp(901, 11, ack, b"two")),
+        (CHECKPOINT, made.tcp(104, 11, rst)),
+        (SECONDARY, made.tcp(104, 11, rst)),
+    ]
+    others = [
+        (kind, frame)
+        for frame in (made.udp(b"a"), made.icmp(0, 0, bytes(8)), made.arp(), made.udp(b"b", fragment=0x2000))
+        for kind in (0, SECONDARY)
+    ]
+    partial = [
+        (VNET_12 | kind, made.tcp(number, 11, flags, vnet_bytes=12, partial=True, six=True))
+        for kind, number, flags in ((SECONDARY, 900, syn), (0, 100, syn), (SECONDARY, 901, ack))
+    ]
+    return [proxy_script(opening + talk), proxy_script(opening + differ), proxy_script(others + partial)]
+
+
+def captures() -> list[bytes]:
+    """Return captures in both byte orders."""
+    return [
+        struct.pack(order + "IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65_535, 1)
+        + 2 * (struct.pack(order + "IIII", 1, 2, 42, 42) + made.arp())
+        for order in "<>"
+    ]

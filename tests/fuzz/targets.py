@@ -6,6 +6,7 @@ and so is an allocation beyond ``bound_bytes``.
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import tracemalloc
@@ -35,6 +36,11 @@ from colo_helper.memory.encoding import (
     pack_bitmap,
     unpack_bitmap,
 )
+from colo_helper.proxy.compare import Comparator
+from colo_helper.proxy.packet import parse
+from colo_helper.proxy.pcap import PcapError, read_pcap
+from colo_helper.proxy.rewrite import Rewriter
+from colo_helper.proxy.verdicts import Limits, Verdict
 from colo_helper.stream import device_state, hvm_context, libxl, walk
 from colo_helper.stream.device_state import DeviceStateError
 from colo_helper.stream.dirty_list import check_list_length, mend_shifted, parse_dirty_list
@@ -48,6 +54,10 @@ from colo_helper.stream.libxc import (
 from colo_helper.stream.pieces import compare_pieces
 from tests.fuzz import seeds
 
+#: What the proxy may hold here.
+_HELD = Limits(
+    packets=64, bytes=1 << 18, history_bytes=1 << 16, connections=16, secondary_s=8.0, primary_s=8.0
+)
 #: The guest that all of this is about; its peer's words must not cost more than it warrants.
 FRAMES = 100_000
 _MAX_PAGES = 512
@@ -261,6 +271,48 @@ def device_state_sections(data: bytes) -> None:
         assert sum(len(piece.body) for piece in pieces) < len(data)
 
 
+def proxy(data: bytes) -> None:
+    """Compare what two guests send, by a script: see `seeds.proxy_script`. What the primary sends leaves once, in the end."""
+    comparator, rewriter = Comparator(_HELD), Rewriter(16)
+    sent: list[int] = []
+    left: list[int] = []
+
+    def take(verdict: Verdict) -> None:
+        left.extend(id(packet) for packet in verdict.release)
+        assert verdict.checkpoint is None or verdict.checkpoint.sentence.endswith(".")
+        if comparator.full:
+            left.extend(id(packet) for packet in comparator.checkpointed().release)
+        assert comparator.held_packets <= _HELD.packets
+
+    kept = []  # so that no packet gets the name of one before it
+    for step, (kind, frame) in enumerate(seeds.read_proxy_script(data)):
+        packet = parse(frame, (0, 10, 12, 0)[kind >> 4 & 3])
+        if kind & 8:
+            assert len(rewriter.to_guest(packet, step)) == len(frame)
+        elif kind & 1:
+            assert len(rewriter.from_guest(packet, step)) == len(frame)
+            take(comparator.secondary(packet, step))
+        else:
+            kept.append(packet)
+            sent.append(id(packet))
+            take(comparator.primary(packet, step))
+        if kind & 2:
+            take(comparator.expire(step))
+        if kind & 4:
+            take(comparator.checkpointed())
+            rewriter.checkpointed()
+    take(comparator.checkpointed())
+    assert sorted(left) == sorted(sent)
+    assert (comparator.held_packets, comparator.held_bytes, comparator.deadline()) == (0, 0, None)
+
+
+def capture(data: bytes) -> None:
+    """Read a capture."""
+    with suppress(PcapError):
+        for _ in read_pcap("the capture", io.BytesIO(data)):
+            pass
+
+
 # The largest single read stands three times: as the buffer, as what is made of it, and as what is kept.
 _LARGEST_PIECE = max(8 * MAX_RECORD_ENTRIES, MAX_SMALL_RECORD_BYTES)
 
@@ -307,6 +359,9 @@ TARGETS: dict[str, Target] = {
         lambda: [seeds.device_state(), seeds.device_state(footers=True)],
         8 * _OBJECTS_BYTES,
     ),
+    # Packets and the list of them live as long as the script; beside them there is what the comparator holds.
+    "proxy": Target(proxy, seeds.proxy_scripts, 16 << 20),
+    "capture": Target(capture, seeds.captures, _OBJECTS_BYTES),
     "frames": Target(
         frames,
         seeds.frames,
