@@ -235,7 +235,12 @@ def not_yet(vm: str, info: DomainInfo | None) -> str:
     """
     if info is None:
         return f"There is no domain {vm}"
-    if info.paused or info.shutdown or info.dying:
+    if info.shutdown:
+        return (
+            f"The domain {vm} (number {info.domid}) has ended ({info.shutdown_reason}) and is still there; if its xl does not "
+            f"remove it, 'xl destroy {vm}' does"
+        )
+    if info.paused or info.dying:
         return f"The domain {vm} (number {info.domid}) does not run"
     return ""
 

@@ -1,4 +1,4 @@
-"""The VM h1 while it is protected, seen from the controller: what its replicators say and do."""
+"""A VM while it is protected, seen from the controller: what its replicators say and do."""
 
 import json
 import time
@@ -8,33 +8,39 @@ from lab import ssh
 from lab.settings import HOSTS, Settings, address, host_number
 
 HELPER = "/opt/colo-helper/current/bin/colo-helper"
-UNIT = "colo-replicator@h1"
 _WAIT_S = 120
 
 
 @dataclass
 class ProtectedVm:
-    """Protected by xa, copied on xb."""
+    """Where nothing else is said its primary is ``home``, and what is asked of "a host" is asked of that."""
 
     settings: Settings
+    name: str = "h1"
+    home: str = "xa"
+
+    @property
+    def unit(self):
+        """Its replicators' unit."""
+        return f"colo-replicator@{self.name}"
 
     def on(self, host, line, timeout_s=60):
         """Run a shell line on a host."""
         return ssh.run(self.settings, host, line, timeout_s)
 
-    def status(self, host="xa"):
+    def status(self, host=None):
         """What `colo-helper status` says there."""
-        return json.loads(self.on(host, f"{HELPER} status h1 --json"))
+        return json.loads(self.on(host or self.home, f"{HELPER} status {self.name} --json"))
 
     def is_replicating(self):
         """Whether both copies run and checkpoints are made."""
-        said = [self.on(host, f"{HELPER} status h1 --json 2>/dev/null; true") for host in HOSTS]
-        found = [json.loads(text or "[]") for text in said]  # a list where nothing is known of h1
+        said = [self.on(host, f"{HELPER} status {self.name} --json 2>/dev/null; true") for host in HOSTS]
+        found = [json.loads(text or "[]") for text in said]  # a list where nothing is known of it
         return all(one and one["running"] and one["phase"] == "replicating" for one in found)
 
     def processes(self):
         """The replicators' pids, by host."""
-        line = f"systemctl show --property=MainPID --value {UNIT}"
+        line = f"systemctl show --property=MainPID --value {self.unit}"
         return {host: int(self.on(host, line)) for host in HOSTS}
 
     def domains(self, host):
@@ -43,7 +49,10 @@ class ProtectedVm:
 
     def events(self, host):
         """All that the replicator on a host has written down, the oldest first."""
-        return [json.loads(line) for line in self.on(host, "cat /var/lib/colo/h1/events.jsonl").splitlines()]
+        return [
+            json.loads(line)
+            for line in self.on(host, f"cat /var/lib/colo/{self.name}/events.jsonl").splitlines()
+        ]
 
     def wait_for(self, host, phase):
         """Wait until the replicator on a host is in a phase; returns its reason."""
@@ -71,12 +80,12 @@ class ProtectedVm:
 
     def verify(self, host):
         """One checkpoint, and all of both copies compared; returns what was found."""
-        self.on(host, f"{HELPER} ctl h1 verify", 300)
-        return json.loads(self.on(host, "cat /var/lib/colo/h1/verify.json"))
+        self.on(host, f"{HELPER} ctl {self.name} verify", 300)
+        return json.loads(self.on(host, f"cat /var/lib/colo/{self.name}/verify.json"))
 
     def give_roles(self, primary, secondary):
         """Give both hosts these roles, as playbooks do but without their minute; the new secondary first."""
-        config = "/etc/colo/vms/h1.json"
+        config = f"/etc/colo/vms/{self.name}.json"
         old = [json.loads(self.on(host, f"cat {config}")) for host in (primary, secondary)]
         of_primary = next(one for one in old if one["role"] == "primary")
         of_secondary = next(one for one in old if one["role"] == "secondary")
@@ -92,7 +101,7 @@ class ProtectedVm:
             (primary, {**of_primary, "peer": peer}),
         ):
             text = json.dumps(new)
-            self.on(host, f"cat > {config} <<'END'\n{text}\nEND\nsystemctl restart {UNIT}", 120)
+            self.on(host, f"cat > {config} <<'END'\n{text}\nEND\nsystemctl restart {self.unit}", 120)
 
     def _in_phase(self, host, phase):
         now = self.status(host)

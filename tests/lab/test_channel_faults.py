@@ -13,7 +13,6 @@ from lab import network, ssh
 from lab.guests import Client
 from lab.settings import address, host_number
 from tests.lab.guest_moves import ON_HOST
-from tests.lab.protected_vm import UNIT
 
 #: See lab.inventory.
 PEER_TIMEOUT_S = 10
@@ -27,7 +26,7 @@ def protected(lab, installed, vm, play):
     """h1 protected, with a client's write in it; afterwards the guest must still have it."""
     if not vm.is_replicating():
         installed()
-        vm.on("xb", f"systemctl is-active --quiet {UNIT} || xl destroy h1 2>/dev/null; true")
+        vm.on("xb", f"systemctl is-active --quiet {vm.unit} || xl destroy h1 2>/dev/null; true")
         assert play("unprotect", "-e", "colo_vm=h1", "-e", "colo_confirm=h1").code == 0
         assert play("protect", "-e", "colo_vm=h1").code == 0
     client = Client(vm.settings, "h1", timeout_s=20)

@@ -14,7 +14,7 @@ import pytest
 
 from colo_helper.quantiles import nearest_rank
 from lab.guests import Client
-from tests.lab.protected_vm import HELPER, UNIT
+from tests.lab.protected_vm import HELPER
 
 COUNT = int(os.environ.get("COLO_SWITCHOVERS", "20"))
 pytestmark = pytest.mark.full
@@ -62,8 +62,8 @@ def test_nothing_goes_back_and_nobody_hangs_up(installed, vm, play, settings):
         assert (read.writes, read.last) == (written.writes, f"turn-{turn}")
         silences.append(round(asker.longest_silence(started) * 1000))
         vm.wait_for(source, "standby")
-        vm.on(source, f"while systemctl is-active --quiet {UNIT}; do sleep 0.2; done")
-        vm.on(target, f"while systemctl is-active --quiet {UNIT}; do sleep 0.2; done")
+        vm.on(source, f"while systemctl is-active --quiet {vm.unit}; do sleep 0.2; done")
+        vm.on(target, f"while systemctl is-active --quiet {vm.unit}; do sleep 0.2; done")
         vm.give_roles(target, source)
         vm.wait_for(target, "replicating")
         print(
