@@ -160,8 +160,14 @@ class Primary:
         if domid is None:
             cause = Cause.GUEST_ENDED if awaited else Cause.LOCAL_ERROR
             raise SessionEndedError(cause, f"There is no domain named {vm} on this host")
-        guest = self.host.open_guest(domid)
-        info = guest.domain.info()
+        try:
+            guest = self.host.open_guest(domid)
+            info = guest.domain.info()
+        except LOCAL_ERRORS as error:
+            if not awaited:
+                raise
+            # The old domain is being taken apart, or the new one is being built.
+            raise SessionEndedError(Cause.GUEST_ENDED, str(error)) from error
         if awaited and (pause := not_yet(vm, info)):
             guest.close()
             raise SessionEndedError(Cause.GUEST_ENDED, pause)

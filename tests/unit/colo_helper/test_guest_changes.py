@@ -5,9 +5,12 @@ It reboots, crashes, is shut down, paused, saved or migrated by somebody else, o
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from colo_helper.channel.wire import Kind
+from colo_helper.devices.interface import DeviceError
 from colo_helper.hypervisor.dirty_log import DirtyLog, LogLostError
 from colo_helper.monitor.monitor import boot_id
 from tests.unit.colo_helper.emulated_host import RING, EmulatedHost, running_guest
@@ -108,6 +111,14 @@ def test_a_guest_that_ends_gives_up_its_copy_and_is_protected_again_when_it_runs
     assert both.secondary_host.destroyed == [7]
     assert both.guest.own_pauses == 0
     both.secondary_host.next_domid = 8
+    half_built = threading.Event()
+
+    def prepare(_domain, _devices):
+        if not half_built.is_set():
+            half_built.set()
+            raise DeviceError("The device model cannot be reached (scripted).")
+
+    both.primary_host.prepare = prepare
     fresh = reboot(both)
     eventually(
         lambda: "(number 11) does not run" in both.p_monitor.state.reason, "it is seen, and waited for"
