@@ -7,6 +7,7 @@ import os
 import select
 import socket
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -182,9 +183,10 @@ class QmpDeviceModel:
         return disks
 
     def close(self) -> None:
-        """See DeviceModel."""
+        """See DeviceModel. A device model that has ended has closed the connection by itself."""
         try:
-            self._wait(self._client.disconnect())
+            with suppress(EOFError):
+                self._wait(self._client.disconnect())
         except (TimeoutError, QMPError, OSError) as error:
             raise DeviceError(
                 f"The connection to domain {self.domid}'s device model broke: {error}."

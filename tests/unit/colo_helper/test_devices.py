@@ -163,6 +163,17 @@ def test_a_device_model_that_hangs_in_a_command(tmp_path):
 
 
 @needs_qemu
+def test_a_device_model_that_has_ended(qemu):
+    """As when the guest reboots: what is asked fails with a sentence, and closing is no failure."""
+    model = qemu(4)
+    with pytest.raises(DeviceError, match="domain 4"):
+        model.command("quit")
+        while True:
+            model.command("query-status")
+    model.close()
+
+
+@needs_qemu
 def test_a_host_that_was_frozen_does_not_blame_the_device_model(qemu):
     """It stands still in the middle of a command, for longer than a command may take; the answer is there when it wakes."""
     model = qemu(7)
