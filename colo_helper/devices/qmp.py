@@ -185,7 +185,7 @@ class QmpDeviceModel:
     def close(self) -> None:
         """See DeviceModel. A device model that has ended has closed the connection by itself."""
         try:
-            with suppress(EOFError):
+            with suppress(EOFError, ConnectionError):
                 self._wait(self._client.disconnect())
         except (TimeoutError, QMPError, OSError) as error:
             raise DeviceError(
