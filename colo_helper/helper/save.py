@@ -252,8 +252,13 @@ class Saver:
             raise HelperError(f"The parent could not make the device model {word} its writes.")
 
     def _stop_logging(self) -> list[Exception]:
-        """Log-dirty off in Xen and in the device model, whatever has happened; returns what failed."""
+        """Log-dirty off in Xen and in the device model, whatever has happened; returns what failed.
+
+        But not for another program that saves the domain by now: it would miss what is written.
+        """
         problems: list[Exception] = []
+        if self.domain.saved_by_others():
+            return problems
         steps = [self.domain.log_dirty_off]
         if self.parent.serves(Callback.SWITCH_QEMU_LOGDIRTY):
             steps.append(lambda: self._qemu_logging(False))

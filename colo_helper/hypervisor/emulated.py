@@ -52,6 +52,7 @@ class EmulatedDomain:
     #: Why it has ended by itself ("reboot", "crash"), empty while it has not.
     ended: str = ""
     gone: bool = False
+    others: bool = False
     max_pages: int = 1 << 16
     tsc: TscInfo = _TSC
     cpu_policy: CpuPolicy = _NO_POLICY
@@ -151,6 +152,10 @@ class EmulatedDomain:
         self._step("log_dirty_off")
         self.log_dirty = False
         self.dirty.clear()
+
+    def saved_by_others(self) -> bool:
+        """See Domain."""
+        return self.others
 
     def clean_dirty(self, final: bool) -> DirtyBitmap:
         """See Domain."""

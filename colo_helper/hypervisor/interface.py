@@ -121,6 +121,9 @@ class Domain(Protocol):
     def log_dirty_off(self) -> None:
         """Stop logging; harmless when it is off."""
 
+    def saved_by_others(self) -> bool:
+        """Tell whether another program saves or migrates the domain now: its log is not ours to stop."""
+
     def clean_dirty(self, final: bool) -> DirtyBitmap:
         """Return the frames written since the last clean and forget them.
 

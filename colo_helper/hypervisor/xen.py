@@ -125,10 +125,8 @@ class XenDomain:
     def log_dirty_on(self) -> None:
         """See Domain. ENABLE fails when video RAM tracking has it half on: then OFF and once more.
 
-        It also fails while somebody else saves the domain, whose log must not be taken away.
+        Refused while somebody else saves the domain, whose log must not be taken away.
         """
-        if self._shadow(x.SHADOW_ENABLE_LOGDIRTY) == 0:
-            return
         if others := other_savers(self._domid):
             raise HypervisorError(
                 f"Domain {self._domid} is being saved or migrated by another program (process {others[0]}).",
@@ -136,12 +134,18 @@ class XenDomain:
                 domid=self._domid,
                 errno_name="EBUSY",
             )
+        if self._shadow(x.SHADOW_ENABLE_LOGDIRTY) == 0:
+            return
         self.log_dirty_off()
         self._check(self._shadow(x.SHADOW_ENABLE_LOGDIRTY), "xc_shadow_control", "log the dirty frames of")
 
     def log_dirty_off(self) -> None:
         """See Domain."""
         self._check(self._shadow(x.SHADOW_OFF), "xc_shadow_control", "stop logging the dirty frames of")
+
+    def saved_by_others(self) -> bool:
+        """See Domain."""
+        return bool(other_savers(self._domid))
 
     def _need_buffer(self, pages: int) -> int:
         """Make the hypercall buffer at least so many pages long; returns its address."""

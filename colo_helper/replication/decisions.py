@@ -22,7 +22,8 @@ class Cause(Enum):
     PEER_LOST = "the channel is gone or the peer is silent"
     PEER_REFUSED = "the peer said that it will not go on"
     PEER_FAILED = "something failed on the peer, and its copy is gone"
-    GUEST_ENDED = "the guest has rebooted, was shut down, has crashed, or is gone"
+    GUEST_ENDED = "the guest has rebooted or was shut down, in order"
+    GUEST_DIED = "the guest has crashed, or its domain is gone without a word"
     RENEW = "the primary's guest has ended, and another copy will come"
     LOCAL_ERROR = "something failed on this host"
     STOP = "somebody asked this side to stop"
@@ -99,9 +100,12 @@ def primary_start(saved: dict[str, Any] | None, domid: int | None, boot_id: str)
         return PrimaryStart(False, "", 0, "Nothing is left of an earlier run.")
     phase = str(saved.get("phase"))
     crashed = phase in ("connecting", "copying", "resyncing", "replicating", "unprotected")
-    if phase == "awaiting_guest" or (crashed and saved.get("domid") != domid):
-        ended = str(saved.get("ended_generation") or saved.get("generation") or "")
+    ended = str(saved.get("ended_generation") or "")
+    if crashed and domid is not None and saved.get("domid") not in (domid, None):
+        ended = str(saved.get("generation") or ended)
         return PrimaryStart(False, "", 0, "The guest has ended since the replicator did.", ended)
+    if not crashed:
+        return PrimaryStart(False, "", 0, "Nothing is left of an earlier run.", ended)
     known = phase in ("resyncing", "replicating", "unprotected")
     generation = str(saved.get("generation", "")) if known else ""
     return PrimaryStart(
@@ -109,6 +113,7 @@ def primary_start(saved: dict[str, Any] | None, domid: int | None, boot_id: str)
         generation,
         int(saved.get("epoch", 0)) if generation else 0,
         f"The replicator before this one ended while {phase}; the guest runs on, not logged.",
+        ended,
     )
 
 
@@ -172,8 +177,8 @@ def primary_end(vm: str, peer: str, step: PrimaryStep, cause: Cause, why: str) -
     why = why.rstrip(".")
     if step is PrimaryStep.HANDED_OVER:
         return _handed_over_end(vm, peer, cause, why)
-    if cause is Cause.GUEST_ENDED:
-        return _guest_ended_end(vm, peer, step, why)
+    if cause in (Cause.GUEST_ENDED, Cause.GUEST_DIED):
+        return _guest_ended_end(vm, peer, step, why, by_itself=cause is Cause.GUEST_ENDED)
     if cause is Cause.STOP and step is not PrimaryStep.NO_GUEST:
         return PrimaryEnd("stopped", "end", 0, f"{why}; {vm} runs on unprotected.")
     if step is PrimaryStep.PROTECTED:
@@ -197,11 +202,13 @@ def _protected_end(vm: str, peer: str, cause: Cause, why: str) -> PrimaryEnd:
     return PrimaryEnd("unprotected", "", 1 if refused else None, sentence)
 
 
-def _guest_ended_end(vm: str, peer: str, step: PrimaryStep, why: str) -> PrimaryEnd:
+def _guest_ended_end(vm: str, peer: str, step: PrimaryStep, why: str, by_itself: bool) -> PrimaryEnd:
+    """A copy of a guest that ended in order is worth nothing; otherwise it is kept until another guest runs here."""
     if step is PrimaryStep.NO_GUEST:
         return PrimaryEnd("awaiting_guest", "", None, f"{why}. It is protected again when it runs.", "gone")
-    sentence = f"{why}; its copy on {peer} is given up. {vm} is protected again when it runs."
-    return PrimaryEnd("awaiting_guest", "renew", None, sentence, "gone")
+    copy = "given up" if by_itself else "kept, off the network"
+    sentence = f"{why}; its copy on {peer} is {copy}. {vm} is protected again when it runs."
+    return PrimaryEnd("awaiting_guest", "renew" if by_itself else "abort", None, sentence, "gone")
 
 
 def _handed_over_end(vm: str, peer: str, cause: Cause, why: str) -> PrimaryEnd:
@@ -216,16 +223,20 @@ def _handed_over_end(vm: str, peer: str, cause: Cause, why: str) -> PrimaryEnd:
     return PrimaryEnd("handed_over", "", 1, sentence, "hold")
 
 
-def guest_ended(vm: str, info: DomainInfo | None) -> str:
-    """Return the sentence that says how a guest has ended, or an empty string while it has not.
+def guest_ended(vm: str, info: DomainInfo | None) -> SessionEndedError | None:
+    """Return how a guest has ended, or None while it has not.
 
     ``info`` None: its domain is gone. A suspended one has not ended: whoever suspended it saves or moves it.
     """
     if info is None or info.dying:
-        return f"{vm} is gone from this host: it has rebooted, or it was shut down, destroyed or moved"
+        return SessionEndedError(
+            Cause.GUEST_DIED,
+            f"{vm} is gone from this host: it has rebooted, or it was shut down, destroyed or moved",
+        )
     if info.shutdown and not info.suspended:
-        return f"{vm} has ended by itself ({info.shutdown_reason})"
-    return ""
+        cause = Cause.GUEST_ENDED if info.shutdown_reason in ("poweroff", "reboot") else Cause.GUEST_DIED
+        return SessionEndedError(cause, f"{vm} has ended by itself ({info.shutdown_reason})")
+    return None
 
 
 def not_yet(vm: str, info: DomainInfo | None) -> str:
@@ -253,8 +264,8 @@ AWAIT_S = 2.0
 
 def retry_wait(last_s: float, cause: Cause, checkpoints: int) -> float:
     """Return how long to wait before the next attempt, in seconds, after one that made so many checkpoints."""
-    if cause is Cause.GUEST_ENDED:
-        return AWAIT_S
+    if cause in (Cause.GUEST_ENDED, Cause.GUEST_DIED):
+        return AWAIT_S if checkpoints else min(LAST_RETRY_S, max(AWAIT_S, last_s * 1.5))
     if checkpoints > 1:  # one alone may be followed by the same failure again and again
         return FIRST_RETRY_S
     return min(LAST_RETRY_S, max(FIRST_RETRY_S, last_s * 2))
@@ -341,13 +352,13 @@ def _unplanned_end(vm: str, peer: str, step: Step, cause: Cause, why: str) -> Se
             None,
             f"{why}; the copy of {vm} is still not whole and stands still until its primary comes back.",
         )
+    if step is Step.STANDING:
+        return SecondaryEnd("", "hold", None, f"{why}; the copy of {vm} stands by as before.")
     if step in (Step.COPYING, Step.READY):
         return SecondaryEnd("waiting", "destroy", None, f"{why}; the unfinished copy of {vm} was destroyed.")
     if cause is Cause.LOCAL_ERROR or step is Step.APPLYING:
         sentence = f"{why}; the copy of {vm} cannot be used and was destroyed. Waiting for the primary to make another."
         return SecondaryEnd("waiting", "destroy", None, sentence)
-    if step is Step.STANDING:
-        return SecondaryEnd("", "hold", None, f"{why}; the copy of {vm} stands by as before.")
     gave_up = cause is Cause.ABORT
     what = f"gave up: {why}; its guest runs there" if gave_up else f"was lost: {why}"
     sentence = f"The primary on {peer} {what}; {_RUN_ON[step]}, off the network, until an operator decides."

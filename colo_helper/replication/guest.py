@@ -100,7 +100,10 @@ class Guest:
         log.clean(final=False)
 
     def stop_logging(self) -> None:
-        """Stop logging in both, even when one of them fails."""
+        """Stop logging in both, even when one of them fails; but not for another program that logs now."""
+        if self.domain.saved_by_others():
+            self.logging = False
+            return
         problems = self._attempt([self.domain.log_dirty_off, lambda: self.devices.log_dirty(False)])
         self.logging = False
         if problems:
@@ -141,6 +144,11 @@ class Guest:
                 problems.append(str(error))
         self.logging = True
         return problems + self.release()
+
+    def forget_marks(self) -> None:
+        """The domain is gone: whoever comes next must not take its marks for those of another."""
+        self.held.clear()
+        self.torn.clear()
 
     def _undo_pauses(self) -> None:
         while self.domain.own_pauses:

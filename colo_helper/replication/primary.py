@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from colo_helper import __version__
@@ -57,6 +57,8 @@ class Primary:
     guest: Guest | None = None
     conversation: Conversation | None = None
     step: PrimaryStep = PrimaryStep.NO_GUEST
+    #: Whether the guest has ended, and another one of its name is waited for.
+    awaiting: bool = False
 
     def run(self) -> int:
         """Protect the VM until somebody stops it or something fails for good; the guest runs on in every case.
@@ -65,13 +67,14 @@ class Primary:
         """
         before = primary_start(self.saved, self.host.find(self.config.vm), boot_id())
         self.monitor.restore(ended_generation=before.ended)
+        self.awaiting = (self.saved or {}).get("phase") == "awaiting_guest" and before.ended != ""
         wait_s = 0.0
         while True:
             checkpoints = self.monitor.state.totals.checkpoints
             try:
                 self._stop_if_asked()
                 if ended := self._how_ended():
-                    raise SessionEndedError(Cause.GUEST_ENDED, ended)
+                    raise ended
                 guest = self.guest or self._open_guest()
                 cause, why = self._replicate(guest, self._protect(guest))
             except SessionEndedError as error:
@@ -79,24 +82,24 @@ class Primary:
             except LOCAL_ERRORS as error:
                 cause, why = Cause.LOCAL_ERROR, str(error)
             except BaseException as error:
-                self._finish(Cause.LOCAL_ERROR, f"The replicator itself failed: {error!r}")
+                self._finish(Cause.LOCAL_ERROR, f"The replicator itself failed: {error!r}", last=True)
                 raise
             if cause not in (Cause.SWITCHED, Cause.STOP) and (ended := self._how_ended()):
-                cause, why = Cause.GUEST_ENDED, ended
+                cause, why = ended.cause, str(ended)
             exit_code = self._finish(cause, why)
             if exit_code is not None:
                 return exit_code
             wait_s = retry_wait(wait_s, cause, self.monitor.state.totals.checkpoints - checkpoints)
             self._rest(wait_s)
 
-    def _how_ended(self) -> str:
-        """Whether the guest is the reason, whatever failed first; an empty string while it has not ended."""
+    def _how_ended(self) -> SessionEndedError | None:
+        """Whether the guest is the reason, whatever failed first; None while it has not ended."""
         if not self.guest:
-            return ""
+            return None
         try:
             return guest_ended(self.config.vm, self.guest.domain.info())
         except HypervisorError as error:
-            return guest_ended(self.config.vm, None) if error.errno_name == "ESRCH" else ""
+            return guest_ended(self.config.vm, None) if error.errno_name == "ESRCH" else None
 
     def _rest(self, seconds: float) -> None:
         """Wait before the next attempt; a stop ends that."""
@@ -154,35 +157,39 @@ class Primary:
         return DirtyBitmap.from_gfns(gfns, max(frames, guest.domain.nr_frames()))
 
     def _open_guest(self) -> Guest:
+        """Find the guest and see that it can be protected. One that has ended is waited for."""
         vm = self.config.vm
-        awaited = self.monitor.state.ended_generation != ""
-        domid = self.host.find(vm)
-        if domid is None:
-            cause = Cause.GUEST_ENDED if awaited else Cause.LOCAL_ERROR
-            raise SessionEndedError(cause, f"There is no domain named {vm} on this host")
+        guest: Guest | None = None
         try:
+            domid = self.host.find(vm)
+            if domid is None:
+                cause = Cause.GUEST_ENDED if self.awaiting else Cause.LOCAL_ERROR
+                raise SessionEndedError(cause, f"There is no domain named {vm} on this host")
             guest = self.host.open_guest(domid)
             info = guest.domain.info()
-        except LOCAL_ERRORS as error:
-            if not awaited:
-                raise
-            # The old domain is being taken apart, or the new one is being built.
-            raise SessionEndedError(Cause.GUEST_ENDED, str(error)) from error
-        if awaited and (pause := not_yet(vm, info)):
-            guest.close()
-            raise SessionEndedError(Cause.GUEST_ENDED, pause)
+            if self.awaiting and (pause := not_yet(vm, info)):
+                raise SessionEndedError(Cause.GUEST_ENDED, pause)
+            refusal = guest_refusal(
+                GuestFacts(
+                    vm=vm,
+                    hvm=info.hvm,
+                    shutdown=info.shutdown,
+                    pv_drivers=guest.domain.pv_drivers_active(),
+                    writable_disks=tuple(guest.devices.writable_disks()),
+                )
+            )
+            if refusal:
+                raise SessionEndedError(Cause.LOCAL_ERROR, refusal)
+        except BaseException as error:
+            if guest:
+                guest.close()
+            if self.awaiting and isinstance(error, LOCAL_ERRORS):
+                # The old domain is being taken apart, or the new one is being built.
+                raise SessionEndedError(Cause.GUEST_ENDED, str(error)) from error
+            raise
         self.guest = guest
-        self.step = PrimaryStep.PROTECTED if awaited else PrimaryStep.UNPROTECTED
-        facts = GuestFacts(
-            vm=vm,
-            hvm=info.hvm,
-            shutdown=info.shutdown,
-            pv_drivers=guest.domain.pv_drivers_active(),
-            writable_disks=tuple(guest.devices.writable_disks()),
-        )
-        refusal = guest_refusal(facts)
-        if refusal:
-            raise SessionEndedError(Cause.LOCAL_ERROR, refusal)
+        self.step = PrimaryStep.PROTECTED if self.awaiting else PrimaryStep.UNPROTECTED
+        self.awaiting = False
         self._recover(guest, domid)
         self.monitor.enter("connecting", f"Connecting to {self.config.peer_name}.", domid=domid)
         return guest
@@ -290,9 +297,16 @@ class Primary:
 
     # ------------------------------------------------------------------------------------------ the end
 
-    def _finish(self, cause: Cause, why: str) -> int | None:
-        """Let the guest run at once, then tell the peer, the file and whoever waits; None when it is to be tried again."""
+    def _finish(self, cause: Cause, why: str, *, last: bool = False) -> int | None:
+        """Let the guest run at once, then tell the peer, the file and whoever waits; None when it is to be tried again.
+
+        ``last``: nobody tries again.
+        """
         end = primary_end(self.config.vm, self.config.peer_name, self.step, cause, why)
+        if last and end.exit_code is None:
+            end = replace(
+                end, phase="failed", exit_code=1, sentence=f"{why}; {self.config.vm} runs on unprotected."
+            )
         problems = self.guest.release() if self.guest and end.guest != "hold" else []
         if end.guest == "gone":
             problems = []  # nothing of it has to be put back
@@ -321,7 +335,8 @@ class Primary:
         ended = state.generation or state.ended_generation
         if self.guest:
             self.guest.close()
-        self.guest, self.step = None, PrimaryStep.NO_GUEST
+            self.guest.forget_marks()
+        self.guest, self.step, self.awaiting = None, PrimaryStep.NO_GUEST, True
         self.monitor.restore(generation="", ended_generation=ended, domid=None)
 
     def _answer_waiting(self, sentence: str) -> None:

@@ -127,7 +127,7 @@ class PrimaryEpochs(SavingParent):
         with self._run_on_failure():
             self.guest.halt()
             if ended := guest_ended(self.config.vm, self.guest.domain.info()):
-                raise SessionEndedError(Cause.GUEST_ENDED, ended)
+                raise ended
             self.guest.save_devices()
         self._watch.lap("suspend")
         return 1

@@ -25,6 +25,7 @@ from colo_helper.replication.decisions import (
     foreign_refusal,
     secondary_end,
     secondary_start,
+    verb_refusal,
 )
 from colo_helper.replication.guest import LOCAL_ERRORS, Guest
 from colo_helper.replication.host import Host, RestoreStream
@@ -88,6 +89,7 @@ class Secondary:
     def _wait(self) -> int | None:
         """Wait for a primary and serve it; returns an exit status when that is to be the end."""
         while not (self.inbox.sessions or self.inbox.stop_reason):
+            self._refuse_waiting(f"There is no copy of {self.config.vm} here.")
             self.inbox.wait_forever()
         if self.inbox.stop_reason:
             self.monitor.enter("stopped", self.inbox.stop_reason)
@@ -122,7 +124,9 @@ class Secondary:
         except SessionEndedError as error:
             cause, why = error.cause, str(error)
         except LOCAL_ERRORS as error:
-            cause, why = Cause.LOCAL_ERROR, str(error)
+            # Before anything was done to it, a copy that was there is as good as it was.
+            untouched = self.guest is not None and self.monitor.state.phase == phase
+            cause, why = Cause.PEER_REFUSED if untouched else Cause.LOCAL_ERROR, str(error)
         if cause is Cause.LOCAL_ERROR:
             conversation.tell(Kind.REFUSE, {"code": "failed", "error": why})
         stop_asked = bool(self.inbox.stop_reason)
@@ -134,8 +138,14 @@ class Secondary:
         if end.exit_code is not None and self.guest:
             problems += self.guest.close()
         domid = self.guest.domain.domid if self.guest else None
+        self._refuse_waiting("The primary was attached meanwhile; look again, then ask again.")
         self.monitor.enter(end.phase or phase, " ".join([end.sentence, *problems]), domid=domid)
         return end
+
+    def _refuse_waiting(self, sentence: str) -> None:
+        """What was asked before or during a session was asked of another situation; it must not happen later."""
+        while self.inbox.requests:
+            self.inbox.requests.popleft().refuse("primary_alive", sentence)
 
     def _begin(self, conversation: Conversation) -> None:
         """Agree with the primary on what there is already, bring it about, and serve checkpoints. Ends by an exception."""
@@ -301,6 +311,7 @@ class Secondary:
             if self.guest:
                 problems += self.guest.close()
                 self.host.destroy(self.guest.domain.domid)
+                self.guest.forget_marks()
         except LOCAL_ERRORS as error:
             problems.append(str(error))
         self.restore, self.guest = None, None
@@ -332,7 +343,8 @@ class Secondary:
         return None
 
     def _answer_takeover(self, request: Request) -> None:
-        code, sentence = self._take_over()
+        refusal = verb_refusal(self.config.vm, "secondary", self.monitor.state.phase, request.verb)
+        code, sentence = (refusal.code, refusal.sentence) if refusal else self._take_over()
         if code:
             self.monitor.event(code, sentence)
             request.refuse(code, sentence)

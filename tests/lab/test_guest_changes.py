@@ -134,11 +134,17 @@ def test_a_nic_that_is_unplugged(protected):
     assert_equal(vm)
 
 
-def test_a_guest_that_crashes_for_good_has_no_copy_any_more(protected):
+def test_the_copy_of_a_guest_that_crashed_is_kept_and_can_take_over(protected, settings):
     vm = protected
+    client = Client(settings, "h1", timeout_s=20)
+    before = client.write("before-the-crash")
+    vm.wait_for_checkpoints(2)
     end(vm, "xa", CRASH)
-    vm.wait_for("xb", "waiting")
     vm.wait_for("xa", "awaiting_guest")
-    assert vm.domains("xb") == []
+    vm.wait_for("xb", "peer_lost")
     vm.on("xa", f"{HELPER} ctl h1 stop", 60)
-    vm.wait_for("xa", "stopped")
+    vm.on("xb", f"{HELPER} ctl h1 takeover", 60)
+    after = client.read()
+    client.close()
+    assert after.writes >= before.writes
+    assert after.counter > before.counter

@@ -173,6 +173,10 @@ def test_idle(idle, action, sentence):
             "It is so; its copy on xb is given up. h1 is protected again when it runs.",
         ),
         (
+            PrimaryStep.PROTECTED, Cause.GUEST_DIED, "awaiting_guest", "abort", None,
+            "It is so; its copy on xb is kept, off the network. h1 is protected again when it runs.",
+        ),
+        (
             PrimaryStep.NO_GUEST, Cause.GUEST_ENDED, "awaiting_guest", "", None,
             "It is so. It is protected again when it runs.",
         ),
@@ -198,11 +202,13 @@ def test_the_copy_runs_only_where_that_is_right(step, cause, stop_asked):
     """The table of the rules, all of it: when the copy is kept, and what the operator reads."""
     end = secondary_end("h1", "xa", step, cause, "It is so.", stop_asked)
     ordered = stop_asked or cause in (Cause.END, Cause.STOP)
-    usable = step in (Step.RUNNING, Step.PARTIAL, Step.APPLIED, Step.STANDING)
+    usable = step in (Step.RUNNING, Step.PARTIAL, Step.APPLIED)
     if ordered:
         assert end == SecondaryEnd("stopped", "destroy", 0, "It is so; the copy of h1 was destroyed.")
     elif cause is Cause.RENEW:
         assert end == SecondaryEnd("waiting", "destroy", None, "It is so; the copy of h1 was destroyed.")
+    elif step is Step.STANDING:
+        assert end == SecondaryEnd("", "hold", None, "It is so; the copy of h1 stands by as before.")
     elif step in (Step.COPYING, Step.READY):
         assert end == SecondaryEnd(
             "waiting", "destroy", None, "It is so; the unfinished copy of h1 was destroyed."
@@ -212,8 +218,6 @@ def test_the_copy_runs_only_where_that_is_right(step, cause, stop_asked):
     elif cause is Cause.LOCAL_ERROR or not usable:
         sentence = "It is so; the copy of h1 cannot be used and was destroyed. Waiting for the primary to make another."
         assert end == SecondaryEnd("waiting", "destroy", None, sentence)
-    elif step is Step.STANDING:
-        assert end == SecondaryEnd("", "hold", None, "It is so; the copy of h1 stands by as before.")
     else:
         assert (end.phase, end.copy, end.exit_code) == ("peer_lost", "run", None)
         said = "The primary on xa gave up: It is so; its guest runs there; " if cause is Cause.ABORT else (

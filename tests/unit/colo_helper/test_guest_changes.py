@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from colo_helper.channel.wire import Kind
+from colo_helper.control.protocol import Request
 from colo_helper.devices.interface import DeviceError
 from colo_helper.hypervisor.dirty_log import DirtyLog, LogLostError
 from colo_helper.monitor.monitor import boot_id
@@ -97,7 +98,7 @@ def test_what_somebody_else_took_from_the_log_is_found_by_comparing(pair, side):
 # ------------------------------------------------------------------------------------------------ the guest ends
 
 
-@pytest.mark.parametrize("reason", ["reboot", "poweroff", "crash", "watchdog"])
+@pytest.mark.parametrize("reason", ["reboot", "poweroff"])
 def test_a_guest_that_ends_gives_up_its_copy_and_is_protected_again_when_it_runs(pair, reason):
     both = protected(pair)
     old = both.s_monitor.state.generation
@@ -142,8 +143,71 @@ def test_a_domain_that_is_gone_at_once_is_one_that_ended(pair):
     assert events(both, "primary", "awaiting_guest")[0].startswith(
         "h1 is gone from this host: it has rebooted, or it was shut"
     )
+    both.phase("secondary", "peer_lost")
+    assert both.copy.running
+
+
+@pytest.mark.parametrize("reason", ["crash", "watchdog"])
+def test_the_copy_of_a_guest_that_crashed_is_kept_until_another_guest_runs(pair, reason):
+    """The host may be to blame: an operator can still let the copy take over."""
+    both = protected(pair)
+    both.guest.ended = reason
+    both.ask_without_waiting("primary", "checkpoint")
+    assert events(both, "primary", "awaiting_guest")[0] == (
+        f"h1 has ended by itself ({reason}); its copy on xb is kept, off the network. h1 is protected again when it runs."
+    )
+    both.phase("secondary", "peer_lost")
+    assert both.copy.domid == 7
+    both.secondary_host.next_domid = 8
+    reboot(both).pause_count = 0
+    both.replicating()
+    assert events(both, "secondary", "discarded") == ["The guest that the copy of h1 comes from has ended."]
+    assert both.copy.domid == 8
+    assert both.ask("primary", "verify")["unexplained"] == []
+
+
+def test_a_takeover_that_was_asked_while_the_primary_came_back_does_not_happen_later(pair):
+    both = protected(pair)
+    both.cut_line()
+    both.phase("secondary", "peer_lost")
+    both.phase("primary", "unprotected")
+    both.mend_line()
+    both.phase("secondary", "resyncing")
+    late = Request("takeover")
+    both.s_inbox.put_request(late)
+    both.replicating()
+    both.cut_line()
+    answer = late._answer.get(timeout=10)
+    assert (answer["ok"], answer["code"]) == (False, "primary_alive")
+    both.phase("secondary", "peer_lost")
+    assert {tap.bridge for tap in both.secondary_host.nics[7].taps()} == {""}
+
+
+def test_a_guest_that_cannot_be_protected_any_more_is_not(pair):
+    both = protected(pair)
+    both.guest.ended = "reboot"
+    both.ask_without_waiting("primary", "checkpoint")
     both.phase("secondary", "waiting")
+    fresh = reboot(both)
+    fresh.pv_drivers = True
+    fresh.pause_count = 0
+    assert both.phase("primary", "failed").startswith("h1 uses PV drivers")
+    assert both.ended("primary") == 1
     assert both.copy is None
+    assert both.primary_host.devices[11].closed
+
+
+def test_the_log_of_a_guest_that_another_program_saves_is_left_alone(pair):
+    both = protected(pair)
+    both.guest.others = True
+    both.guest.clean_dirty(final=False)
+    both.ask_without_waiting("primary", "checkpoint")
+    both.phase("primary", "unprotected")
+    assert both.guest.log_dirty
+    assert both.primary_host.devices[3].logging
+    both.guest.others = False
+    both.replicating()
+    assert_equal_again(both)
 
 
 def test_a_secondary_that_was_away_when_the_guest_ended_gives_its_copy_up_when_it_is_back(pair):
@@ -173,7 +237,8 @@ def test_an_operator_ends_the_wait_for_a_guest(pair):
     ("saved", "waits"),
     [
         ({"phase": "awaiting_guest", "ended_generation": "abc"}, True),
-        ({"phase": "replicating", "generation": "abc"}, True),
+        ({"phase": "unprotected", "generation": "", "ended_generation": "abc"}, False),
+        ({"phase": "replicating", "generation": "abc"}, False),
         ({"phase": "replicating", "generation": "abc", "boot_id": "of another boot"}, False),
         ({"phase": "stopped", "generation": "abc"}, False),
     ],
@@ -191,6 +256,7 @@ def test_a_replicator_that_comes_after_a_crash_knows_that_the_guest_had_ended(pa
         assert both.p_monitor.state.ended_generation == "abc"
     else:
         assert both.phase("primary", "failed") == "There is no domain named h1 on this host."
+        assert both.p_monitor.state.ended_generation == saved.get("ended_generation", "")
 
 
 # -------------------------------------------------------------------------------------------------- and the rest
