@@ -316,11 +316,11 @@ class Primary:
             self.conversation.close()
             self.conversation = None
         if end.exit_code is None:
+            if end.guest == "gone":
+                self._forget_guest()
             if (self.monitor.state.phase, self.monitor.state.reason) != (end.phase, sentence):
                 self.monitor.enter(end.phase, sentence)
             self._answer_waiting(sentence)
-            if end.guest == "gone":
-                self._forget_guest()
             return None
         if self.guest:
             problems = self.guest.close()

@@ -111,6 +111,7 @@ def test_a_guest_that_ends_gives_up_its_copy_and_is_protected_again_when_it_runs
     both.phase("secondary", "waiting")
     assert both.secondary_host.destroyed == [7]
     assert both.guest.own_pauses == 0
+    assert both.saved_by("primary")["ended_generation"] == old, "known to whoever comes after a crash"
     both.secondary_host.next_domid = 8
     half_built = threading.Event()
 
