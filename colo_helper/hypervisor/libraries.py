@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes as c
 import errno as errno_module
+from collections.abc import Mapping
 from functools import cached_property
 
 from colo_helper.hypervisor import abi as x
@@ -32,22 +33,18 @@ class XenLibraries:
         """libxenguest, opened when something of it is needed; raises HypervisorError."""
         abi = x.abi_of(self.release)
         try:
-            library = c.CDLL(abi.xenguest_soname, use_errno=True)
+            return _bound(abi.xenguest_soname, abi.xenguest)
         except OSError as error:
-            raise HypervisorError(f"A Xen library cannot be loaded: {error}.", operation="dlopen") from error
-        x.bind(library, abi.xenguest)
-        return library
+            raise _not_loaded(error) from error
 
     @cached_property
     def device_model(self) -> c.CDLL:
         """libxendevicemodel, opened when something of it is needed; raises HypervisorError."""
         abi = x.abi_of(self.release)
         try:
-            library = c.CDLL(abi.device_model_soname, use_errno=True)
+            return _bound(abi.device_model_soname, abi.device_model)
         except OSError as error:
-            raise HypervisorError(f"A Xen library cannot be loaded: {error}.", operation="dlopen") from error
-        x.bind(library, abi.device_model)
-        return library
+            raise _not_loaded(error) from error
 
     @cached_property
     def device_model_handle(self) -> int:
@@ -78,17 +75,22 @@ def failure(operation: str, doing: str, domid: int | None = None) -> HypervisorE
     )
 
 
-def _load(abi: x.Abi) -> c.CDLL:
-    library = c.CDLL(abi.xenctrl_soname, use_errno=True)
-    x.bind(library, abi.xenctrl)
+def _bound(soname: str, signatures: Mapping[str, x.Signature]) -> c.CDLL:
+    """Open a library and bind what we use of it; raises OSError."""
+    library = c.CDLL(soname, use_errno=True)
+    x.bind(library, signatures)
     return library
+
+
+def _not_loaded(error: OSError) -> HypervisorError:
+    return HypervisorError(f"A Xen library cannot be loaded: {error}.", operation="dlopen")
 
 
 def running_release() -> str:
     """Return the release of the running hypervisor, such as ``4.17``, by xc_version of any libxenctrl we know."""
     for abi in x.ABIS.values():
         try:
-            library = _load(abi)
+            library = _bound(abi.xenctrl_soname, abi.xenctrl)
         except OSError:
             continue  # a release that is not installed; the next may be
         handle = library.xc_interface_open(None, None, 0)
@@ -108,13 +110,12 @@ def open_libraries() -> XenLibraries:
     try:
         abi = x.abi_of(running_release())
         x.check_sizes(abi)
-        ctrl = _load(abi)
-        foreign = c.CDLL(abi.foreign_memory_soname, use_errno=True)
-        x.bind(foreign, abi.foreign_memory)
+        ctrl = _bound(abi.xenctrl_soname, abi.xenctrl)
+        foreign = _bound(abi.foreign_memory_soname, abi.foreign_memory)
     except x.UnknownReleaseError as error:
         raise HypervisorError(str(error), operation="xc_version") from error
     except OSError as error:
-        raise HypervisorError(f"A Xen library cannot be loaded: {error}.", operation="dlopen") from error
+        raise _not_loaded(error) from error
     ctrl_handle = ctrl.xc_interface_open(None, None, 0)
     if not ctrl_handle:
         raise failure("xc_interface_open", "open its control interface")

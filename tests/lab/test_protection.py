@@ -3,8 +3,6 @@
 That a second run of protect.yml changes nothing is molecule's to show (colo_vm).
 """
 
-import json
-
 import pytest
 
 from lab.guests import Client
@@ -85,8 +83,7 @@ def test_new_keys_while_the_vm_is_protected(vm, play):
 
 def verified(vm, host):
     """One checkpoint, and both compared: of memory only the ring of each host's xenstored may differ, of the rest clocks."""
-    vm.on(host, "/opt/colo-helper/current/bin/colo-helper ctl h1 verify", 300)
-    found = json.loads(vm.on(host, "cat /var/lib/colo/h1/verify.json"))
+    found = vm.verify(host)
     assert found["pages_compared"] > 30_000
     assert found["unexplained"] == []
     for part in ("cpu", "devices"):
