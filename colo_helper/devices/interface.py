@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -58,3 +59,36 @@ class Nics(Protocol):
 
     def connect(self, taps: Sequence[Tap]) -> None:
         """Put each tap onto the bridge it names and verify it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilteredNic:
+    """A NIC whose packets go through us: ends of sockets, none of which blocks. Their framing: see traffic.framing.
+
+    ``to_guest`` None: what comes from the network goes to the guest by itself, and we get a copy.
+    """
+
+    name: str
+    from_network: socket.socket
+    to_guest: socket.socket | None
+    from_guest: socket.socket
+    to_network: socket.socket
+
+    def close(self) -> None:
+        """Close our ends."""
+        for end in (self.from_network, self.to_guest, self.from_guest, self.to_network):
+            if end:
+                end.close()
+
+
+class Filters(Protocol):
+    """The filters of one device model's NICs. Every method may raise DeviceError."""
+
+    def attach(self, *, mirror: bool) -> list[FilteredNic]:
+        """Take hold of all NICs; what an earlier program left is taken away first.
+
+        From now on nothing leaves the guest but by us. ``mirror``: we only get a copy of what comes from the network.
+        """
+
+    def detach(self) -> None:
+        """Let the packets flow by themselves again, at once; harmless when nothing is attached."""

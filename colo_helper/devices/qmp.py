@@ -97,6 +97,16 @@ class QmpDeviceModel:
                 f"The device model of domain {self.domid} refused '{name}': {error}."
             ) from error
 
+    def hand_over(self, end: socket.socket, name: str) -> None:
+        """Give QEMU a file descriptor, which it knows by ``name``; raises DeviceError."""
+        try:
+            self._client.send_fd_scm(end.fileno())
+        except (QMPError, OSError) as error:
+            raise DeviceError(
+                f"The device model of domain {self.domid} does not take a descriptor: {error}."
+            ) from error
+        self.command("getfd", fdname=name)
+
     def stop(self) -> None:
         """See DeviceModel."""
         self.command("stop")

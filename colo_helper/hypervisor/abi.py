@@ -27,6 +27,12 @@ SHUTDOWN_SUSPEND = 2
 #: Names of the reasons, by number (xen/include/public/sched.h).
 _SHUTDOWN_REASONS = ("poweroff", "reboot", "suspend", "crash", "watchdog", "soft_reset")
 
+# XENMEM_acquire_resource (xen/include/public/memory.h): the request page of an ioreq server, one of at most
+# MAX_NR_IOREQ_SERVERS (xen/include/xen/ioreq.h).
+RESOURCE_IOREQ_SERVER = 0
+IOREQ_SERVER_FRAME = 1
+MAX_IOREQ_SERVERS = 8
+
 PROT_READ = 1
 PROT_WRITE = 2
 
@@ -219,6 +225,11 @@ _FOREIGN_MEMORY: Mapping[str, Signature] = {
     "xenforeignmemory_close": (_INT, [_H]),
     "xenforeignmemory_map": (_PTR, [_H, _DOM, _INT, c.c_size_t, c.POINTER(c.c_uint64), c.POINTER(c.c_int)]),
     "xenforeignmemory_unmap": (_INT, [_H, _PTR, c.c_size_t]),
+    "xenforeignmemory_map_resource": (
+        _PTR,
+        [_H, c.c_uint16, _UINT, _UINT, _ULONG, _ULONG, c.POINTER(c.c_void_p), _INT, _INT],
+    ),
+    "xenforeignmemory_unmap_resource": (_INT, [_H, _PTR]),
 }
 
 #: xendevicemodel.h, a stable ABI.

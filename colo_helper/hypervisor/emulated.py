@@ -14,6 +14,7 @@ from colo_helper.hypervisor.interface import (
     CpuPolicy,
     DomainInfo,
     HypervisorError,
+    IoState,
     MappedFrames,
     SpecialFrame,
     TscInfo,
@@ -61,6 +62,9 @@ class EmulatedDomain:
     superpages: bool = True
     xen_version: tuple[int, int] = (4, 17)
     mapped_now: int = 0
+    #: So many times it is caught with an I/O request when it is paused.
+    io_requests: int = 0
+    _io_asked: bool = True
 
     def _step(self, operation: str) -> None:
         self.journal.append(operation)
@@ -112,10 +116,20 @@ class EmulatedDomain:
             )
         self.own_pauses -= 1
         self.pause_count -= 1
+        if not self.pause_count and self.io_requests:
+            self.io_requests, self._io_asked = self.io_requests - 1, True
 
     def adopt_pause(self) -> None:
         """See Domain."""
         self.own_pauses += 1
+
+    def io_state(self) -> IoState:
+        """See Domain. Its device model answers between the first look and the next."""
+        self._attempt("io_state")
+        if not self.io_requests or not self.pause_count:
+            return IoState.NONE
+        asked, self._io_asked = self._io_asked, False
+        return IoState.ASKED if asked else IoState.ANSWERED
 
     def info(self) -> DomainInfo:
         """See Domain."""

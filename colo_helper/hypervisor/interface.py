@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from array import array
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
@@ -17,6 +18,7 @@ __all__ = [
     "Domain",
     "DomainInfo",
     "HypervisorError",
+    "IoState",
     "MappedFrames",
     "SpecialFrame",
     "TscInfo",
@@ -38,6 +40,14 @@ class HypervisorError(Exception):
         self.operation = operation
         self.domid = domid
         self.errno_name = errno_name
+
+
+class IoState(enum.Enum):
+    """How far the I/O requests of a domain's vCPUs are, all together; only a domain without one can be copied."""
+
+    NONE = "no vCPU waits for a device model"
+    ANSWERED = "a vCPU has yet to run to take its answer"
+    ASKED = "a device model has yet to answer"
 
 
 class DomainInfo(NamedTuple):
@@ -105,6 +115,9 @@ class Domain(Protocol):
 
     def adopt_pause(self) -> None:
         """Count a pause that a tool left for us (``xl save -p``, ``xl restore -p``) as our own."""
+
+    def io_state(self) -> IoState:
+        """Tell whether a vCPU has sent a request to a device model and not taken the answer yet."""
 
     def info(self) -> DomainInfo:
         """Return what the hypervisor says about the domain now."""

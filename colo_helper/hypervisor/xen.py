@@ -16,10 +16,12 @@ from colo_helper.hypervisor.interface import (
     CpuPolicy,
     DomainInfo,
     HypervisorError,
+    IoState,
     MappedFrames,
     SpecialFrame,
     TscInfo,
 )
+from colo_helper.hypervisor.io_requests import IoRequests
 from colo_helper.hypervisor.libraries import XenLibraries, failure
 from colo_helper.hypervisor.savers import other_savers
 from colo_helper.memory.bitmap import DirtyBitmap
@@ -40,6 +42,7 @@ class XenDomain:
         self._own_pauses = 0
         self._buffer = x.HypercallBuffer.unused()
         self._buffer_pages = 0
+        self._io: IoRequests | None = None
         self.info()
 
     @property
@@ -76,6 +79,12 @@ class XenDomain:
     def adopt_pause(self) -> None:
         """See Domain."""
         self._own_pauses += 1
+
+    def io_state(self) -> IoState:
+        """See Domain."""
+        if self._io is None:
+            self._io = IoRequests(self._lib, self._domid)
+        return self._io.state()
 
     def info(self) -> DomainInfo:
         """See Domain. Uses getinfolist: getinfo is gone since 4.18, getinfo_single is not there before."""
@@ -361,3 +370,6 @@ class XenDomain:
     def close(self) -> None:
         """See Domain."""
         self._free_buffer()
+        if self._io:
+            self._io.close()
+            self._io = None

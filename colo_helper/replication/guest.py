@@ -9,7 +9,8 @@ from pathlib import Path
 
 from colo_helper.devices.interface import DeviceError, DeviceModel, Nics
 from colo_helper.hypervisor.dirty_log import DirtyLog
-from colo_helper.hypervisor.interface import Domain, HypervisorError
+from colo_helper.hypervisor.interface import Domain, HypervisorError, IoState
+from colo_helper.hypervisor.io_requests import end_io
 
 #: What the local host can answer with when something fails.
 LOCAL_ERRORS = (HypervisorError, DeviceError, OSError)
@@ -65,8 +66,7 @@ class Guest:
         """Stop the vCPUs, then the devices: nothing of the guest runs or writes its memory after this."""
         self.held.set()
         self.domain.pause()
-        self.devices_stopped = True
-        self.devices.stop()
+        self._stop()
 
     def save_devices(self) -> None:
         """Begin to save the state of the stopped devices; memory may be read meanwhile, the devices left alone."""
@@ -78,6 +78,16 @@ class Guest:
         saving, self._saving = self._saving, None
         return saving.result()
 
+    def load_devices(self, state: bytes) -> None:
+        """Load the devices' state into a guest that stands still and whose memory and context are loaded.
+
+        The device model resets its devices first, and with them the interrupt lines that it drives inside the hypervisor;
+        so the context is put back as it was.
+        """
+        context = self.domain.get_context()
+        self.devices.load_state(state)
+        self.domain.set_context(context)
+
     def resume(self) -> None:
         """Let the devices run, then the vCPUs; undoes every pause that is ours."""
         self.devices.cont()
@@ -88,6 +98,12 @@ class Guest:
         """Take over a guest that the toolstack or an earlier replicator left paused, and stop its devices as well."""
         self.held.set()
         self.domain.adopt_pause()
+        if self.domain.io_state() is not IoState.NONE:
+            self.devices.cont()  # whoever was here may have stopped them, and a stopped device model answers nobody
+        self._stop()
+
+    def _stop(self) -> None:
+        end_io(self.domain)
         self.devices_stopped = True
         self.devices.stop()
 

@@ -116,7 +116,7 @@ class SecondaryEpochs(HelperParent):
 
     def postcopy(self) -> int:
         """Memory and CPU state are applied: load the devices, and run on unless the primary wants to compare first."""
-        self.guest.devices.load_state(self._commit.parts[0])
+        self.guest.load_devices(self._commit.parts[0])
         self.step = Step.APPLIED if self.step is not Step.READY else self.step
         self.guest.torn.clear()
         self._watch.lap("apply")

@@ -1,0 +1,106 @@
+"""The requests that a domain's vCPUs have sent to device models, and the moment at which there are none.
+
+A vCPU that reads a port or touches a device's memory stands, inside Xen, between two instructions: the request is in a page
+shared with the device model, and what to do with the answer is in no state that can be saved. A copy of that moment would
+miss the answer; a copy put over it would take it for its own. libxl shuts a domain down to save it, which Xen puts off
+until the answer is taken (vcpu_start_shutdown_deferral), but whoever watches the domain would take it for ended. So a guest
+that is only paused is let run until it is caught without a request.
+
+Source of the page: xen/include/public/hvm/ioreq.h and XENMEM_resource_ioreq_server of memory.h, RELEASE-4.17.7.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import errno
+import time
+from contextlib import ExitStack
+
+from colo_helper.hypervisor import abi as x
+from colo_helper.hypervisor.interface import PAGE_BYTES, Domain, HypervisorError, IoState
+from colo_helper.hypervisor.libraries import XenLibraries, failure
+
+#: One ``ioreq_t`` per vCPU; its state is the lower half of byte 30.
+_REQUEST_BYTES, _STATE_AT, _STATE_MASK = 32, 30, 0xF
+#: STATE_IOREQ_READY and _INPROCESS, STATE_IORESP_READY; 0 is STATE_IOREQ_NONE.
+_ASKED, _ANSWERED = frozenset({1, 2}), 3
+#: A guest is waited for so long: seconds, of which it may run nearly all.
+LIMIT_S = 2.0
+_LOOK_S = 0.00005
+
+
+class IoRequests:
+    """The request pages of one domain's device models, mapped. Raises HypervisorError."""
+
+    def __init__(self, libraries: XenLibraries, domid: int) -> None:
+        self._open = ExitStack()
+        self._pages: list[memoryview] = []
+        for server in range(x.MAX_IOREQ_SERVERS):
+            self._map(libraries, domid, server)
+
+    def _map(self, libraries: XenLibraries, domid: int, server: int) -> None:
+        foreign, handle = libraries.foreign, libraries.foreign_handle
+        address = c.c_void_p()
+        resource = foreign.xenforeignmemory_map_resource(
+            handle,
+            domid,
+            x.RESOURCE_IOREQ_SERVER,
+            server,
+            x.IOREQ_SERVER_FRAME,
+            1,
+            c.byref(address),
+            x.PROT_READ,
+            0,
+        )
+        if not resource or address.value is None:
+            if c.get_errno() == errno.ENOENT:  # no such server
+                return
+            raise failure("xenforeignmemory_map_resource", "show the I/O requests of", domid)
+        self._open.callback(foreign.xenforeignmemory_unmap_resource, handle, resource)
+        self._pages.append(memoryview((c.c_char * PAGE_BYTES).from_address(address.value)).cast("B"))
+
+    def state(self) -> IoState:
+        """Return how far the request is that is farthest from its end."""
+        states = {
+            byte & _STATE_MASK for page in self._pages for byte in bytes(page)[_STATE_AT::_REQUEST_BYTES]
+        }
+        if states & _ASKED:
+            return IoState.ASKED
+        return IoState.ANSWERED if _ANSWERED in states else IoState.NONE
+
+    def close(self) -> None:
+        """Unmap the pages."""
+        self._pages.clear()
+        self._open.close()
+
+
+def end_io(domain: Domain, limit_s: float = LIMIT_S) -> int:
+    """Let a domain that we hold paused run, for moments, until it stands still without an I/O request.
+
+    Its device model must be running. Returns how often it had to run; raises HypervisorError, the domain paused, when
+    that took longer than ``limit_s``.
+    """
+    deadline = time.monotonic() + limit_s
+    runs = 0
+    while _wait_while(domain, IoState.ASKED, deadline) is not IoState.NONE:
+        if time.monotonic() > deadline:
+            raise HypervisorError(
+                f"Domain {domain.domid} was in the middle of an I/O request whenever it was stopped, for {limit_s:g} s. "
+                "A copy of such a moment would not be exact. Does somebody else keep it paused, or does its device model hang?",
+                operation="end_io",
+                domid=domain.domid,
+            )
+        runs += 1
+        domain.unpause()
+        try:
+            _wait_while(domain, IoState.ANSWERED, deadline)
+        finally:
+            domain.pause()
+    return runs
+
+
+def _wait_while(domain: Domain, state: IoState, deadline: float) -> IoState:
+    """The pages tell of no change, so they are looked at again and again; it is a matter of microseconds."""
+    while (now := domain.io_state()) is state and time.monotonic() <= deadline:
+        time.sleep(_LOOK_S)
+    return now

@@ -1,0 +1,78 @@
+"""What is between two instructions or between two parts of the state: I/O requests and interrupt lines."""
+
+import pytest
+
+from colo_helper.devices.emulated import EmulatedDevices, EmulatedNics
+from colo_helper.hypervisor.emulated import EmulatedDomain
+from colo_helper.hypervisor.interface import HypervisorError, IoState
+from colo_helper.hypervisor.io_requests import end_io
+from colo_helper.replication.guest import Guest
+
+
+def halted(requests):
+    domain = EmulatedDomain(7, io_requests=requests)
+    domain.pause()
+    return domain
+
+
+def test_a_guest_without_a_request_is_not_let_run():
+    domain = halted(0)
+    assert end_io(domain) == 0
+    assert domain.journal == ["pause"]
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_it_runs_once_for_each_request_and_stands_still_after_the_last(requests):
+    domain = halted(requests)
+    assert end_io(domain) == requests
+    assert domain.io_state() is IoState.NONE
+    assert not domain.running
+    assert domain.own_pauses == 1
+
+
+def test_one_that_always_has_a_request_is_given_up_paused():
+    domain = halted(10**9)
+    with pytest.raises(
+        HypervisorError, match=r"^Domain 7 was in the middle of an I/O request whenever .* for 0\.05 s"
+    ):
+        end_io(domain, 0.05)
+    assert domain.own_pauses == 1
+
+
+def test_one_that_somebody_else_keeps_paused_cannot_take_its_answer():
+    domain = halted(1)
+    domain.pause_count += 1
+    with pytest.raises(HypervisorError, match="Does somebody else keep it paused"):
+        end_io(domain, 0.05)
+    assert (domain.own_pauses, domain.pause_count) == (1, 2)
+
+
+def test_the_devices_are_stopped_after_the_last_request():
+    domain, devices = EmulatedDomain(7, io_requests=2), EmulatedDevices()
+    guest = Guest(domain, devices, EmulatedNics())
+    guest.halt()
+    assert domain.journal == ["pause", "unpause", "pause", "unpause", "pause"]
+    assert devices.journal == ["stop"]
+
+
+def test_a_copy_left_still_with_a_request_gets_its_answer_first():
+    domain, devices = EmulatedDomain(7, io_requests=1), EmulatedDevices(running=False)
+    domain.pause_count = 1
+    Guest(domain, devices, EmulatedNics()).adopt_halt()
+    assert devices.journal == ["cont", "stop"]
+    assert domain.journal == ["unpause", "pause"]
+
+
+def test_loading_the_devices_leaves_the_interrupt_lines_as_the_context_has_them():
+    domain = EmulatedDomain(7, context=b"line 4 is up")
+
+    class ResettingDevices(EmulatedDevices):
+        def load_state(self, state: bytes) -> None:
+            domain.context = b"line 4 is down"
+            super().load_state(state)
+
+    guest = Guest(domain, ResettingDevices(), EmulatedNics())
+    guest.halt()
+    guest.load_devices(b"devices 1")
+    assert domain.context == b"line 4 is up"
+    assert guest.devices.state == b"devices 1"
