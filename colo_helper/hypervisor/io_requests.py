@@ -25,8 +25,10 @@ _REQUEST_BYTES, _STATE_AT, _STATE_MASK = 32, 30, 0xF
 #: STATE_IOREQ_READY and _INPROCESS, STATE_IORESP_READY; 0 is STATE_IOREQ_NONE.
 _ASKED, _ANSWERED = frozenset({1, 2}), 3
 #: A guest is waited for so long: seconds, of which it may run nearly all.
-LIMIT_S = 2.0
+LIMIT_S = 5.0
 _LOOK_S = 0.00005
+#: For ``io_share``: so many looks, so far apart.
+_SAMPLES, _SAMPLE_S = 50, 0.01
 
 
 class IoRequests:
@@ -97,6 +99,15 @@ def end_io(domain: Domain, limit_s: float = LIMIT_S) -> int:
         finally:
             domain.pause()
     return runs
+
+
+def io_share(domain: Domain) -> float:
+    """Return in which share of half a second a running domain's vCPUs waited for their device model, 0 to 1."""
+    busy = 0
+    for _ in range(_SAMPLES):
+        busy += domain.io_state() is not IoState.NONE
+        time.sleep(_SAMPLE_S)
+    return busy / _SAMPLES
 
 
 def _wait_while(domain: Domain, state: IoState, deadline: float) -> IoState:

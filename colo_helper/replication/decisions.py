@@ -239,10 +239,18 @@ def guest_ended(vm: str, info: DomainInfo | None) -> SessionEndedError | None:
     return None
 
 
-def not_yet(vm: str, info: DomainInfo | None) -> str:
+#: A guest that waits for its device model more than this share of the time does nothing else.
+BUSY_WITH_IO = 0.5
+#: A new guest is given so long for its firmware, in seconds.
+FIRMWARE_S = 300.0
+
+
+def not_yet(vm: str, info: DomainInfo | None, io_share: float = 0.0, there_s: float = 0.0) -> str:
     """Return why a guest that had ended cannot be protected yet, or an empty string.
 
-    A domain that is still being built is paused.
+    A domain that is still being built is paused. ``io_share`` is in which share of the time its vCPUs wait for the device
+    model, ``there_s`` how long it has been there. A firmware that reads a kernel or a disk through a port does little else,
+    and while the guest is copied, QEMU makes a hypercall for each byte of that.
     """
     if info is None:
         return f"There is no domain {vm}"
@@ -253,6 +261,8 @@ def not_yet(vm: str, info: DomainInfo | None) -> str:
         )
     if info.paused or info.dying:
         return f"The domain {vm} (number {info.domid}) does not run"
+    if io_share > BUSY_WITH_IO and there_s < FIRMWARE_S:
+        return f"The domain {vm} (number {info.domid}) is being booted: it waits for its devices {io_share:.0%} of the time"
     return ""
 
 

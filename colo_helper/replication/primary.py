@@ -11,6 +11,7 @@ from typing import Any
 from colo_helper import __version__
 from colo_helper.channel.wire import Kind
 from colo_helper.hypervisor.interface import HypervisorError
+from colo_helper.hypervisor.io_requests import io_share
 from colo_helper.memory.bitmap import DirtyBitmap
 from colo_helper.monitor.monitor import Monitor, boot_id
 from colo_helper.replication.config import Config
@@ -59,6 +60,8 @@ class Primary:
     step: PrimaryStep = PrimaryStep.NO_GUEST
     #: Whether the guest has ended, and another one of its name is waited for.
     awaiting: bool = False
+    #: The domain that was seen last while waiting for one, and since when.
+    seen: tuple[int, float] | None = None
 
     def run(self) -> int:
         """Protect the VM until somebody stops it or something fails for good; the guest runs on in every case.
@@ -167,7 +170,7 @@ class Primary:
                 raise SessionEndedError(cause, f"There is no domain named {vm} on this host")
             guest = self.host.open_guest(domid)
             info = guest.domain.info()
-            if self.awaiting and (pause := not_yet(vm, info)):
+            if self.awaiting and (pause := self._not_yet(guest)):
                 raise SessionEndedError(Cause.GUEST_ENDED, pause)
             refusal = guest_refusal(
                 GuestFacts(
@@ -193,6 +196,13 @@ class Primary:
         self._recover(guest, domid)
         self.monitor.enter("connecting", f"Connecting to {self.config.peer_name}.", domid=domid)
         return guest
+
+    def _not_yet(self, guest: Guest) -> str:
+        info = guest.domain.info()
+        if self.seen is None or self.seen[0] != info.domid:
+            self.seen = (info.domid, time.monotonic())
+        pause = not_yet(self.config.vm, info)
+        return pause or not_yet(self.config.vm, info, io_share(guest.domain), time.monotonic() - self.seen[1])
 
     def _recover(self, guest: Guest, domid: int) -> None:
         """Go on where an earlier replicator crashed: the guest runs, and its copy may still be there."""

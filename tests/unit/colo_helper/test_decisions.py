@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from colo_helper.hypervisor.interface import DomainInfo
 from colo_helper.monitor.state import SECONDARY_PHASES
 from colo_helper.replication.config import ConfigError, load_config, parse_config
 from colo_helper.replication.decisions import (
@@ -20,6 +21,7 @@ from colo_helper.replication.decisions import (
     beginning,
     guest_refusal,
     idle_step,
+    not_yet,
     pair_refusal,
     primary_end,
     primary_start,
@@ -363,3 +365,16 @@ def test_who_may_attach(phase):
     assert (attach_refusal("h1", phase) == "") is (
         phase in ("waiting", "peer_lost", "torn", "standby", "handed_over")
     )
+
+
+@pytest.mark.parametrize(
+    ("io_share", "there_s", "waits"), [(0.9, 10, True), (0.4, 10, False), (0.9, 301, False), (0.0, 0, False)]
+)
+def test_a_new_guest_is_left_alone_while_its_firmware_reads_through_a_port(io_share, there_s, waits):
+    info = DomainInfo(9, 100, paused=False, shutdown=False, dying=False, hvm=True)
+    sentence = not_yet("h1", info, io_share, there_s)
+    assert bool(sentence) == waits
+    if waits:
+        assert (
+            sentence == "The domain h1 (number 9) is being booted: it waits for its devices 90% of the time"
+        )

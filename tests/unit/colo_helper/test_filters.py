@@ -39,7 +39,7 @@ def names(devices):
 
 @needs_qemu
 def test_every_nic_is_taken_hold_of(two_nics):
-    running, filters = two_nics
+    _running, filters = two_nics
     nics = filters.attach(mirror=True)
     assert [(nic.name, nic.to_guest) for nic in nics] == [("net0", None), ("net1", None)]
 
