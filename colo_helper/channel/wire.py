@@ -50,7 +50,7 @@ class Kind(IntEnum):
     CHUNK = 5  # F: {packed, bytes}; a piece of the first copy: the stream that xl restore reads
     COPY_END = 6  # F: {bytes}; the first copy is complete
     COPIED = 7  # B: {domid, frames, pages}; the copy stands, paused
-    ARM = 8  # F: {epoch}; log dirty frames, the first checkpoint comes
+    ARM = 8  # F: {epoch, packets}; log dirty frames, take hold of the packets, the first checkpoint comes
     ARMED = 9  # B: done
     RUN = 10  # F: {epoch}; let the guest run that COMMIT wanted held
     SUSPEND = 11  # F: {epoch}; stop the guest
@@ -75,6 +75,7 @@ class Kind(IntEnum):
     STATE = 30  # F: read the state of the vCPUs and of the devices anew
     STATES = 31  # B: the HVM context + the device state, as they are now
     RENEW = 32  # F: {reason}; the guest has ended: the copy goes; another comes when the guest runs again
+    PACKETS = 33  # both: {epoch, nic} + packets; F: what the guest was sent, B: what the copy has said
 
 
 #: What is said about a connection itself, and not repeated on the next one.

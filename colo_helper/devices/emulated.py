@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from colo_helper.devices.interface import DeviceError, Tap
+from colo_helper.devices.interface import DeviceError, FilteredNic, Tap
 
 
 @dataclass
@@ -88,3 +89,45 @@ class EmulatedNics:
         """See Nics."""
         wanted = {tap.name: tap.bridge for tap in taps}
         self.current = [replace(tap, bridge=wanted.get(tap.name, tap.bridge)) for tap in self.current]
+
+
+@dataclass
+class EmulatedFilters:
+    """Filters of NICs of which tests hold the device model's ends, under the same names: ``ends``."""
+
+    nics: int = 1
+    attached: list[FilteredNic] = field(default_factory=list)
+    ends: list[FilteredNic] = field(default_factory=list)
+    faults: set[str] = field(default_factory=set)
+
+    def attach(self, *, mirror: bool) -> list[FilteredNic]:
+        """See Filters."""
+        self._step("attach")
+        self.detach()
+        for number in range(self.nics):
+            pairs = [socket.socketpair() for _ in range(4)]
+            for ours, _ in pairs:
+                ours.setblocking(False)
+            self.attached.append(_nic(f"net{number}", [ours for ours, _ in pairs], mirror=mirror))
+            self.ends.append(_nic(f"net{number}", [theirs for _, theirs in pairs], mirror=mirror))
+        return list(self.attached)
+
+    def detach(self) -> None:
+        """See Filters."""
+        self._step("detach")
+        for nic in (*self.attached, *self.ends):
+            nic.close()
+        self.attached.clear()
+        self.ends.clear()
+
+    def _step(self, operation: str) -> None:
+        if operation in self.faults:
+            self.faults.discard(operation)
+            raise DeviceError(f"The filters refused '{operation}' (scripted).")
+
+
+def _nic(name: str, ends: Sequence[socket.socket], *, mirror: bool) -> FilteredNic:
+    from_network, to_guest, from_guest, to_network = ends
+    if mirror:
+        to_guest.close()
+    return FilteredNic(name, from_network, None if mirror else to_guest, from_guest, to_network)

@@ -77,8 +77,10 @@ class Monitor:
             self._state = replace(self._state, progress=progress)
             write_json(self._directory / "state.json", self.snapshot())
 
-    def checkpoint(self, record: Checkpoint, channels: dict[str, Any]) -> None:
-        """Record a completed checkpoint, and how the channels are (channel.session.Session.figures)."""
+    def checkpoint(
+        self, record: Checkpoint, channels: dict[str, Any], packets: dict[str, int] | None = None
+    ) -> None:
+        """Record a completed checkpoint, how the channels are (channel.session.Session.figures), and the packets."""
         with self._lock:
             totals = self._state.totals.plus(record)
             self._recent.add(record)
@@ -89,6 +91,7 @@ class Monitor:
                 totals=totals,
                 recent=self._recent.figures(),
                 channels=channels,
+                packets=packets,
             )
             write_json(self._directory / "state.json", self.snapshot())
 

@@ -51,6 +51,8 @@ class Checkpoint:
     commit_ms: float
     apply_ms: float
     completed: str
+    #: On the primary: why this checkpoint was made when it was.
+    why: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the object for ``last``."""
@@ -89,6 +91,8 @@ class State:
     recent: dict[str, Any] | None = None
     progress: dict[str, Any] | None = None
     channels: dict[str, Any] | None = None
+    #: Counters of the guest's packets; see traffic.primary. None while nobody takes hold of them.
+    packets: dict[str, int] | None = None
     mode: str = "colo"
     #: Names the first copy that both sides' domains come from; empty before there is one.
     generation: str = ""

@@ -22,6 +22,10 @@ VM_NAME = re.compile(r"(?!.*\.\.)[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 _BRIDGE = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
 
 
+#: When a packet of the guest leaves: when both copies say the same, or after a checkpoint; after a checkpoint only; at once.
+OUTPUTS = ("compare", "hold", "free")
+
+
 class ConfigError(Exception):
     """The configuration is wrong; the text names the file and the field."""
 
@@ -32,7 +36,7 @@ class Config:
 
     The peer counts as dead after ``peer_timeout_ms`` of silence on every path, which is ``heartbeat_misses`` beats. The
     guest may stand still for ``copy_downtime_ms`` at the end of its first copy; a guest that writes faster than the copy
-    goes stands still for longer.
+    goes stands still for longer. ``output`` is one of OUTPUTS; with "free" a client may have seen what a takeover undoes.
     """
 
     vm: str
@@ -46,6 +50,7 @@ class Config:
     peer_heartbeat_address: str = ""
     heartbeat_misses: int = DEFAULT_MISSES
     copy_downtime_ms: int = TARGET_DOWNTIME_MS
+    output: str = OUTPUTS[0]
 
 
 def load_config(path: Path, vm: str) -> Config:
@@ -95,7 +100,16 @@ def parse_config(value: object, vm: str) -> Config:
         peer_heartbeat_address=_heartbeat_address(peer) if primary else "",
         heartbeat_misses=_number(value, "heartbeat_misses", 2, 100, default=DEFAULT_MISSES),
         copy_downtime_ms=_number(value, "copy_downtime_ms", 1, 600_000, default=TARGET_DOWNTIME_MS),
+        output=_choice(value, "output", OUTPUTS) if primary else OUTPUTS[0],
     )
+
+
+def _choice(value: dict[str, Any], key: str, choices: tuple[str, ...]) -> str:
+    """Return one of ``choices``; the first is the default."""
+    found = value.get(key, choices[0])
+    if found not in choices:
+        raise ConfigError(f"field '{key}' is {found!r}, which is none of {', '.join(choices)}.")
+    return str(found)
 
 
 def _heartbeat_address(peer: dict[str, Any]) -> str:

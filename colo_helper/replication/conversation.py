@@ -10,8 +10,10 @@ from colo_helper.channel.session import Session
 from colo_helper.channel.stream import ChannelLostError
 from colo_helper.channel.wire import Frame, Kind
 from colo_helper.replication.decisions import Cause, SessionEndedError
-from colo_helper.replication.inbox import Inbox
-from colo_helper.replication.tunnel import Outlet
+from colo_helper.replication.inbox import Inbox, Sink
+from colo_helper.replication.packing import PackingError
+from colo_helper.traffic.framing import FramingError
+from colo_helper.traffic.sides import Side
 
 #: How long the peer may take over one step of a checkpoint while it gives signs of life, in seconds. Steps take
 #: milliseconds; the limit only ends a peer that is alive and stuck.
@@ -40,9 +42,17 @@ class Conversation:
         self._session = session
         session.start(self._source.put, self._source.lost)
 
-    def divert(self, kind: Kind, outlet: Outlet) -> None:
-        """Let frames of one kind flow into a helper's pipe, without a stop in the inbox."""
+    def divert(self, kind: Kind, outlet: Sink) -> None:
+        """Let frames of one kind flow past the inbox."""
         self._source.divert(kind, outlet)
+
+    def carry_packets(self, side: Side) -> None:
+        """Give the peer's packets to one side's traffic from now on."""
+        self.divert(Kind.PACKETS, PacketsFromPeer(side))
+
+    def send_packets(self, epoch: int, nic: int, packed: bytes) -> None:
+        """Send packets; called by a thread of its own. Raises ChannelLostError."""
+        self._session.send(Kind.PACKETS, {"epoch": epoch, "nic": nic}, (packed,))
 
     def figures(self) -> dict[str, Any]:
         """Return what is known of the channels; see channel.session."""
@@ -116,6 +126,8 @@ class Conversation:
                     )
             elif self._inbox.loss:
                 raise SessionEndedError(Cause.PEER_LOST, self._inbox.loss)
+            elif self._inbox.trouble:
+                raise SessionEndedError(Cause.LOCAL_ERROR, self._inbox.trouble)
             elif time.monotonic() >= deadline:
                 wanted = " or ".join(kind.name for kind in kinds)
                 raise SessionEndedError(
@@ -136,6 +148,8 @@ class Conversation:
             self._inbox.stop_reason = self._inbox.stop_reason or str(frame.head.get("reason"))
         elif self._inbox.loss:
             raise SessionEndedError(Cause.PEER_LOST, self._inbox.loss)
+        elif self._inbox.trouble:
+            raise SessionEndedError(Cause.LOCAL_ERROR, self._inbox.trouble)
 
     def close(self) -> None:
         """End the session; nothing of it arrives any more."""
@@ -158,3 +172,22 @@ def number(head: dict[str, Any], key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 48:
         raise SessionEndedError(Cause.PEER_LOST, f"The peer's frame has no number '{key}': {value!r}.")
     return value
+
+
+class PacketsFromPeer:
+    """A sink for PACKETS: hands them to one side's traffic. Raises PackingError."""
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+
+    def put(self, frame: Frame) -> None:
+        """See Sink."""
+        try:
+            self._side.from_peer(
+                number(frame.head, "epoch"), number(frame.head, "nic"), b"".join(frame.parts)
+            )
+        except (FramingError, SessionEndedError) as error:
+            raise PackingError(str(error)) from error
+
+    def close(self) -> None:
+        """See Sink."""

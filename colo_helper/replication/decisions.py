@@ -8,7 +8,7 @@ from typing import Any
 
 from colo_helper.hypervisor.interface import DomainInfo
 
-PROTOCOL = 4
+PROTOCOL = 5
 
 #: (primary's release, secondary's release) that were seen to work beside equal releases. A guest goes to a newer Xen,
 #: never back: that way was not tried.
@@ -125,6 +125,8 @@ class Idle:
     due_s: float
     stop_reason: str
     requested: str
+    #: Why the packets need a checkpoint, empty when they do not.
+    wanted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,8 @@ def idle_step(idle: Idle) -> IdleStep:
         return IdleStep("stop", 0.0, idle.stop_reason)
     if idle.requested:
         return IdleStep("checkpoint", 0.0, f"A checkpoint was asked for ({idle.requested}).")
+    if idle.wanted:
+        return IdleStep("checkpoint", 0.0, idle.wanted)
     if idle.now_s >= idle.due_s:
         return IdleStep("checkpoint", 0.0, "The interval has passed.")
     return IdleStep("wait", idle.due_s - idle.now_s, "The interval has not passed yet.")

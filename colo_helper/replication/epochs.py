@@ -83,6 +83,7 @@ def checkpoint_record(
     watch: Stopwatch,
     commit_ms: float = 0.0,
     apply_ms: float = 0.0,
+    why: str = "",
 ) -> Checkpoint:
     """Return the record of a checkpoint that is complete now; ``counts`` has COUNTS."""
     return Checkpoint(
@@ -93,5 +94,6 @@ def checkpoint_record(
         phases_ms=watch.laps_ms,
         commit_ms=commit_ms,
         apply_ms=apply_ms,
+        why=why,
         completed=now_utc(),
     )

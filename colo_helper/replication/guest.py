@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from colo_helper.devices.interface import DeviceError, DeviceModel, Nics
+from colo_helper.devices.interface import DeviceError, DeviceModel, Filters, Nics
 from colo_helper.hypervisor.dirty_log import DirtyLog
 from colo_helper.hypervisor.interface import Domain, HypervisorError, IoState
 from colo_helper.hypervisor.io_requests import end_io
@@ -43,11 +43,12 @@ class Mark:
 
 @dataclass
 class Guest:
-    """A domain with its device model and taps. Methods may raise one of LOCAL_ERRORS."""
+    """A domain with its device model, taps and network filters. Methods may raise one of LOCAL_ERRORS."""
 
     domain: Domain
     devices: DeviceModel
     nics: Nics
+    filters: Filters
     devices_stopped: bool = False
     logging: bool = False
     #: Set while we hold the guest still.
@@ -150,7 +151,7 @@ class Guest:
 
     def recover(self) -> list[str]:
         """Let the guest go that a replicator of ours held, or logged, when it crashed; returns what could not be undone."""
-        problems = []
+        problems = self.let_packets_flow()
         if self.held.there:
             try:
                 if self.domain.info().paused:
@@ -160,6 +161,10 @@ class Guest:
                 problems.append(str(error))
         self.logging = True
         return problems + self.release()
+
+    def let_packets_flow(self) -> list[str]:
+        """Take away the filters that a replicator of ours left; returns what went wrong."""
+        return self._attempt([self.filters.detach])
 
     def forget_marks(self) -> None:
         """The domain is gone: whoever comes next must not take its marks for those of another."""

@@ -11,12 +11,13 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
 from colo_helper.channel.session import Session
 from colo_helper.channel.wire import Frame, Kind
 from colo_helper.control.protocol import Request
+from colo_helper.proxy.verdicts import Checkpoint
 from colo_helper.replication.packing import PackingError
-from colo_helper.replication.tunnel import Outlet
 
 #: Frames that may wait; the next one holds its reader, and so the peer, back. Bounds memory.
 FRAME_SLOTS = 4
@@ -25,6 +26,11 @@ FRAME_SLOTS = 4
 @dataclass(frozen=True, slots=True)
 class _Stop:
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Trouble:
+    sentence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,16 @@ class _Loss:
     sentence: str
 
 
+class Sink(Protocol):
+    """Where frames of one kind go, in the lane's own thread."""
+
+    def put(self, frame: Frame) -> None:
+        """Take a frame; raises PackingError."""
+
+    def close(self) -> None:
+        """Nothing more comes."""
+
+
 class FrameSource:
     """Where one session puts its frames; after ``close`` they are thrown away.
 
@@ -47,11 +63,11 @@ class FrameSource:
 
     def __init__(self, queue: SimpleQueue[object]) -> None:
         self._queue = queue
-        self._outlets: dict[Kind, Outlet] = {}
+        self._outlets: dict[Kind, Sink] = {}
         self.slots = threading.Semaphore(FRAME_SLOTS)
         self.closed = False
 
-    def divert(self, kind: Kind, outlet: Outlet) -> None:
+    def divert(self, kind: Kind, outlet: Sink) -> None:
         """Give frames of ``kind`` to ``outlet`` from now on."""
         self._outlets[kind] = outlet
 
@@ -93,6 +109,10 @@ class Inbox:
     requests: deque[Request] = field(default_factory=deque)
     sessions: deque[Session] = field(default_factory=deque)
     stop_reason: str = ""
+    #: The checkpoint that the packets need; whoever makes it takes it away.
+    wanted: Checkpoint | None = None
+    #: Why this side cannot go on with the session.
+    trouble: str = ""
     #: Operators who asked to stop and wait for it; empty when the service manager did.
     stop_requests: list[Request] = field(default_factory=list)
     _queue: SimpleQueue[object] = field(default_factory=SimpleQueue)
@@ -110,6 +130,14 @@ class Inbox:
         """Ask the main thread to stop; may be called from a signal handler."""
         self._queue.put(_Stop(reason))
 
+    def put_wanted(self, checkpoint: Checkpoint) -> None:
+        """Ask for a checkpoint; called by the thread that moves packets."""
+        self._queue.put(checkpoint)
+
+    def put_trouble(self, sentence: str) -> None:
+        """Say that this side cannot go on with the session."""
+        self._queue.put(_Trouble(sentence))
+
     def new_source(self) -> FrameSource:
         """Forget an earlier session and return where the next one puts its frames."""
         self.close_source()
@@ -122,7 +150,8 @@ class Inbox:
             self._source.close()
             self._source = None
         self.frames.clear()
-        self.loss = ""
+        self.loss = self.trouble = ""
+        self.wanted = None
 
     def wait(self, timeout_s: float) -> bool:
         """Take what has arrived; waits up to ``timeout_s`` when that is nothing. Tells whether something came."""
@@ -165,3 +194,12 @@ class Inbox:
                 self.requests.append(item)
             case Session():
                 self.sessions.append(item)
+            case _:
+                self._take_from_packets(item)
+
+    def _take_from_packets(self, item: object) -> None:
+        match item:
+            case Checkpoint():
+                self.wanted = self.wanted or item
+            case _Trouble(sentence):
+                self.trouble = self.trouble or sentence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from colo_helper import __version__
@@ -37,6 +37,7 @@ from colo_helper.replication.host import Host
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.primary_epochs import PrimaryEpochs
 from colo_helper.replication.verify import differing_frames
+from colo_helper.traffic.sides import PrimarySide, Untouched
 
 #: Makes the conversation with the secondary; raises SessionEndedError.
 Connector = Callable[[Config, Monitor, Inbox], Conversation]
@@ -62,6 +63,7 @@ class Primary:
     awaiting: bool = False
     #: The domain that was seen last while waiting for one, and since when.
     seen: tuple[int, float] | None = None
+    packets: PrimarySide | Untouched = field(default_factory=Untouched)
 
     def run(self) -> int:
         """Protect the VM until somebody stops it or something fails for good; the guest runs on in every case.
@@ -139,7 +141,8 @@ class Primary:
             self.monitor.enter("resyncing", begin.sentence)
             conversation.send(Kind.RESYNC)
             differing = self._compare(conversation, guest)
-        conversation.send(Kind.ARM, {"epoch": self.monitor.state.epoch})
+        comparing = self.config.output == "compare"
+        conversation.send(Kind.ARM, {"epoch": self.monitor.state.epoch, "packets": comparing})
         conversation.expect(Kind.ARMED, interrupted=self._stop_if_asked)
         if begin.action == "copy":
             # The peer's toolstack has put the copy's taps onto the bridge there before they could be taken off, and its
@@ -266,6 +269,7 @@ class Primary:
     def _replicate(self, guest: Guest, differing: DirtyBitmap) -> tuple[Cause, str]:
         """Make checkpoints by the clock and by request until somebody stops it, or until the roles are swapped."""
         assert self.conversation is not None
+        self.packets = self._take_hold(self.conversation, guest)
         epochs = PrimaryEpochs(
             self.config,
             self.host,
@@ -273,6 +277,7 @@ class Primary:
             self.inbox,
             self.conversation,
             guest,
+            self.packets,
             self._protected,
             self._handed_over,
             differing,
@@ -289,6 +294,20 @@ class Primary:
                 f"{self.config.vm} runs on {self.config.peer_name} since epoch {epochs.epoch}",
             )
         return Cause.STOP, self.inbox.stop_reason
+
+    def _take_hold(self, conversation: Conversation, guest: Guest) -> PrimarySide | Untouched:
+        """Take hold of the guest's packets, if they are not to leave as they like."""
+        if self.config.output == "free":
+            return Untouched()
+        packets = PrimarySide(
+            guest.filters,
+            conversation.send_packets,
+            self.inbox.put_wanted,
+            self.inbox.put_trouble,
+            comparing=self.config.output == "compare",
+        )
+        conversation.carry_packets(packets)
+        return packets
 
     def _handed_over(self) -> None:
         """From here on this side is the secondary, whatever happens."""
@@ -317,7 +336,9 @@ class Primary:
             end = replace(
                 end, phase="failed", exit_code=1, sentence=f"{why}; {self.config.vm} runs on unprotected."
             )
+        self.packets.release()
         problems = self.guest.release() if self.guest and end.guest != "hold" else []
+        problems += self._let_packets_flow()
         if end.guest == "gone":
             problems = []  # nothing of it has to be put back
         sentence = " ".join([end.sentence, *problems])
@@ -338,6 +359,15 @@ class Primary:
                 self.monitor.event("close", " ".join(problems))
         self.monitor.enter(end.phase, sentence)
         return end.exit_code
+
+    def _let_packets_flow(self) -> list[str]:
+        """Take the filters away; returns what went wrong."""
+        packets, self.packets = self.packets, Untouched()
+        try:
+            packets.close()
+        except LOCAL_ERRORS as error:
+            return [str(error)]
+        return []
 
     def _forget_guest(self) -> None:
         """The guest has ended; another one may come under its name."""

@@ -39,6 +39,7 @@ from colo_helper.replication.stopwatch import Stopwatch, milliseconds
 from colo_helper.replication.tunnel import Outlet, take
 from colo_helper.replication.verify import compare, verdict
 from colo_helper.stream.libxc import RecordType, pack_record
+from colo_helper.traffic.sides import PrimarySide, Untouched
 
 #: How much of a checkpoint may wait in memory for the end of the guest's pause.
 _HELD_BYTES = 32 << 20
@@ -58,6 +59,7 @@ class PrimaryEpochs(SavingParent):
     inbox: Inbox
     conversation: Conversation
     guest: Guest
+    packets: PrimarySide | Untouched
     on_running: Callable[[], None]
     on_handover: Callable[[], None]
     differing: DirtyBitmap
@@ -68,6 +70,7 @@ class PrimaryEpochs(SavingParent):
     _commit_ms: float = 0.0
     _watch: Stopwatch = field(default_factory=Stopwatch)
     _sent_bytes: int = 0
+    _why: str = "The first checkpoint makes the copy equal."
     _figures: dict[str, int] = field(default_factory=dict)
     _requests: list[Request] = field(default_factory=list)
     _verified: dict[str, Any] | None = None
@@ -125,7 +128,9 @@ class PrimaryEpochs(SavingParent):
         """What is left is little: stand still, and save the devices' state while the helper looks at memory."""
         self._watch = Stopwatch()
         with self._run_on_failure():
+            self.packets.halting()
             self.guest.halt()
+            self.packets.cut(self.epoch)
             if ended := guest_ended(self.config.vm, self.guest.domain.info()):
                 raise ended
             self.guest.save_devices()
@@ -133,11 +138,7 @@ class PrimaryEpochs(SavingParent):
         return 1
 
     def checkpoint(self) -> int:
-        """All of memory and CPU state is known: the guest runs on, and what was read of it goes to the secondary.
-
-        Its output of this epoch is safe only when the secondary has said RECEIVED: whoever holds output back releases it
-        then.
-        """
+        """All of memory and CPU state is known: the guest runs on, and what was read of it goes to the secondary."""
         self._watch.lap("memory")
         with self._run_on_failure():
             devices = self.guest.saved_devices()
@@ -155,6 +156,8 @@ class PrimaryEpochs(SavingParent):
         started = time.monotonic()
         with self._run_on_failure():
             self._expect_of_epoch(Kind.RECEIVED)
+            self.inbox.wanted = None
+            self.packets.received()
             if self._to_hold:
                 frames = number(self._expect_of_epoch(Kind.APPLIED), "frames")
                 if self._asked_for("verify"):
@@ -201,10 +204,12 @@ class PrimaryEpochs(SavingParent):
         while True:
             self.inbox.wait(0)
             requested = self.inbox.requests[0].verb if self.inbox.requests else ""
-            step = idle_step(Idle(time.monotonic(), self._due_s, self.inbox.stop_reason, requested))
+            wanted = self.inbox.wanted.sentence if self.inbox.wanted else ""
+            step = idle_step(Idle(time.monotonic(), self._due_s, self.inbox.stop_reason, requested, wanted))
             if step.action == "stop":
                 return 0
             if step.action == "checkpoint":
+                self._why = step.sentence
                 self._begin()
                 return 1
             self.conversation.idle(step.wait_s)
@@ -280,9 +285,9 @@ class PrimaryEpochs(SavingParent):
         """Write the checkpoint down and answer the requests for it."""
         verified = self._verified
         record = checkpoint_record(
-            self.epoch, self._figures, self._sent_bytes, self._watch, self._commit_ms, apply_ms
+            self.epoch, self._figures, self._sent_bytes, self._watch, self._commit_ms, apply_ms, self._why
         )
-        self.monitor.checkpoint(record, self.conversation.figures())
+        self.monitor.checkpoint(record, self.conversation.figures(), self.packets.counters() or None)
         if verified:
             self.monitor.verification(verified)
             self.monitor.event("verified", verdict(verified))

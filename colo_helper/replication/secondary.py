@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from colo_helper import __version__
 from colo_helper.channel.wire import Frame, Kind
 from colo_helper.control.protocol import Request
+from colo_helper.devices.interface import DeviceError
 from colo_helper.monitor.monitor import Monitor, boot_id
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import STEP_TIMEOUT_S, Conversation, number
@@ -33,8 +34,11 @@ from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.packing import PackingError, unpack
 from colo_helper.replication.secondary_epochs import SecondaryEpochs
 from colo_helper.replication.verify import answer_hash
+from colo_helper.traffic.sides import SecondarySide, Untouched
 
 _PROGRESS_S = 1.0
+#: How often it is looked whether connections still need their numbers moved after a take-over.
+_FOLLOWED_S = 10.0
 
 
 @dataclass(slots=True)
@@ -50,6 +54,7 @@ class Secondary:
     restore: RestoreStream | None = None
     step: Step = Step.COPYING
     stop_sent_s: float = 0.0
+    packets: SecondarySide | Untouched = field(default_factory=Untouched)
 
     def run(self) -> int:
         """Wait for sessions, and serve them, until somebody stops it or something fails."""
@@ -64,10 +69,14 @@ class Secondary:
             if guest:
                 guest.close()
             self.monitor.enter("waiting", start.sentence)
-        while True:
-            end = self._hold() if self.guest else self._wait()
-            if end is not None:
-                return end
+        try:
+            while True:
+                end = self._hold() if self.guest else self._wait()
+                if end is not None:
+                    return end
+        finally:
+            for problem in self._let_packets_flow():
+                self.monitor.event("close", problem)
 
     def _is_ours(self, domid: int) -> bool:
         return self.saved is not None and self.saved.get("domid") == domid
@@ -77,13 +86,13 @@ class Secondary:
         self.guest = guest
         saved = self.saved or {}
         self.monitor.restore(generation=str(saved.get("generation", "")), epoch=int(saved.get("epoch", 0)))
-        problems: list[str] = []
+        problems = guest.let_packets_flow()
         if start.phase in ("torn", *STANDING_BY):
             guest.nics.isolate()
             self._hold_still(guest)
         elif start.phase == "peer_lost":
             guest.nics.isolate()
-            problems = guest.recover()
+            problems += guest.recover()
         self.monitor.enter(start.phase, " ".join([start.sentence, *problems]), domid=guest.domain.domid)
 
     def _wait(self) -> int | None:
@@ -250,11 +259,14 @@ class Secondary:
         while (frame := conversation.expect(Kind.HASH, Kind.ARM, interrupted=interrupted)).kind is Kind.HASH:
             answer_hash(guest.domain, conversation, frame.head)
         guest.start_logging()
+        if frame.head.get("packets") is True:
+            self._take_hold(conversation, guest)
         epochs = SecondaryEpochs(
             self.host,
             self.monitor,
             conversation,
             guest,
+            self.packets,
             interrupted,
             self._running,
             self._handed_over,
@@ -268,6 +280,22 @@ class Secondary:
         finally:
             self.step = epochs.step
 
+    def _take_hold(self, conversation: Conversation, guest: Guest) -> None:
+        """Take hold of the copy's packets; those of an earlier session are void, for its state will be another."""
+        self._let_packets_flow()
+        packets = SecondarySide(guest.filters, conversation.send_packets, self.inbox.put_trouble)
+        conversation.carry_packets(packets)
+        self.packets = packets
+
+    def _let_packets_flow(self) -> list[str]:
+        """Take the filters away; returns what went wrong."""
+        packets, self.packets = self.packets, Untouched()
+        try:
+            packets.close()
+        except LOCAL_ERRORS as error:
+            return [str(error)]
+        return []
+
     def _running(self) -> None:
         assert self.guest is not None
         text = f"The copy of {self.config.vm} runs, off the network."
@@ -276,6 +304,8 @@ class Secondary:
     def _handed_over(self) -> None:
         """This side is the primary from now on; written down before the guest runs on the network."""
         assert self.guest is not None
+        if problems := self._let_packets_flow():  # all connections have the same numbers on both sides now
+            raise DeviceError(" ".join(problems))
         self._join_network(self.guest)
         text = f"{self.config.vm} was handed over by {self.config.peer_name}."
         self.monitor.enter("unprotected", text, role="primary")
@@ -300,7 +330,9 @@ class Secondary:
 
     def _let_run(self) -> list[str]:
         """Let the copy run, off the network, without logging; returns what went wrong."""
-        return self.guest.release() if self.guest else []
+        problems = self.guest.release() if self.guest else []
+        self.packets.resumed()
+        return problems
 
     def _destroy(self) -> list[str]:
         """Make nothing of the copy stay; returns what went wrong."""
@@ -309,6 +341,7 @@ class Secondary:
             if self.restore:
                 self.restore.abandon()
             if self.guest:
+                problems += self._let_packets_flow()
                 problems += self.guest.close()
                 self.host.destroy(self.guest.domain.domid)
                 self.guest.forget_marks()
@@ -338,9 +371,20 @@ class Secondary:
             # The service manager ends this program, not the only copy there may be: it runs on, and the next
             # replicator goes on with it.
             return 0
+        elif active and isinstance(self.packets, SecondarySide):
+            self._keep_in_step(self.packets)
         else:
             self.inbox.wait_forever()
         return None
+
+    def _keep_in_step(self, packets: SecondarySide) -> None:
+        """After a take-over, stay between the guest and its clients as long as a connection needs its numbers moved."""
+        if packets.followed and not self.inbox.trouble:
+            self.inbox.wait(_FOLLOWED_S)
+            return
+        problems = [self.inbox.trouble, *self._let_packets_flow()]
+        text = "Every connection has its own numbers; packets flow by themselves."
+        self.monitor.event("packets_flow", " ".join(filter(None, [text, *problems])))
 
     def _answer_takeover(self, request: Request) -> None:
         refusal = verb_refusal(self.config.vm, "secondary", self.monitor.state.phase, request.verb)
@@ -368,6 +412,7 @@ class Secondary:
                 problems.append(f"Domain {info.domid} is paused, and not by us.")
             if problems:
                 return "takeover_failed", " ".join(problems)
+            self.packets.take_over()
             self._join_network(guest)
             guest.devices.announce()
         except LOCAL_ERRORS as error:

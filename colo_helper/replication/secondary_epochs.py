@@ -23,6 +23,7 @@ from colo_helper.replication.packing import MAX_CHUNK_BYTES
 from colo_helper.replication.stopwatch import Stopwatch
 from colo_helper.replication.tunnel import Outlet, take
 from colo_helper.replication.verify import answer_hash, answer_state
+from colo_helper.traffic.sides import SecondarySide, Untouched
 
 #: Answers of a restoring helper's parent.
 _SUCCESS, _PRIMARY_LOST = 1, 2
@@ -39,6 +40,7 @@ class SecondaryEpochs(HelperParent):
     monitor: Monitor
     conversation: Conversation
     guest: Guest
+    packets: SecondarySide | Untouched
     interrupted: Callable[[], None]
     on_running: Callable[[], None]
     on_handover: Callable[[], None]
@@ -129,6 +131,7 @@ class SecondaryEpochs(HelperParent):
                 self.conversation.send(Kind.APPLIED, applied)
                 if self._be_compared():
                     return self._end(self._be_handed_over())
+            self.packets.applied(self.epoch)
             self._run_on()
             if not hold:
                 self._sent_bytes += self.conversation.send(Kind.APPLIED, applied)
@@ -182,6 +185,7 @@ class SecondaryEpochs(HelperParent):
         if info.shutdown:  # its device model has ended with it, and takes no state any more
             raise DeviceError(f"The copy, domain {info.domid}, has ended by itself ({info.shutdown_reason})")
         self.guest.halt()
+        self.packets.halted()
         self.step = Step.PARTIAL
         self._watch.lap("suspend")
         return _SUCCESS

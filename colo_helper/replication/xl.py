@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+from colo_helper.devices.filters import QmpFilters
 from colo_helper.devices.nics import HostNics
 from colo_helper.devices.qmp import QmpDeviceModel
 from colo_helper.helper.argv import RestoreRequest, SaveRequest
@@ -148,7 +149,7 @@ class XenHost:
         domain = XenDomain(self._libraries, domid)
         devices = QmpDeviceModel(domid, self._run_dir, self._device_timeout_s)
         held, torn = (Mark(self._run_dir / name) for name in ("held", "torn"))
-        return Guest(domain, devices, HostNics(domid), held=held, torn=torn)
+        return Guest(domain, devices, HostNics(domid), QmpFilters(devices), held=held, torn=torn)
 
     def configuration(self, vm: str) -> bytes:
         """See Host."""

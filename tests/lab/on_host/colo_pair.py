@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, "/opt/colo-helper/current/site-packages")
 
+from colo_helper.devices.filters import QmpFilters
 from colo_helper.devices.nics import HostNics
 from colo_helper.devices.qmp import QmpDeviceModel
 from colo_helper.helper import argv
@@ -90,7 +91,8 @@ class Side:
         GO.read_bytes()
         domid = self.request.domid
         domain = XenDomain(open_libraries(), domid)
-        self.guest = Guest(domain, QmpDeviceModel(domid, Path("/run"), QMP_TIMEOUT_S), HostNics(domid))
+        devices = QmpDeviceModel(domid, Path("/run"), QMP_TIMEOUT_S)
+        self.guest = Guest(domain, devices, HostNics(domid), QmpFilters(devices))
         self.guest.nics.isolate()
 
     def hashes(self):

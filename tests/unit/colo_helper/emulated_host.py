@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from colo_helper.devices.emulated import EmulatedDevices, EmulatedNics
+from colo_helper.devices.emulated import EmulatedDevices, EmulatedFilters, EmulatedNics
 from colo_helper.helper import argv
 from colo_helper.helper.argv import NO_FD, RestoreRequest, SaveRequest
 from colo_helper.helper.callout import HelperProcess, served_bits
@@ -121,6 +121,7 @@ class EmulatedHost:
     domains: dict[str, EmulatedDomain] = field(default_factory=dict)
     devices: dict[int, EmulatedDevices] = field(default_factory=dict)
     nics: dict[int, EmulatedNics] = field(default_factory=dict)
+    filters: dict[int, EmulatedFilters] = field(default_factory=dict)
     destroyed: list[int] = field(default_factory=list)
     refuse_restore: bool = False
     #: Where marks are kept for whoever comes after a crash.
@@ -141,7 +142,8 @@ class EmulatedHost:
         if self.prepare:
             self.prepare(domain, self.devices[domid])
         held, torn = (Mark(self.run_dir / name if self.run_dir else None) for name in ("held", "torn"))
-        return Guest(domain, self.devices[domid], self.nics[domid], held=held, torn=torn)
+        filters = self.filters.setdefault(domid, EmulatedFilters())
+        return Guest(domain, self.devices[domid], self.nics[domid], filters, held=held, torn=torn)
 
     def configuration(self, vm: str) -> bytes:
         return json.dumps({"c_info": {"name": vm}}).encode()

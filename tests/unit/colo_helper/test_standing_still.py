@@ -2,7 +2,7 @@
 
 import pytest
 
-from colo_helper.devices.emulated import EmulatedDevices, EmulatedNics
+from colo_helper.devices.emulated import EmulatedDevices, EmulatedFilters, EmulatedNics
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.hypervisor.interface import HypervisorError, IoState
 from colo_helper.hypervisor.io_requests import end_io
@@ -49,7 +49,7 @@ def test_one_that_somebody_else_keeps_paused_cannot_take_its_answer():
 
 def test_the_devices_are_stopped_after_the_last_request():
     domain, devices = EmulatedDomain(7, io_requests=2), EmulatedDevices()
-    guest = Guest(domain, devices, EmulatedNics())
+    guest = Guest(domain, devices, EmulatedNics(), EmulatedFilters())
     guest.halt()
     assert domain.journal == ["pause", "unpause", "pause", "unpause", "pause"]
     assert devices.journal == ["stop"]
@@ -58,7 +58,7 @@ def test_the_devices_are_stopped_after_the_last_request():
 def test_a_copy_left_still_with_a_request_gets_its_answer_first():
     domain, devices = EmulatedDomain(7, io_requests=1), EmulatedDevices(running=False)
     domain.pause_count = 1
-    Guest(domain, devices, EmulatedNics()).adopt_halt()
+    Guest(domain, devices, EmulatedNics(), EmulatedFilters()).adopt_halt()
     assert devices.journal == ["cont", "stop"]
     assert domain.journal == ["unpause", "pause"]
 
@@ -71,7 +71,7 @@ def test_loading_the_devices_leaves_the_interrupt_lines_as_the_context_has_them(
             domain.context = b"line 4 is down"
             super().load_state(state)
 
-    guest = Guest(domain, ResettingDevices(), EmulatedNics())
+    guest = Guest(domain, ResettingDevices(), EmulatedNics(), EmulatedFilters())
     guest.halt()
     guest.load_devices(b"devices 1")
     assert domain.context == b"line 4 is up"

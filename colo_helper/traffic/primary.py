@@ -1,0 +1,178 @@
+"""What becomes of the primary's packets: they leave when the secondary has said the same, or after a checkpoint.
+
+A checkpoint cuts the guest's output in two. What it sent before it stood still leaves when the secondary has all of the
+checkpoint. What it sends after is compared with what the secondary sends from the new state on, and waits until then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from colo_helper.proxy.compare import Comparator
+from colo_helper.proxy.packet import Packet, parse
+from colo_helper.proxy.verdicts import Cause, Checkpoint, Limits, Verdict
+from colo_helper.traffic.framing import RawFrame
+from colo_helper.traffic.interface import Outputs
+
+#: What is kept of the secondary's packets while the word that it has the checkpoint is on its way; the rest is dropped.
+_EARLY_FRAMES = 1024
+
+
+@dataclass
+class PrimaryRouter:
+    """See Router. ``open`` until the first ``cut``: then what the guest sends leaves at once, and nothing goes to the peer.
+
+    ``comparing`` False: the secondary is not asked, and all that the guest sends waits for the next checkpoint.
+    """
+
+    nics: int
+    out: Outputs
+    comparing: bool = True
+    limits: Limits = field(default_factory=Limits)
+    clock: Callable[[], float] = time.monotonic
+    open: bool = True
+    epoch: int = -1
+    #: A cut was made, and the secondary has not got the checkpoint yet.
+    pending: bool = False
+    asked: Checkpoint | None = None
+    _standing: bool = False
+    #: Without comparing: what waits for the next checkpoint.
+    _held: list[tuple[int, RawFrame]] = field(default_factory=list)
+    _held_bytes: int = 0
+    #: Sent after a cut, before the secondary had the checkpoint.
+    _later: list[tuple[int, RawFrame]] = field(default_factory=list)
+    _later_bytes: int = 0
+    _early: list[tuple[int, RawFrame]] = field(default_factory=list)
+    _comparators: list[Comparator] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._comparators = [Comparator(self.limits) for _ in range(self.nics)]
+
+    # ------------------------------------------------------------------------------------------------ packets
+
+    def from_guest(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
+        """See Router."""
+        if self.open:
+            self.out.to_network(nic, frames)
+        elif self.pending:
+            self._later += ((nic, frame) for frame in frames)
+            self._later_bytes += sum(len(frame.data) for frame in frames)
+        elif not self.comparing:
+            self._hold(nic, frames)
+        else:
+            for frame in frames:
+                self._conclude(nic, self._comparators[nic].primary(_packet(frame), now_s))
+
+    def from_network(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:  # noqa: ARG002
+        """See Router."""
+        if not self.open and self.comparing:
+            self.out.to_peer(self.epoch, nic, frames)
+
+    def from_peer(self, epoch: int, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
+        """See Router. What the secondary sent before the last checkpoint was applied is void."""
+        if self.open or epoch != self.epoch or nic >= self.nics:
+            return
+        if self.pending:
+            self._early += ((nic, frame) for frame in frames[: _EARLY_FRAMES - len(self._early)])
+            return
+        for frame in frames:
+            self._conclude(nic, self._comparators[nic].secondary(_packet(frame), now_s))
+
+    def expire(self, now_s: float) -> float | None:
+        """See Router."""
+        if self.open or self.pending or self.asked:
+            return None
+        for nic, comparator in enumerate(self._comparators):
+            self._conclude(nic, comparator.expire(now_s))
+        due = [at for comparator in self._comparators if (at := comparator.deadline()) is not None]
+        return min(due, default=None)
+
+    @property
+    def crowded(self) -> bool:
+        """See Router. Never while the guest is being stopped: its device model must not be held back then."""
+        if self.open or self._standing:
+            return False
+        most = self.limits.bytes
+        return max(self._later_bytes, self._held_bytes) > most or any(one.full for one in self._comparators)
+
+    # -------------------------------------------------------------------------------------------- checkpoints
+
+    def halting(self) -> None:
+        """The guest is about to be stopped for a checkpoint."""
+        self._standing = True
+
+    def cut(self, epoch: int) -> None:
+        """The guest stands still, and all that it has sent was taken: what comes from now on is of ``epoch``."""
+        self.open, self.pending, self.epoch = False, True, epoch
+        self._early.clear()
+
+    def received(self) -> None:
+        """The secondary has the checkpoint: what was sent before the cut leaves, and comparing begins anew."""
+        self.pending = self._standing = False
+        self.asked = None
+        self._release_old()
+        later, self._later, self._later_bytes = self._later, [], 0
+        early, self._early = self._early, []
+        now_s = self.clock()
+        for nic, frame in later:
+            self.from_guest(nic, [frame], now_s)
+        for nic, frame in early:
+            self.from_peer(self.epoch, nic, [frame], now_s)
+
+    def release_all(self) -> None:
+        """There is no secondary any more: everything leaves at once, from now on as well."""
+        self._release_old()
+        for nic, frame in self._later:
+            self.out.to_network(nic, [frame])
+        self._later, self._later_bytes = [], 0
+        self._early.clear()
+        self.open, self.pending, self._standing, self.asked = True, False, False, None
+
+    # ------------------------------------------------------------------------------------------------ figures
+
+    def counters(self) -> dict[str, int]:
+        """Return what was counted: packets of both sides, those that left, those that wait, checkpoints by their cause."""
+        found = {
+            "primary": sum(one.counters.primary for one in self._comparators),
+            "secondary": sum(one.counters.secondary for one in self._comparators),
+            "released": sum(one.counters.released for one in self._comparators),
+            "waiting": sum(one.held_packets for one in self._comparators)
+            + len(self._held)
+            + len(self._later),
+            "connections": sum(one.connections for one in self._comparators),
+        }
+        for cause in Cause:
+            asked = sum(one.counters.checkpoints[cause] for one in self._comparators)
+            found[f"asked_{cause.name.lower()}"] = asked
+        return found
+
+    def _hold(self, nic: int, frames: Sequence[RawFrame]) -> None:
+        self._held += ((nic, frame) for frame in frames)
+        self._held_bytes += sum(len(frame.data) for frame in frames)
+        if self._held_bytes > self.limits.bytes and not self.asked:
+            self.asked = Checkpoint(Cause.MEMORY, f"{self._held_bytes} bytes wait for a checkpoint.")
+            self.out.need_checkpoint(self.asked)
+
+    def _release_old(self) -> None:
+        """Let go what was sent before the last cut."""
+        for nic, comparator in enumerate(self._comparators):
+            self._release(nic, comparator.checkpointed())
+        held, self._held, self._held_bytes = self._held, [], 0
+        for nic, frame in held:
+            self.out.to_network(nic, [frame])
+
+    def _conclude(self, nic: int, verdict: Verdict) -> None:
+        self._release(nic, verdict)
+        if verdict.checkpoint and not self.asked:
+            self.asked = verdict.checkpoint
+            self.out.need_checkpoint(verdict.checkpoint)
+
+    def _release(self, nic: int, verdict: Verdict) -> None:
+        if verdict.release:
+            self.out.to_network(nic, [RawFrame(packet.frame, packet.ethernet) for packet in verdict.release])
+
+
+def _packet(frame: RawFrame) -> Packet:
+    return parse(frame.data, frame.vnet_bytes)

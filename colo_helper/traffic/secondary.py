@@ -1,0 +1,123 @@
+"""What becomes of the secondary's packets: its guest gets what the client sent, and what it says goes to the comparator.
+
+After a take-over its guest talks with the network itself, and connections that only the primary's numbers are known of are
+kept in step for as long as they last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from colo_helper.proxy.packet import parse
+from colo_helper.proxy.rewrite import Rewriter
+from colo_helper.traffic.framing import RawFrame
+from colo_helper.traffic.interface import Outputs
+
+#: What is kept for the guest while it stands still, in bytes; clients send again what is dropped.
+_KEPT_BYTES = 4 << 20
+#: How often the connections that have ended are looked for after a take-over, in seconds.
+_LOOK_S = 10.0
+
+
+@dataclass
+class SecondaryRouter:
+    """See Router. The guest stands still until ``applied``."""
+
+    nics: int
+    out: Outputs
+    epoch: int = -1
+    running: bool = False
+    alone: bool = False
+    _rewriters: list[Rewriter] = field(default_factory=list)
+    _kept: list[tuple[int, int, RawFrame]] = field(default_factory=list)
+    _kept_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._rewriters = [Rewriter() for _ in range(self.nics)]
+
+    # ------------------------------------------------------------------------------------------------ packets
+
+    def from_guest(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
+        """See Router."""
+        rewriter = self._rewriters[nic]
+        moved = [
+            RawFrame(rewriter.from_guest(parse(frame.data, frame.vnet_bytes), now_s), frame.vnet_bytes)
+            for frame in frames
+        ]
+        if self.alone:
+            self.out.to_network(nic, moved)
+        else:
+            self.out.to_peer(self.epoch, nic, frames)
+
+    def from_network(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
+        """See Router. Before a take-over the copy is on no network; what comes nevertheless is not for it."""
+        if self.alone:
+            self._give(nic, frames, now_s)
+
+    def from_peer(self, epoch: int, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
+        """See Router. What the primary got before the last checkpoint is in its state already."""
+        if self.alone or nic >= self.nics or epoch < self.epoch:
+            return
+        if self.running and epoch == self.epoch:
+            self._give(nic, frames, now_s)
+            return
+        for frame in frames:
+            if self._kept_bytes + len(frame.data) <= _KEPT_BYTES:
+                self._kept.append((epoch, nic, frame))
+                self._kept_bytes += len(frame.data)
+
+    def expire(self, now_s: float) -> float | None:
+        """See Router."""
+        if not self.alone:
+            return None
+        for rewriter in self._rewriters:
+            rewriter.expire(now_s)
+        return now_s + _LOOK_S
+
+    @property
+    def crowded(self) -> bool:
+        """See Router."""
+        return False
+
+    # -------------------------------------------------------------------------------------------- checkpoints
+
+    def halted(self) -> None:
+        """The guest stands still."""
+        self.running = False
+
+    def applied(self, epoch: int, now_s: float) -> None:
+        """The guest has the state of ``epoch`` and runs on: its connections are the primary's."""
+        for rewriter in self._rewriters:
+            rewriter.checkpointed()
+        self.epoch = epoch
+        self.resumed(now_s)
+
+    def resumed(self, now_s: float) -> None:
+        """The guest runs on: it gets what came for it meanwhile."""
+        self.running = True
+        kept, self._kept, self._kept_bytes = self._kept, [], 0
+        for epoch, nic, frame in kept:
+            self.from_peer(epoch, nic, [frame], now_s)
+
+    def take_over(self) -> None:
+        """There is no primary any more."""
+        self.alone = True
+        self._kept.clear()
+        for rewriter in self._rewriters:
+            rewriter.taken_over()
+
+    @property
+    def followed(self) -> int:
+        """How many connections need their numbers moved."""
+        return sum(len(rewriter) for rewriter in self._rewriters)
+
+    def _give(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
+        rewriter = self._rewriters[nic]
+        self.out.to_guest(
+            nic,
+            [
+                RawFrame(rewriter.to_guest(parse(frame.data, frame.vnet_bytes), now_s), frame.vnet_bytes)
+                for frame in frames
+            ],
+        )

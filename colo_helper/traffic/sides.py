@@ -1,0 +1,175 @@
+"""One side's packets from the first checkpoint of a session on: its filters, its router and its pump as one thing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from colo_helper.devices.interface import DeviceError, Filters
+from colo_helper.proxy.verdicts import Checkpoint
+from colo_helper.traffic.primary import PrimaryRouter
+from colo_helper.traffic.pump import Pump, SendFrames
+from colo_helper.traffic.secondary import SecondaryRouter
+
+
+class PrimarySide:
+    """The packets of the primary's guest; they flow as before until the first ``cut``. Raises DeviceError."""
+
+    def __init__(
+        self,
+        filters: Filters,
+        send: SendFrames,
+        wanted: Callable[[Checkpoint], None],
+        failed: Callable[[str], None],
+        *,
+        comparing: bool,
+    ) -> None:
+        self._filters = filters
+        nics = filters.attach(mirror=True)
+
+        def router(pump: Pump) -> PrimaryRouter:
+            self._router = PrimaryRouter(len(nics), pump, comparing)
+            return self._router
+
+        self._pump = Pump(nics, router, send, wanted, failed)
+
+    def from_peer(self, epoch: int, nic: int, packed: bytes) -> None:
+        """Take what the secondary's guest has said; raises FramingError."""
+        self._pump.from_peer(epoch, nic, packed)
+
+    def halting(self) -> None:
+        """To be called before the guest's device model is stopped, and not held back any more therefore."""
+        with self._pump.hold():
+            self._router.halting()
+
+    def cut(self, epoch: int) -> None:
+        """The guest stands still; what it sends from now on is of ``epoch``."""
+        with self._pump.hold():
+            self._pump.drain()
+            self._router.cut(epoch)
+
+    def received(self) -> None:
+        """The secondary has the checkpoint."""
+        with self._pump.hold():
+            self._router.received()
+
+    def release(self) -> None:
+        """There is no secondary any more: everything leaves at once."""
+        with self._pump.hold():
+            self._router.release_all()
+
+    def counters(self) -> dict[str, int]:
+        """Return what was counted since the packets were taken hold of; see PrimaryRouter."""
+        with self._pump.hold():
+            return {**self._router.counters(), "dropped": self._pump.dropped}
+
+    def close(self) -> None:
+        """Let go of the packets: they flow by themselves again."""
+        self.release()
+        _close(self._pump, self._filters)
+
+
+class Untouched:
+    """What a side is when nobody takes hold of the packets: they come and go as they like."""
+
+    def halting(self) -> None:
+        """See PrimarySide."""
+
+    def cut(self, epoch: int) -> None:
+        """See PrimarySide."""
+
+    def received(self) -> None:
+        """See PrimarySide."""
+
+    def release(self) -> None:
+        """See PrimarySide."""
+
+    def counters(self) -> dict[str, int]:
+        """See PrimarySide."""
+        return {}
+
+    def halted(self) -> None:
+        """See SecondarySide."""
+
+    def applied(self, epoch: int) -> None:
+        """See SecondarySide."""
+
+    def resumed(self) -> None:
+        """See SecondarySide."""
+
+    def take_over(self) -> None:
+        """See SecondarySide."""
+
+    @property
+    def followed(self) -> int:
+        """See SecondarySide."""
+        return 0
+
+    def close(self) -> None:
+        """See both."""
+
+
+class SecondarySide:
+    """The packets of the secondary's guest, which stands still at first. Raises DeviceError."""
+
+    def __init__(self, filters: Filters, send: SendFrames, failed: Callable[[str], None]) -> None:
+        self._filters = filters
+        nics = filters.attach(mirror=False)
+
+        def router(pump: Pump) -> SecondaryRouter:
+            self._router = SecondaryRouter(len(nics), pump)
+            return self._router
+
+        self._pump = Pump(nics, router, send, _unasked, failed)
+
+    def from_peer(self, epoch: int, nic: int, packed: bytes) -> None:
+        """Take what clients have sent to the primary; raises FramingError."""
+        self._pump.from_peer(epoch, nic, packed)
+
+    def halted(self) -> None:
+        """The guest stands still."""
+        with self._pump.hold():
+            self._router.halted()
+
+    def applied(self, epoch: int) -> None:
+        """The guest, which still stands still, has the state of ``epoch``."""
+        with self._pump.hold():
+            self._pump.drain()
+            self._router.applied(epoch, time.monotonic())
+
+    def resumed(self) -> None:
+        """The guest runs on from the state that it had."""
+        with self._pump.hold():
+            self._router.resumed(time.monotonic())
+
+    def take_over(self) -> None:
+        """The guest is the VM now: it talks with the network itself."""
+        with self._pump.hold():
+            self._router.take_over()
+
+    @property
+    def followed(self) -> int:
+        """How many connections would break if this were closed now."""
+        with self._pump.hold():
+            return self._router.followed
+
+    def close(self) -> None:
+        """Let go of the packets: they flow by themselves again."""
+        _close(self._pump, self._filters)
+
+
+class Side(Protocol):
+    """What both have in common."""
+
+    def from_peer(self, epoch: int, nic: int, packed: bytes) -> None:
+        """Take packets of the other side; raises FramingError."""
+
+
+def _close(pump: Pump, filters: Filters) -> None:
+    pump.stop()
+    filters.detach()
+
+
+def _unasked(checkpoint: Checkpoint) -> None:
+    raise DeviceError(f"A secondary does not ask for checkpoints: {checkpoint.sentence}")
