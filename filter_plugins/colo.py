@@ -32,6 +32,8 @@ _NUMBERS = (
     ("peer_timeout_ms", 5000, 500, 600_000),
     ("heartbeat_misses", 5, 2, 100),
 )
+#: When a VM's packets may leave; the first is the default.
+_OUTPUTS = ("compare", "hold", "free")
 
 
 def inventory_problems(vms: object, hosts: Sequence[str], variables: Mapping[str, Any]) -> list[str]:
@@ -63,6 +65,10 @@ def inventory_problems(vms: object, hosts: Sequence[str], variables: Mapping[str
             for value in (vm.get(key, default),)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high
         ]
+        if vm.get("output", _OUTPUTS[0]) not in _OUTPUTS:
+            problems.append(
+                f"colo_vms: output of {name} is {vm['output']!r}, which is none of {', '.join(_OUTPUTS)}."
+            )
         used += [host for host in sides.values() if host in hosts]
     problems += [
         f"{host} has no colo_channel_address: the address at which its peer's channels reach its sshd."

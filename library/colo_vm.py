@@ -59,6 +59,14 @@ options:
     description: How long the VM may stand still at the end of its first copy; used on the primary.
     type: int
     default: 300
+  output:
+    description:
+      - When a packet of the VM leaves; used on the primary. V(compare) lets it go when both copies say the same, else after a
+        checkpoint; V(hold) after a checkpoint only, as Remus does; V(free) at once, so a takeover may undo what a client has
+        seen.
+    type: str
+    choices: [compare, hold, free]
+    default: compare
   peer_timeout_ms:
     description: A peer that is silent for so long on every path counts as lost.
     type: int
@@ -192,6 +200,7 @@ def main() -> None:
             },
             "interval_ms": {"type": "int", "default": 1000},
             "copy_downtime_ms": {"type": "int", "default": 300},
+            "output": {"type": "str", "choices": ["compare", "hold", "free"], "default": "compare"},
             "peer_timeout_ms": {"type": "int", "default": 5000},
             "heartbeat_misses": {"type": "int", "default": 5},
             "bridge": {"type": "str", "default": "xenbr0"},

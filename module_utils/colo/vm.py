@@ -44,6 +44,7 @@ def configuration(params: dict[str, Any]) -> dict[str, Any]:
             config["peer"]["heartbeat_address"] = params["peer"]["heartbeat_address"]
         config["interval_ms"] = params["interval_ms"]
         config["copy_downtime_ms"] = params["copy_downtime_ms"]
+        config["output"] = params["output"]
     return config
 
 

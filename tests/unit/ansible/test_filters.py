@@ -36,6 +36,10 @@ def test_the_example_inventory_has_no_problem() -> None:
         ),
         ({"primary": "xa"}, "colo_vms: h1 has no secondary."),
         (
+            {**H1, "output": "sometimes"},
+            "colo_vms: output of h1 is 'sometimes', which is none of compare, hold, free.",
+        ),
+        (
             {**H1, "interval_ms": "fast"},
             "colo_vms: interval_ms of h1 is 'fast', not a whole number from 10 to 3600000.",
         ),

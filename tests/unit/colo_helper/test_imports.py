@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "monitor": set(),
     "proxy": set(),
     "stream": set(),
+    "traffic": {"proxy", "devices"},
 }
 
 

@@ -31,6 +31,7 @@ CHANNELS = {"life": "alive", "peer_epoch": 1, "round_trip": {}, "broken": {}, "r
 DOCUMENTED = {
     "format", "vm", "role", "mode", "phase", "reason", "domid", "peer", "epoch", "since", "updated", "updated_monotonic_s",
     "boot_id", "last", "totals", "recent", "progress", "channels", "generation", "ended_generation",
+    "packets",
 }  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def test_the_state_file_has_the_documented_fields(monitor, tmp_path):
     assert (state["format"], state["mode"], state["epoch"], state["domid"]) == (1, "colo", 1, 3)
     assert set(state["last"]) == {
         "epoch", "a_pages", "b_pages", "d_pages", "ahead_pages", "sent_pages", "bytes", "pause_ms", "phases_ms",
-        "commit_ms", "apply_ms", "completed",
+        "commit_ms", "apply_ms", "completed", "why",
     }  # fmt: skip
     assert state["channels"] == CHANNELS
     assert state["totals"] == {"checkpoints": 1, "bytes": 5000, "b_nonempty": 1}

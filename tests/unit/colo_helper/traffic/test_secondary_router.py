@@ -1,0 +1,97 @@
+"""The secondary's guest gets what the client sent in its epoch; what it says goes to the comparator, or after a take-over out."""
+
+import pytest
+
+from colo_helper.proxy.packet import ACK, SYN, parse
+from colo_helper.traffic.secondary import SecondaryRouter
+from tests.unit.colo_helper.proxy.frames import tcp, udp
+from tests.unit.colo_helper.traffic.recorder import Recorder, raw
+
+ONE, TWO, THREE = (udp(text) for text in (b"one", b"two", b"three"))
+
+
+@pytest.fixture
+def out():
+    return Recorder()
+
+
+@pytest.fixture
+def router(out):
+    return SecondaryRouter(1, out)
+
+
+def given(out):
+    frames, out.guest = [frame for _, frame in out.guest], []
+    return frames
+
+
+def test_nothing_is_given_before_the_first_checkpoint_and_then_what_is_of_it(router, out):
+    router.from_peer(4, 0, raw(ONE), 0.0)
+    router.from_peer(5, 0, raw(TWO), 0.0)
+    assert given(out) == []
+    router.applied(5, 0.0)
+    assert given(out) == [TWO]
+    router.from_peer(5, 0, raw(THREE), 0.0)
+    assert given(out) == [THREE]
+
+
+def test_what_the_primary_got_before_the_checkpoint_is_in_its_state_already(router, out):
+    router.applied(5, 0.0)
+    router.halted()
+    router.from_peer(5, 0, raw(ONE), 0.0)
+    router.from_peer(6, 0, raw(TWO), 0.0)
+    router.applied(6, 0.0)
+    router.from_peer(5, 0, raw(THREE), 0.0)
+    assert given(out) == [TWO]
+
+
+def test_a_copy_that_runs_on_from_its_own_state_gets_what_came_meanwhile(router, out):
+    router.applied(5, 0.0)
+    router.halted()
+    router.from_peer(5, 0, raw(ONE), 0.0)
+    assert given(out) == []
+    router.resumed(0.0)
+    assert given(out) == [ONE]
+
+
+def test_what_it_says_goes_to_the_comparator_and_nowhere_else(router, out):
+    router.applied(5, 0.0)
+    router.from_guest(0, raw(ONE), 0.0)
+    assert out.peer == [(5, 0, ONE)]
+    assert out.network == []
+    router.from_network(0, raw(TWO), 0.0)
+    assert given(out) == []
+
+
+def test_what_is_kept_while_it_stands_still_is_bounded(router, out):
+    for _ in range(5000):
+        router.from_peer(5, 0, raw(udp(bytes(1400))), 0.0)
+    router.applied(5, 0.0)
+    assert sum(map(len, given(out))) <= 4 << 20
+
+
+def test_after_a_take_over_a_younger_connection_keeps_the_primary_s_numbers(router, out):
+    router.applied(5, 0.0)
+    router.from_peer(5, 0, raw(tcp(99, flags=SYN, outward=False)), 0.0)
+    router.from_guest(0, raw(tcp(1000, 100, SYN | ACK)), 0.0)
+    router.from_peer(5, 0, raw(tcp(100, 5001, outward=False)), 0.0)  # the primary's number was 5000
+    assert parse(given(out)[-1]).ack == 1001
+    assert router.followed == 1
+    router.take_over()
+    router.from_guest(0, raw(tcp(1001, 100, payload=b"hello")), 1.0)
+    assert parse(out.network[-1][1]).seq == 5001
+    router.from_network(0, raw(tcp(100, 5006, outward=False)), 1.0)
+    assert parse(given(out)[-1]).ack == 1006
+    router.from_peer(5, 0, raw(ONE), 1.0)
+    assert given(out) == []
+
+
+def test_a_checkpoint_makes_the_numbers_equal(router, out):
+    router.applied(5, 0.0)
+    router.from_guest(0, raw(tcp(1000, 100, SYN | ACK)), 0.0)
+    router.applied(6, 0.0)
+    assert router.followed == 0
+    router.take_over()
+    frame = tcp(1001, 100, payload=b"hello")
+    router.from_guest(0, raw(frame), 1.0)
+    assert out.network == [(0, frame)]

@@ -1,0 +1,157 @@
+"""Both sides with real sockets and threads, on emulated NICs."""
+
+import queue
+import time
+
+import pytest
+
+from colo_helper.devices.emulated import EmulatedFilters
+from colo_helper.traffic.framing import FrameReader, FramingError, RawFrame, pack
+from colo_helper.traffic.sides import PrimarySide, SecondarySide
+from tests.unit.colo_helper.proxy.frames import udp
+
+ONE, TWO = udp(b"one"), udp(b"two")
+
+
+def frames(end, count=1):
+    end.settimeout(10)
+    reader, found = FrameReader(), []
+    while len(found) < count or reader.cut:
+        data = end.recv(1 << 16)
+        assert data, "closed"
+        found += reader.feed(data)
+    return [frame.data for frame in found]
+
+
+def silent(end):
+    end.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        end.recv(1)
+
+
+class Pair:
+    """A primary and a secondary whose packets for each other go through queues that the test sees."""
+
+    def __init__(self, **options):
+        self.filters = [EmulatedFilters(), EmulatedFilters()]
+        self.wanted, self.troubles = queue.Queue(), []
+        self.sent = queue.Queue()
+        self.primary = PrimarySide(
+            self.filters[0],
+            lambda *packets: self.secondary.from_peer(*packets),
+            self.wanted.put,
+            self.troubles.append,
+            comparing=True,
+        )
+        self.secondary = SecondarySide(
+            self.filters[1], lambda *packets: self.primary.from_peer(*packets), self.troubles.append
+        )
+
+    @property
+    def ends(self):
+        return self.filters[0].ends[0], self.filters[1].ends[0]
+
+    def checkpoint(self, epoch):
+        self.primary.halting()
+        self.primary.cut(epoch)
+        self.secondary.halted()
+        self.secondary.applied(epoch)
+        self.primary.received()
+
+    def close(self):
+        self.primary.close()
+        self.secondary.close()
+        assert self.troubles == []
+
+
+@pytest.fixture
+def pair():
+    running = Pair()
+    yield running
+    running.close()
+
+
+def test_a_request_reaches_both_copies_and_one_answer_leaves(pair):
+    pair.checkpoint(1)
+    ours, theirs = pair.ends
+    ours.from_network.sendall(pack(RawFrame(ONE, 0)))
+    assert frames(theirs.to_guest) == [ONE]
+    ours.from_guest.sendall(pack(RawFrame(TWO, 0)))
+    silent(ours.to_network)
+    theirs.from_guest.sendall(pack(RawFrame(TWO, 0)))
+    assert frames(ours.to_network) == [TWO]
+    silent(theirs.to_network)
+
+
+def test_answers_that_differ_leave_after_a_checkpoint(pair):
+    pair.checkpoint(1)
+    ours, theirs = pair.ends
+    ours.from_guest.sendall(pack(RawFrame(ONE, 0)))
+    theirs.from_guest.sendall(pack(RawFrame(TWO, 0)))
+    assert "the copies differ at offset" in pair.wanted.get(timeout=10).sentence
+    silent(ours.to_network)
+    pair.checkpoint(2)
+    assert frames(ours.to_network) == [ONE]
+
+
+def test_all_that_was_sent_before_the_guest_stood_still_belongs_to_the_checkpoint(pair):
+    pair.checkpoint(1)
+    ours, _ = pair.ends
+    with pair.primary._pump.hold():  # the thread has not seen it when the guest is stopped
+        ours.from_guest.sendall(b"".join(pack(RawFrame(udp(bytes(1000)), 0)) for _ in range(100)))
+        pair.checkpoint(2)
+    assert len(frames(ours.to_network, 100)) == 100
+
+
+def test_closing_lets_everything_go_first(pair):
+    pair.checkpoint(1)
+    ours, _ = pair.ends
+    ours.from_guest.sendall(pack(RawFrame(ONE, 0)))
+    deadline = time.monotonic() + 10
+    while pair.primary.counters()["waiting"] != 1:
+        assert time.monotonic() < deadline
+    left = ours.to_network.dup()
+    pair.primary.close()
+    assert frames(left) == [ONE]
+    assert pair.filters[0].attached == []
+
+
+def test_after_a_take_over_the_guest_talks_with_the_network(pair):
+    pair.checkpoint(1)
+    _, theirs = pair.ends
+    pair.secondary.take_over()
+    theirs.from_network.sendall(pack(RawFrame(ONE, 0)))
+    assert frames(theirs.to_guest) == [ONE]
+    theirs.from_guest.sendall(pack(RawFrame(TWO, 0)))
+    assert frames(theirs.to_network) == [TWO]
+
+
+def test_a_guest_that_does_not_read_does_not_stop_the_others(pair):
+    pair.checkpoint(1)
+    ours, theirs = pair.ends
+    for _ in range(2000):
+        ours.from_network.sendall(pack(RawFrame(udp(bytes(1400)), 0)))
+    ours.from_guest.sendall(pack(RawFrame(TWO, 0)))
+    theirs.from_guest.sendall(pack(RawFrame(TWO, 0)))
+    assert frames(ours.to_network) == [TWO]
+
+
+def test_a_device_model_that_speaks_no_framing_is_said(pair):
+    pair.checkpoint(1)
+    pair.ends[0].from_guest.sendall(b"\xff" * 64)
+    deadline = time.monotonic() + 10
+    while not pair.troubles:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert "cannot be moved any more" in pair.troubles.pop()
+
+
+def test_a_device_model_that_has_gone_is_no_error_of_ours(pair):
+    pair.checkpoint(1)
+    pair.ends[0].close()
+    pair.checkpoint(2)
+
+
+def test_half_a_packet_from_the_peer_is_refused(pair):
+    with pytest.raises(FramingError, match="stops within one"):
+        pair.primary.from_peer(1, 0, pack(RawFrame(ONE, 0))[:-1])
