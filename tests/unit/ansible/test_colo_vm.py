@@ -90,7 +90,8 @@ def test_primary_is_protected_and_the_second_run_changes_nothing(starts: FakeHos
     written = json.loads((starts.root / "vms" / "h1.json").read_text())
     assert written == {
         "format": 1, "vm": "h1", "role": "primary", "peer": {"name": "xb", "address": "192.168.77.2", "port": 22},
-        "interval_ms": 1000, "copy_downtime_ms": 300, "output": "compare", "peer_timeout_ms": 5000, "heartbeat_misses": 5, "bridge": "xenbr0",
+        "interval_ms": 1000, "copy_downtime_ms": 300, "peer_timeout_ms": 5000, "heartbeat_misses": 5, "bridge": "xenbr0",
+        "output": "compare",
     }  # fmt: skip
     assert starts.ran("systemctl", "start", "--no-block", UNIT)
     second = run("colo_vm", name="h1", role="primary", peer=PEER)

@@ -1,4 +1,4 @@
-"""The secondary's guest gets what the client sent in its epoch; what it says goes to the comparator, or after a take-over out."""
+"""The copy gets what the client sent in its epoch; what it says goes to the comparator, or after a take-over out."""
 
 import pytest
 

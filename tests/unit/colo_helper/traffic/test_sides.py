@@ -35,17 +35,17 @@ class Pair:
     def __init__(self, **options):
         self.filters = [EmulatedFilters(), EmulatedFilters()]
         self.wanted, self.troubles = queue.Queue(), []
-        self.sent = queue.Queue()
         self.primary = PrimarySide(
             self.filters[0],
-            lambda *packets: self.secondary.from_peer(*packets),
+            self.to_secondary,
             self.wanted.put,
             self.troubles.append,
             comparing=True,
         )
-        self.secondary = SecondarySide(
-            self.filters[1], lambda *packets: self.primary.from_peer(*packets), self.troubles.append
-        )
+        self.secondary = SecondarySide(self.filters[1], self.primary.from_peer, self.troubles.append)
+
+    def to_secondary(self, epoch, nic, packed):
+        self.secondary.from_peer(epoch, nic, packed)
 
     @property
     def ends(self):
