@@ -127,6 +127,8 @@ class Idle:
     requested: str
     #: Why the packets need a checkpoint, empty when they do not.
     wanted: str = ""
+    #: Somebody else has paused the guest, and caught it in the middle of an I/O request.
+    caught: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +140,21 @@ class IdleStep:
     sentence: str
 
 
+#: How often it is looked whether a guest that somebody else paused runs again, in seconds.
+CAUGHT_S = 0.5
+
+
 def idle_step(idle: Idle) -> IdleStep:
     """Decide what the primary does while both copies run."""
     if idle.stop_reason:
         return IdleStep("stop", 0.0, idle.stop_reason)
+    if idle.caught:
+        return IdleStep(
+            "wait",
+            CAUGHT_S,
+            "Somebody else has paused the guest in the middle of an I/O request, and a copy of that would not be exact: the "
+            "next checkpoint comes when it runs again.",
+        )
     if idle.requested:
         return IdleStep("checkpoint", 0.0, f"A checkpoint was asked for ({idle.requested}).")
     if idle.wanted:

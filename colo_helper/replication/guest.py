@@ -63,6 +63,11 @@ class Guest:
         """Whether we hold the guest still."""
         return self.domain.own_pauses > 0
 
+    @property
+    def caught_in_io(self) -> bool:
+        """Whether somebody else has paused the guest, and it cannot finish the I/O request that it is in."""
+        return self.domain.info().paused and not self.halted and self.domain.io_state() is not IoState.NONE
+
     def halt(self) -> None:
         """Stop the vCPUs, then the devices: nothing of the guest runs or writes its memory after this."""
         self.held.set()

@@ -70,6 +70,7 @@ class PrimaryEpochs(SavingParent):
     _commit_ms: float = 0.0
     _watch: Stopwatch = field(default_factory=Stopwatch)
     _sent_bytes: int = 0
+    _caught: bool = False
     _why: str = "The first checkpoint makes the copy equal."
     _figures: dict[str, int] = field(default_factory=dict)
     _requests: list[Request] = field(default_factory=list)
@@ -205,13 +206,26 @@ class PrimaryEpochs(SavingParent):
             self.inbox.wait(0)
             requested = self.inbox.requests[0].verb if self.inbox.requests else ""
             wanted = self.inbox.wanted.sentence if self.inbox.wanted else ""
-            step = idle_step(Idle(time.monotonic(), self._due_s, self.inbox.stop_reason, requested, wanted))
+            caught = self.guest.caught_in_io
+            step = idle_step(
+                Idle(
+                    time.monotonic(),
+                    self._due_s,
+                    self.inbox.stop_reason,
+                    requested,
+                    wanted,
+                    caught,
+                )
+            )
             if step.action == "stop":
                 return 0
             if step.action == "checkpoint":
                 self._why = step.sentence
                 self._begin()
                 return 1
+            if caught and not self._caught:
+                self.monitor.event("paused", step.sentence)
+            self._caught = caught
             self.conversation.idle(step.wait_s)
 
     def progress(self, context: str, what: str, done: int, total: int) -> None:  # noqa: ARG002

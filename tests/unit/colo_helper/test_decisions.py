@@ -378,3 +378,15 @@ def test_a_new_guest_is_left_alone_while_its_firmware_reads_through_a_port(io_sh
         assert (
             sentence == "The domain h1 (number 9) is being booted: it waits for its devices 90% of the time"
         )
+
+
+def test_a_guest_that_somebody_paused_in_an_io_request_gets_its_checkpoint_later():
+    step = idle_step(Idle(10.0, 5.0, "", "verify", "The copies differ.", caught=True))
+    assert (step.action, step.wait_s) == ("wait", 0.5)
+    assert "when it runs again" in step.sentence
+    assert idle_step(Idle(10.0, 5.0, "Stop.", "", caught=True)).action == "stop"
+
+
+def test_packets_that_differ_get_their_checkpoint_at_once():
+    step = idle_step(Idle(1.0, 5.0, "", "", "The copies differ."))
+    assert (step.action, step.sentence) == ("checkpoint", "The copies differ.")

@@ -76,3 +76,9 @@ def test_loading_the_devices_leaves_the_interrupt_lines_as_the_context_has_them(
     guest.load_devices(b"devices 1")
     assert domain.context == b"line 4 is up"
     assert guest.devices.state == b"devices 1"
+
+
+@pytest.mark.parametrize(("pauses", "requests", "caught"), [(0, 1, False), (1, 0, False), (1, 1, True)])
+def test_only_a_guest_that_somebody_else_paused_with_a_request_is_caught(pauses, requests, caught):
+    domain = EmulatedDomain(7, io_requests=requests, pause_count=pauses)
+    assert Guest(domain, EmulatedDevices(), EmulatedNics(), EmulatedFilters()).caught_in_io is caught
