@@ -73,11 +73,11 @@ class Client:
 
     def read(self) -> Answer:
         """The guest's counters. OSError (TimeoutError among them) when it does not answer."""
-        return self._ask("read")
+        return parse_answer(self.ask("read"))
 
     def write(self, token: str) -> Answer:
         """Write a token; the answer already counts it."""
-        return self._ask(f"write {token}")
+        return parse_answer(self.ask(f"write {token}"))
 
     def close(self) -> None:
         """Forget the connection."""
@@ -85,7 +85,8 @@ class Client:
             self._sock.close()
             self._sock = None
 
-    def _ask(self, line: str) -> Answer:
+    def ask(self, line: str) -> str:
+        """The answer to one line, with its newline; OSError when there is none."""
         try:
             if self._sock is None:
                 self._sock = network.connect(self._settings, self._address, SERVICE_PORT, self._timeout_s)
@@ -99,4 +100,4 @@ class Client:
         except OSError:
             self.close()
             raise
-        return parse_answer(data.decode())
+        return data.decode()

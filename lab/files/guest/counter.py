@@ -4,6 +4,8 @@ One line in, one line out, on TCP port 7000, any number of connections:
 
     read            -> counter=812 writes=3 last=token chain=1c291ca3
     write TOKEN     -> the same, after TOKEN was written
+    echo TOKEN      -> echo=TOKEN: any two copies of the guest say the same
+    random          -> random=9f86d081884c7d65: no two copies say the same
 
 `counter` goes up by one each tick, `writes` by one each write; `chain` is a CRC-32 over all tokens written so far.
 A client sees from these whether the guest was lost, started again, or went back in time.
@@ -12,6 +14,7 @@ Each tick dirties `work` pages of 4096 bytes, as a guest that does something wou
 Usage: counter.py WORK_PAGES TICK_MS
 """
 
+import os
 import select
 import socket
 import sys
@@ -45,6 +48,10 @@ class Counter:
     def answer(self, line: str) -> str:
         """The answer to one request line, without its newline."""
         verb, _, token = line.strip().partition(" ")
+        if verb == "echo":
+            return f"echo={token}"
+        if verb == "random":
+            return f"random={os.urandom(8).hex()}"
         if verb == "write" and token:
             self.writes += 1
             self.last = token

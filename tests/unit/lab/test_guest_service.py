@@ -73,3 +73,10 @@ def test_unknown_requests_are_named():
 def test_unknown_guests_are_named():
     with pytest.raises(lab.errors.LabError, match="no guest nosuch; it has h1, h2, pvh1, pv1"):
         check_name("nosuch")
+
+
+def test_one_answer_is_the_same_in_every_copy_and_one_is_in_none():
+    states = [counter.Counter(work_pages=1) for _ in range(2)]
+    states[1].tick()
+    assert {state.answer("echo hello") for state in states} == {"echo=hello"}
+    assert len({state.answer("random") for state in states}) == 2
