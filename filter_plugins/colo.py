@@ -28,6 +28,8 @@ COLUMNS = (
 #: Numbers of a VM in colo_vms: name, default, least and most.
 _NUMBERS = (
     ("interval_ms", 1000, 10, 3_600_000),
+    ("min_interval_ms", 100, 10, 3_600_000),
+    ("latency_ms", 500, 1, 600_000),
     ("copy_downtime_ms", 300, 1, 600_000),
     ("peer_timeout_ms", 5000, 500, 600_000),
     ("heartbeat_misses", 5, 2, 100),

@@ -52,9 +52,17 @@ options:
         type: str
         default: ""
   interval_ms:
-    description: Time between checkpoints; used on the primary.
+    description: The longest time between two checkpoints; used on the primary.
     type: int
     default: 1000
+  min_interval_ms:
+    description: The shortest time between two checkpoints that no differing output asks for; used on the primary.
+    type: int
+    default: 100
+  latency_ms:
+    description: How long a client shall wait at most for an output that differs; sets the time between checkpoints.
+    type: int
+    default: 500
   copy_downtime_ms:
     description: How long the VM may stand still at the end of its first copy; used on the primary.
     type: int
@@ -199,6 +207,8 @@ def main() -> None:
                 },
             },
             "interval_ms": {"type": "int", "default": 1000},
+            "min_interval_ms": {"type": "int", "default": 100},
+            "latency_ms": {"type": "int", "default": 500},
             "copy_downtime_ms": {"type": "int", "default": 300},
             "output": {"type": "str", "choices": ["compare", "hold", "free"], "default": "compare"},
             "peer_timeout_ms": {"type": "int", "default": 5000},

@@ -78,9 +78,13 @@ class Monitor:
             write_json(self._directory / "state.json", self.snapshot())
 
     def checkpoint(
-        self, record: Checkpoint, channels: dict[str, Any], packets: dict[str, int] | None = None
+        self,
+        record: Checkpoint,
+        channels: dict[str, Any],
+        packets: dict[str, int] | None = None,
+        interval: dict[str, Any] | None = None,
     ) -> None:
-        """Record a completed checkpoint, how the channels are (channel.session.Session.figures), and the packets."""
+        """Record a completed checkpoint, how the channels are (channel.session.Session.figures), the packets, and the pace."""
         with self._lock:
             totals = self._state.totals.plus(record)
             self._recent.add(record)
@@ -92,6 +96,7 @@ class Monitor:
                 recent=self._recent.figures(),
                 channels=channels,
                 packets=packets,
+                interval=interval,
             )
             write_json(self._directory / "state.json", self.snapshot())
 

@@ -93,6 +93,8 @@ class State:
     channels: dict[str, Any] | None = None
     #: Counters of the guest's packets; see traffic.primary. None while nobody takes hold of them.
     packets: dict[str, int] | None = None
+    #: ``interval_ms`` until a checkpoint that nothing asks for, and a ``sentence`` why; see proxy.policy.
+    interval: dict[str, Any] | None = None
     mode: str = "colo"
     #: Names the first copy that both sides' domains come from; empty before there is one.
     generation: str = ""

@@ -8,6 +8,7 @@ the operator's bound. A guest whose outputs always differ is checkpointed as oft
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 #: What a dirty page adds to a checkpoint, unless it was measured: 4 KiB on a link of 1 Gbit/s.
 PAGE_MS = 4096 * 8 / 1e6
@@ -38,8 +39,7 @@ class Bounds:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(NamedTuple):
     """When the next checkpoint is forced after the last one, and one sentence why."""
 
     interval_ms: float

@@ -37,6 +37,8 @@ class Config:
     The peer counts as dead after ``peer_timeout_ms`` of silence on every path, which is ``heartbeat_misses`` beats. The
     guest may stand still for ``copy_downtime_ms`` at the end of its first copy; a guest that writes faster than the copy
     goes stands still for longer. ``output`` is one of OUTPUTS; with "free" a client may have seen what a takeover undoes.
+    Checkpoints that nothing asks for come after ``interval_ms`` at most. When outputs are compared they come earlier, but not
+    before ``min_interval_ms``, so that a client waits ``latency_ms`` at most for an output that differs.
     """
 
     vm: str
@@ -51,6 +53,8 @@ class Config:
     heartbeat_misses: int = DEFAULT_MISSES
     copy_downtime_ms: int = TARGET_DOWNTIME_MS
     output: str = OUTPUTS[0]
+    latency_ms: int = 500
+    min_interval_ms: int = 100
 
 
 def load_config(path: Path, vm: str) -> Config:
@@ -101,6 +105,8 @@ def parse_config(value: object, vm: str) -> Config:
         heartbeat_misses=_number(value, "heartbeat_misses", 2, 100, default=DEFAULT_MISSES),
         copy_downtime_ms=_number(value, "copy_downtime_ms", 1, 600_000, default=TARGET_DOWNTIME_MS),
         output=_choice(value, "output", OUTPUTS) if primary else OUTPUTS[0],
+        latency_ms=_number(value, "latency_ms", 1, 600_000, default=500),
+        min_interval_ms=_number(value, "min_interval_ms", 10, 3_600_000, default=100),
     )
 
 

@@ -21,6 +21,7 @@ from colo_helper.helper.parent import EPOCH
 from colo_helper.memory.bitmap import DirtyBitmap
 from colo_helper.memory.encoding import pack_bitmap
 from colo_helper.monitor.monitor import Monitor
+from colo_helper.proxy.policy import Bounds, Interval
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import Conversation, number
 from colo_helper.replication.decisions import (
@@ -34,6 +35,7 @@ from colo_helper.replication.epochs import COUNTS, SavingParent, checkpoint_reco
 from colo_helper.replication.guest import Guest
 from colo_helper.replication.host import Host
 from colo_helper.replication.inbox import Inbox
+from colo_helper.replication.pace import Made, Pace
 from colo_helper.replication.packing import MAX_CHUNK_BYTES, pack
 from colo_helper.replication.stopwatch import Stopwatch, milliseconds
 from colo_helper.replication.tunnel import Outlet, take
@@ -71,6 +73,9 @@ class PrimaryEpochs(SavingParent):
     _watch: Stopwatch = field(default_factory=Stopwatch)
     _sent_bytes: int = 0
     _caught: bool = False
+    _pace: Pace = field(init=False)
+    _interval: Interval = field(init=False)
+    _diverged: bool = False
     _why: str = "The first checkpoint makes the copy equal."
     _figures: dict[str, int] = field(default_factory=dict)
     _requests: list[Request] = field(default_factory=list)
@@ -79,6 +84,16 @@ class PrimaryEpochs(SavingParent):
     #: Whether the secondary's copy may be, or is, the VM now.
     handed_over: bool = False
     switched: bool = False
+
+    def __post_init__(self) -> None:
+        config = self.config
+        least = (
+            min(config.min_interval_ms, config.interval_ms)
+            if config.output == "compare"
+            else config.interval_ms
+        )
+        self._pace = Pace(Bounds(config.latency_ms, least, config.interval_ms))
+        self._interval = Interval(config.interval_ms, "The first checkpoint is not made yet.")
 
     def run(self) -> None:
         """Make checkpoints until somebody stops it or the roles are swapped (``switched``), which leaves the guest still.
@@ -170,8 +185,11 @@ class PrimaryEpochs(SavingParent):
                 self.conversation.send(Kind.RUN, {"epoch": self.epoch})
                 self.guest.resume()
                 self._watch.lap("resume")
-        self._commit_ms = milliseconds(time.monotonic() - started)
-        self._due_s = time.monotonic() + self.config.interval_ms / 1000
+        now_s = time.monotonic()
+        self._commit_ms = milliseconds(now_s - started)
+        made = Made(now_s, self._figures["d_pages"], self._watch.total_ms + self._commit_ms, self._diverged)
+        self._interval = self._pace.after(made)
+        self._due_s = now_s + self._interval.interval_ms / 1000
         return 1
 
     def _hand_over(self) -> None:
@@ -220,7 +238,7 @@ class PrimaryEpochs(SavingParent):
             if step.action == "stop":
                 return 0
             if step.action == "checkpoint":
-                self._why = step.sentence
+                self._why, self._diverged = step.sentence, wanted != ""
                 self._begin()
                 return 1
             if caught and not self._caught:
@@ -301,7 +319,9 @@ class PrimaryEpochs(SavingParent):
         record = checkpoint_record(
             self.epoch, self._figures, self._sent_bytes, self._watch, self._commit_ms, apply_ms, self._why
         )
-        self.monitor.checkpoint(record, self.conversation.figures(), self.packets.counters() or None)
+        self.monitor.checkpoint(
+            record, self.conversation.figures(), self.packets.counters() or None, self._interval._asdict()
+        )
         if verified:
             self.monitor.verification(verified)
             self.monitor.event("verified", verdict(verified))

@@ -42,9 +42,8 @@ def configuration(params: dict[str, Any]) -> dict[str, Any]:
         config["peer"] = {key: params["peer"][key] for key in ("name", "address", "port")}
         if params["peer"]["heartbeat_address"]:
             config["peer"]["heartbeat_address"] = params["peer"]["heartbeat_address"]
-        config["interval_ms"] = params["interval_ms"]
-        config["copy_downtime_ms"] = params["copy_downtime_ms"]
-        config["output"] = params["output"]
+        for key in ("interval_ms", "min_interval_ms", "latency_ms", "copy_downtime_ms", "output"):
+            config[key] = params[key]
     return config
 
 

@@ -39,7 +39,7 @@ def write_config(host: FakeHost, role: str = "primary") -> dict[str, Any]:
     }
     if role == "primary":
         config["interval_ms"] = 1000
-        config["output"] = "compare"
+        config |= {"min_interval_ms": 100, "latency_ms": 500, "output": "compare"}
     (host.root / "vms" / "h1.json").write_text(json.dumps(config))
     return config
 
@@ -75,6 +75,7 @@ def test_a_second_network_stands_in_the_primarys_configuration_only() -> None:
     peer = {**PEER, "port": 22, "heartbeat_address": "192.168.78.2"}
     params = {"name": "h1", "peer": peer, "interval_ms": 1000, "peer_timeout_ms": 5000, "heartbeat_misses": 5}
     params |= {"bridge": "xenbr0", "copy_downtime_ms": 300, "output": "compare"}
+    params |= {"min_interval_ms": 100, "latency_ms": 500}
     configuration = utility("vm").configuration
     assert configuration({**params, "role": "primary"})["peer"] == peer
     assert configuration({**params, "role": "secondary"})["peer"] == {"name": "xb"}
@@ -91,7 +92,7 @@ def test_primary_is_protected_and_the_second_run_changes_nothing(starts: FakeHos
     assert written == {
         "format": 1, "vm": "h1", "role": "primary", "peer": {"name": "xb", "address": "192.168.77.2", "port": 22},
         "interval_ms": 1000, "copy_downtime_ms": 300, "peer_timeout_ms": 5000, "heartbeat_misses": 5, "bridge": "xenbr0",
-        "output": "compare",
+        "min_interval_ms": 100, "latency_ms": 500, "output": "compare",
     }  # fmt: skip
     assert starts.ran("systemctl", "start", "--no-block", UNIT)
     second = run("colo_vm", name="h1", role="primary", peer=PEER)
