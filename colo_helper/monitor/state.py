@@ -93,6 +93,8 @@ class State:
     channels: dict[str, Any] | None = None
     #: Counters of the guest's packets; see traffic.primary. None while nobody takes hold of them.
     packets: dict[str, int] | None = None
+    #: How many connections a takeover found that are younger than the last checkpoint.
+    followed: int = 0
     #: ``interval_ms`` until a checkpoint that nothing asks for, and a ``sentence`` why; see proxy.policy.
     interval: dict[str, Any] | None = None
     mode: str = "colo"

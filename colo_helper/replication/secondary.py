@@ -417,7 +417,11 @@ class Secondary:
             guest.devices.announce()
         except LOCAL_ERRORS as error:
             return "takeover_failed", str(error)
-        self.monitor.enter("active", f"An operator decided that this copy of {self.config.vm} takes over.")
+        self.monitor.enter(
+            "active",
+            f"An operator decided that this copy of {self.config.vm} takes over.",
+            followed=self.packets.followed,
+        )
         return "", ""
 
 

@@ -6,43 +6,17 @@ COLO_SWITCHOVERS says how many (20).
 
 import json
 import os
-import threading
 import time
-from itertools import pairwise
 
 import pytest
 
 from colo_helper.quantiles import nearest_rank
 from lab.guests import Client
+from tests.lab.asker import Asker
 from tests.lab.protected_vm import HELPER
 
 COUNT = int(os.environ.get("COLO_SWITCHOVERS", "20"))
 pytestmark = pytest.mark.full
-
-
-class Asker(threading.Thread):
-    """Reads the guest's counter over one connection, again and again."""
-
-    def __init__(self, settings):
-        super().__init__(daemon=True)
-        self.client = Client(settings, "h1", timeout_s=60)
-        self.stopped = threading.Event()
-        self.answers = []
-        self.error = None
-
-    def run(self):
-        try:
-            while not self.stopped.is_set():
-                self.answers.append((time.monotonic(), self.client.read()))
-        except Exception as error:
-            self.error = error
-        finally:
-            self.client.close()
-
-    def longest_silence(self, since):
-        """The longest time between two answers after a moment."""
-        times = [since, *(when for when, _ in list(self.answers) if when > since)]
-        return max(later - earlier for earlier, later in pairwise(times))
 
 
 def test_nothing_goes_back_and_nobody_hangs_up(installed, vm, play, settings):
@@ -70,11 +44,8 @@ def test_nothing_goes_back_and_nobody_hangs_up(installed, vm, play, settings):
             f"turn {turn}: {target} protects again {time.monotonic() - started:.1f} s later; {silences[-1]} ms without answer"
         )
         source, target = target, source
-    asker.stopped.set()
-    asker.join(120)
+    counters = asker.close()  # one connection through all of it
     writer.close()
-    assert asker.error is None, "one connection through all of it"
-    counters = [answer.counter for _, answer in asker.answers]
     assert counters == sorted(counters), "no step back"
     ordered = sorted(silences)
     print(
