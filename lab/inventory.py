@@ -35,7 +35,8 @@ def write_inventory(settings: Settings, ports: dict[str, int]) -> None:
                     "h1": {
                         "primary": first,
                         "secondary": second,
-                        "interval_ms": 1000,
+                        "interval_ms": 2000,
+                        "latency_ms": 2000,
                         "peer_timeout_ms": 10000,
                         "bridge": "xenbr0",
                     }

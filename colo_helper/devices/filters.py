@@ -121,9 +121,9 @@ class QmpFilters:
     def detach(self) -> None:
         """See Filters."""
         try:
-            for entry in self.qmp.command("qom-list", path="/objects"):
-                if entry["name"].startswith(_PREFIX):
-                    self.qmp.command("object-del", id=entry["name"])
+            for name in self._objects():
+                if name.startswith(_PREFIX):
+                    self.qmp.command("object-del", id=name)
             for entry in self.qmp.command("query-chardev"):
                 if entry["label"].startswith(_PREFIX):
                     self.qmp.command("chardev-remove", id=entry["label"])
@@ -131,6 +131,12 @@ class QmpFilters:
             for nic in self._nics:
                 nic.close()
             self._nics.clear()
+
+    def _objects(self) -> list[str]:
+        """Return the names of all objects; where they are is not there before the first one was made."""
+        if all(entry["name"] != "objects" for entry in self.qmp.command("qom-list", path="/")):
+            return []
+        return [str(entry["name"]) for entry in self.qmp.command("qom-list", path="/objects")]
 
 
 def wait_until_taken(

@@ -305,6 +305,7 @@ class Primary:
             self.inbox.put_wanted,
             self.inbox.put_trouble,
             comparing=self.config.output == "compare",
+            latency_s=self.config.latency_ms / 1000,
         )
         conversation.carry_packets(packets)
         return packets

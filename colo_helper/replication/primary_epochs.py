@@ -189,7 +189,6 @@ class PrimaryEpochs(SavingParent):
         self._commit_ms = milliseconds(now_s - started)
         made = Made(now_s, self._figures["d_pages"], self._watch.total_ms + self._commit_ms, self._diverged)
         self._interval = self._pace.after(made)
-        self._due_s = now_s + self._interval.interval_ms / 1000
         return 1
 
     def _hand_over(self) -> None:
@@ -214,6 +213,8 @@ class PrimaryEpochs(SavingParent):
         if not self._to_hold:
             self._expect_of_epoch(Kind.APPLIED)
         apply_ms = milliseconds(time.monotonic() - started)
+        self.packets.both_run()
+        self._due_s = time.monotonic() + self._interval.interval_ms / 1000
         self.conversation.idle_now()
         if self._first:
             self._first = False

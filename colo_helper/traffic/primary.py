@@ -34,7 +34,7 @@ class PrimaryRouter:
     clock: Callable[[], float] = time.monotonic
     open: bool = True
     epoch: int = -1
-    #: A cut was made, and the secondary has not got the checkpoint yet.
+    #: A cut was made, and the secondary does not run from it yet.
     pending: bool = False
     asked: Checkpoint | None = None
     _standing: bool = False
@@ -109,10 +109,13 @@ class PrimaryRouter:
         self._early.clear()
 
     def received(self) -> None:
-        """The secondary has the checkpoint: what was sent before the cut leaves, and comparing begins anew."""
-        self.pending = self._standing = False
+        """The secondary has the checkpoint: what was sent before the cut leaves."""
         self.asked = None
         self._release_old()
+
+    def both_run(self) -> None:
+        """The secondary runs from the checkpoint on: comparing begins anew, and with it the secondary's time to answer."""
+        self.pending = self._standing = False
         later, self._later, self._later_bytes = self._later, [], 0
         early, self._early = self._early, []
         now_s = self.clock()

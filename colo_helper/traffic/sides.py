@@ -7,14 +7,17 @@ from collections.abc import Callable
 from typing import Protocol
 
 from colo_helper.devices.interface import DeviceError, Filters
-from colo_helper.proxy.verdicts import Checkpoint
+from colo_helper.proxy.verdicts import Checkpoint, Limits
 from colo_helper.traffic.primary import PrimaryRouter
 from colo_helper.traffic.pump import Pump, SendFrames
 from colo_helper.traffic.secondary import SecondaryRouter
 
 
 class PrimarySide:
-    """The packets of the primary's guest; they flow as before until the first ``cut``. Raises DeviceError."""
+    """The packets of the primary's guest; they flow as before until the first ``cut``. Raises DeviceError.
+
+    A packet waits for the secondary ``latency_s`` at most, and then for a checkpoint.
+    """
 
     def __init__(
         self,
@@ -24,12 +27,14 @@ class PrimarySide:
         failed: Callable[[str], None],
         *,
         comparing: bool,
+        latency_s: float,
     ) -> None:
         self._filters = filters
         nics = filters.attach(mirror=True)
+        limits = Limits(secondary_s=latency_s, primary_s=2 * latency_s)
 
         def router(pump: Pump) -> PrimaryRouter:
-            self._router = PrimaryRouter(len(nics), pump, comparing)
+            self._router = PrimaryRouter(len(nics), pump, comparing, limits)
             return self._router
 
         self._pump = Pump(nics, router, send, wanted, failed)
@@ -53,6 +58,11 @@ class PrimarySide:
         """The secondary has the checkpoint."""
         with self._pump.hold():
             self._router.received()
+
+    def both_run(self) -> None:
+        """The secondary runs from the checkpoint on."""
+        with self._pump.hold():
+            self._router.both_run()
 
     def release(self) -> None:
         """There is no secondary any more: everything leaves at once."""
@@ -80,6 +90,9 @@ class Untouched:
         """See PrimarySide."""
 
     def received(self) -> None:
+        """See PrimarySide."""
+
+    def both_run(self) -> None:
         """See PrimarySide."""
 
     def release(self) -> None:

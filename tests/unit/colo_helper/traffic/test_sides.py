@@ -41,6 +41,7 @@ class Pair:
             self.wanted.put,
             self.troubles.append,
             comparing=True,
+            latency_s=0.5,
         )
         self.secondary = SecondarySide(self.filters[1], self.primary.from_peer, self.troubles.append)
 
@@ -57,6 +58,7 @@ class Pair:
         self.secondary.halted()
         self.secondary.applied(epoch)
         self.primary.received()
+        self.primary.both_run()
 
     def close(self):
         self.primary.close()
