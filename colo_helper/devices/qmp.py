@@ -127,7 +127,12 @@ class QmpDeviceModel:
             path.unlink(missing_ok=True)
 
     def load_state(self, state: bytes) -> None:
-        """See DeviceModel. Goes through a snapshot, because xen-load-devices-state aborts QEMU (see qcow2)."""
+        """See DeviceModel. Goes through a snapshot, because xen-load-devices-state aborts QEMU (see qcow2).
+
+        A guest with virtio-net would be told each time that it was moved, and would announce itself five times.
+        """
+        if not self._loads:
+            self.command("migrate-set-parameters", **{"announce-rounds": 0})
         self._loads += 1
         node, job = f"colo-state-{self._loads}", f"colo-load-{self._loads}"
         path = self._work_dir / f"{node}.qcow2"

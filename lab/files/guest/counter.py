@@ -5,7 +5,7 @@ One line in, one line out, on TCP port 7000, any number of connections:
     read            -> counter=812 writes=3 last=token chain=1c291ca3
     write TOKEN     -> the same, after TOKEN was written
     echo TOKEN      -> echo=TOKEN: any two copies of the guest say the same
-    random          -> random=9f86d081884c7d65: no two copies say the same
+    clock           -> clock=81364297182: no two copies say the same
 
 `counter` goes up by one each tick, `writes` by one each write; `chain` is a CRC-32 over all tokens written so far.
 A client sees from these whether the guest was lost, started again, or went back in time.
@@ -14,7 +14,6 @@ Each tick dirties `work` pages of 4096 bytes, as a guest that does something wou
 Usage: counter.py WORK_PAGES TICK_MS
 """
 
-import os
 import select
 import socket
 import sys
@@ -50,8 +49,8 @@ class Counter:
         verb, _, token = line.strip().partition(" ")
         if verb == "echo":
             return f"echo={token}"
-        if verb == "random":
-            return f"random={os.urandom(8).hex()}"
+        if verb == "clock":
+            return f"clock={time.monotonic_ns()}"
         if verb == "write" and token:
             self.writes += 1
             self.last = token
