@@ -98,6 +98,7 @@ class EmulatedFilters:
     nics: int = 1
     attached: list[FilteredNic] = field(default_factory=list)
     ends: list[FilteredNic] = field(default_factory=list)
+    on: bool = False
     faults: set[str] = field(default_factory=set)
 
     def attach(self, *, mirror: bool) -> list[FilteredNic]:
@@ -115,10 +116,16 @@ class EmulatedFilters:
     def detach(self) -> None:
         """See Filters."""
         self._step("detach")
+        self.on = False
         for nic in (*self.attached, *self.ends):
             nic.close()
         self.attached.clear()
         self.ends.clear()
+
+    def switch(self, *, on: bool) -> None:
+        """See Filters."""
+        self._step("switch_on" if on else "switch_off")
+        self.on = on
 
     def _step(self, operation: str) -> None:
         if operation in self.faults:

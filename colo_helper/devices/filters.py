@@ -113,38 +113,56 @@ class QmpFilters:
                 "id": f"{_PREFIX}{name}",
                 "netdev": netdev,
                 "queue": queue,
+                "status": "off",
                 "vnet_hdr_support": True,  # the length of the vnet header stands before each frame, 0 without one
                 **chardevs,
             },
         )
 
+    def switch(self, *, on: bool) -> None:
+        """See Filters. A filter that is off lets packets pass by; what is written to its chardev it still reads (7.2)."""
+        for name in self._objects():
+            self.qmp.command(
+                "qom-set", path=f"/objects/{name}", property="status", value="on" if on else "off"
+            )
+
     def detach(self) -> None:
         """See Filters."""
         try:
-            for name in self._objects():
-                if name.startswith(_PREFIX):
-                    self.qmp.command("object-del", id=name)
-            for entry in self.qmp.command("query-chardev"):
-                if entry["label"].startswith(_PREFIX):
-                    self.qmp.command("chardev-remove", id=entry["label"])
+            self._remove()
+        except DeviceError:
+            # A device model that waits for us to read answers nobody. One whose chardevs have ended does.
+            self._close()
+            self._remove()
         finally:
-            for nic in self._nics:
-                nic.close()
-            self._nics.clear()
+            self._close()
+
+    def _close(self) -> None:
+        for nic in self._nics:
+            nic.close()
+        self._nics.clear()
+
+    def _remove(self) -> None:
+        for name in self._objects():
+            self.qmp.command("object-del", id=name)
+        for entry in self.qmp.command("query-chardev"):
+            if entry["label"].startswith(_PREFIX):
+                self.qmp.command("chardev-remove", id=entry["label"])
 
     def _objects(self) -> list[str]:
-        """Return the names of all objects; where they are is not there before the first one was made."""
+        """Return the names of our objects; where objects are is not there before the first one was made."""
         if all(entry["name"] != "objects" for entry in self.qmp.command("qom-list", path="/")):
             return []
-        return [str(entry["name"]) for entry in self.qmp.command("qom-list", path="/objects")]
+        names = [str(entry["name"]) for entry in self.qmp.command("qom-list", path="/objects")]
+        return [name for name in names if name.startswith(_PREFIX)]
 
 
 def wait_until_taken(
     end: socket.socket, within_s: float, clock: Callable[[], float] = time.monotonic
 ) -> bool:
-    """Wait until the other end of a socket has read all that was written; tells whether it has."""
+    """Wait until the other end of a socket has read all that was written; tells whether it has. A closed one has."""
     deadline = clock() + within_s
-    while struct.unpack("i", fcntl.ioctl(end, termios.TIOCOUTQ, bytes(4)))[0]:
+    while end.fileno() >= 0 and struct.unpack("i", fcntl.ioctl(end, termios.TIOCOUTQ, bytes(4)))[0]:
         if clock() > deadline:
             return False
         time.sleep(_LOOK_S)

@@ -85,9 +85,16 @@ class Filters(Protocol):
     """The filters of one device model's NICs. Every method may raise DeviceError."""
 
     def attach(self, *, mirror: bool) -> list[FilteredNic]:
-        """Take hold of all NICs; what an earlier program left is taken away first.
+        """Have filters for all NICs, switched off; what an earlier program left is taken away first.
 
-        From now on nothing leaves the guest but by us. ``mirror``: we only get a copy of what comes from the network.
+        ``mirror``: we will only get a copy of what comes from the network.
+        """
+
+    def switch(self, *, on: bool) -> None:
+        """Let nothing leave the guest but by us, or (off) let packets pass by us; what we write is still taken then.
+
+        Somebody must read all the sockets from the moment they are on: a device model that cannot write waits, and answers
+        nobody.
         """
 
     def detach(self) -> None:

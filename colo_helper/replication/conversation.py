@@ -188,6 +188,8 @@ class PacketsFromPeer:
             )
         except (FramingError, SessionEndedError) as error:
             raise PackingError(str(error)) from error
+        except Exception as error:  # (the lane's thread must end the session, not itself)
+            raise PackingError(f"A packet cannot be handled: {error!r}") from error
 
     def close(self) -> None:
         """See Sink."""

@@ -337,7 +337,10 @@ class Primary:
             end = replace(
                 end, phase="failed", exit_code=1, sentence=f"{why}; {self.config.vm} runs on unprotected."
             )
-        self.packets.release()
+        if cause is Cause.GUEST_DIED:
+            self.packets.discard()  # its copy is kept, and may be the VM yet
+        else:
+            self.packets.release()
         problems = self.guest.release() if self.guest and end.guest != "hold" else []
         problems += self._let_packets_flow()
         if end.guest == "gone":

@@ -160,7 +160,7 @@ class PrimaryEpochs(SavingParent):
             devices = self.guest.saved_devices()
             self._watch.lap("devices")
             if not self._to_hold:
-                self.guest.resume()
+                self._resume()
                 self._watch.lap("resume")
             self._send_held()
             commit = {"epoch": self.epoch, "hold": self._to_hold, **self._figures}
@@ -173,23 +173,31 @@ class PrimaryEpochs(SavingParent):
         with self._run_on_failure():
             self._expect_of_epoch(Kind.RECEIVED)
             self.inbox.wanted = None
-            self.packets.received()
+            released = self.packets.received()
             if self._to_hold:
                 frames = number(self._expect_of_epoch(Kind.APPLIED), "frames")
                 if self._asked_for("verify"):
                     self._verified = compare(self.guest, self.conversation, frames).to_json(self.epoch)
                     self._watch.lap("verify")
                 if self._asked_for("switchover"):
+                    if released:
+                        self._let_leave()
                     self._hand_over()
                     return 0
                 self.conversation.send(Kind.RUN, {"epoch": self.epoch})
-                self.guest.resume()
+                self._resume()
                 self._watch.lap("resume")
         now_s = time.monotonic()
         self._commit_ms = milliseconds(now_s - started)
         made = Made(now_s, self._figures["d_pages"], self._watch.total_ms + self._commit_ms, self._diverged)
         self._interval = self._pace.after(made)
         return 1
+
+    def _let_leave(self) -> None:
+        """Packets that were let go are in the device model, which sends only while it runs; no vCPU does meanwhile."""
+        self.packets.flushed()
+        self.guest.devices.cont()
+        self.guest.devices.stop()
 
     def _hand_over(self) -> None:
         """Both stand still and are equal: from the moment the secondary is told so, its copy is the VM and this one is not."""
@@ -272,6 +280,15 @@ class PrimaryEpochs(SavingParent):
     def _to_hold(self) -> bool:
         """Whether both sides stand still after this checkpoint until the primary says more."""
         return self._asked_for("verify") or self._asked_for("switchover")
+
+    def _resume(self) -> None:
+        self.guest.resume()
+        self.packets.resumed()
+
+    def switch_qemu_logdirty(self, domid: int, enable: bool) -> int:
+        """See Callbacks. A device model that is held back could not obey."""
+        self.packets.halting()
+        return super().switch_qemu_logdirty(domid, enable)
 
     def _let_run(self) -> None:
         """After a failure; but never what may run elsewhere."""

@@ -184,8 +184,8 @@ class SecondaryEpochs(HelperParent):
         info = self.guest.domain.info()
         if info.shutdown:  # its device model has ended with it, and takes no state any more
             raise DeviceError(f"The copy, domain {info.domid}, has ended by itself ({info.shutdown_reason})")
+        self.packets.halting()
         self.guest.halt()
-        self.packets.halted()
         self.step = Step.PARTIAL
         self._watch.lap("suspend")
         return _SUCCESS

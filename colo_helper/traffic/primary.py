@@ -38,6 +38,7 @@ class PrimaryRouter:
     pending: bool = False
     asked: Checkpoint | None = None
     _standing: bool = False
+    _dead: bool = False
     #: Without comparing: what waits for the next checkpoint.
     _held: list[tuple[int, RawFrame]] = field(default_factory=list)
     _held_bytes: int = 0
@@ -54,6 +55,8 @@ class PrimaryRouter:
 
     def from_guest(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
         """See Router."""
+        if self._dead:
+            return
         if self.open:
             self.out.to_network(nic, frames)
         elif self.pending:
@@ -108,14 +111,18 @@ class PrimaryRouter:
         self.open, self.pending, self.epoch = False, True, epoch
         self._early.clear()
 
-    def received(self) -> None:
-        """The secondary has the checkpoint: what was sent before the cut leaves."""
+    def resumed(self) -> None:
+        """The guest runs on, and may be held back again."""
+        self._standing = False
+
+    def received(self) -> bool:
+        """The secondary has the checkpoint: what was sent before the cut leaves. Tells whether there was anything."""
         self.asked = None
-        self._release_old()
+        return self._release_old() > 0
 
     def both_run(self) -> None:
         """The secondary runs from the checkpoint on: comparing begins anew, and with it the secondary's time to answer."""
-        self.pending = self._standing = False
+        self.pending = False
         later, self._later, self._later_bytes = self._later, [], 0
         early, self._early = self._early, []
         now_s = self.clock()
@@ -132,6 +139,14 @@ class PrimaryRouter:
         self._later, self._later_bytes = [], 0
         self._early.clear()
         self.open, self.pending, self._standing, self.asked = True, False, False, None
+
+    def discard_all(self) -> None:
+        """The secondary may be the VM: what waits has never been said, and nothing more is."""
+        self._dead = True
+        self._comparators = [Comparator(self.limits) for _ in range(self.nics)]
+        for waiting in (self._held, self._later, self._early):
+            waiting.clear()
+        self._held_bytes = self._later_bytes = 0
 
     # ------------------------------------------------------------------------------------------------ figures
 
@@ -158,13 +173,15 @@ class PrimaryRouter:
             self.asked = Checkpoint(Cause.MEMORY, f"{self._held_bytes} bytes wait for a checkpoint.")
             self.out.need_checkpoint(self.asked)
 
-    def _release_old(self) -> None:
-        """Let go what was sent before the last cut."""
-        for nic, comparator in enumerate(self._comparators):
-            self._release(nic, comparator.checkpointed())
+    def _release_old(self) -> int:
+        """Let go what was sent before the last cut; returns how many packets."""
+        verdicts = [comparator.checkpointed() for comparator in self._comparators]
+        for nic, verdict in enumerate(verdicts):
+            self._release(nic, verdict)
         held, self._held, self._held_bytes = self._held, [], 0
         for nic, frame in held:
             self.out.to_network(nic, [frame])
+        return len(held) + sum(len(verdict.release) for verdict in verdicts)
 
     def _conclude(self, nic: int, verdict: Verdict) -> None:
         self._release(nic, verdict)

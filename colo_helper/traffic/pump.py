@@ -24,6 +24,7 @@ _READ_BYTES = 256 << 10
 _BACKLOG_BYTES = 4 << 20
 #: How long a device model may take to read what is to leave before its filters go, in seconds.
 _TAKEN_S = 1.0
+_LOOK_S = 0.001
 #: What may wait for the peer, in bytes.
 _QUEUE_BYTES = 4 << 20
 
@@ -113,7 +114,8 @@ class _Port:
         if not data:
             del self.readers[end]
             return [], False
-        return reader.feed(data), True
+        frames = reader.feed(data)
+        return [_announcement(frame) for frame in frames] if end is self.nic.from_guest else frames, True
 
     def write(self, end: socket.socket, data: bytes) -> None:
         """Write now what is taken, and keep the rest."""
@@ -130,6 +132,14 @@ class _Port:
             return
         except OSError:
             waiting.clear()
+
+
+def _announcement(frame: RawFrame) -> RawFrame:
+    """Give QEMU's own announcement (RARP) its vnet header, which it is sent without while the framing claims one."""
+    data = frame.data
+    if frame.vnet_bytes and data[:6] == b"\xff" * 6 and data[12:14] == b"\x80\x35":
+        return RawFrame(bytes(frame.vnet_bytes) + data, frame.vnet_bytes)
+    return frame
 
 
 class Pump:
@@ -157,7 +167,7 @@ class Pump:
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
         self._selector.register(self._wake_out, selectors.EVENT_READ)
-        self._stopping = False
+        self._stopping = self._closed = False
         self._router = router(self)
         for number, port in enumerate(self._ports):
             for end in port.readers:
@@ -206,14 +216,35 @@ class Pump:
             yield
             self._wake()
 
-    def drain(self) -> None:
-        """Take all that the guest and the network have sent until now; the guest must stand still. Within ``hold``."""
+    def drain(self) -> dict[int, RawFrame]:
+        """Take all that the guest and the network have sent until now; the guest must stand still. Within ``hold``.
+
+        Returns the last frame of each NIC that came from the network.
+        """
+        last: dict[int, RawFrame] = {}
         for number, port in enumerate(self._ports):
             for end in (port.nic.from_guest, port.nic.from_network):
                 more = True
                 while more:
                     frames, more = port.read(end)
                     self._hand_on(number, port, end, frames)
+                    if frames and end is port.nic.from_network:
+                        last[number] = frames[-1]
+        return last
+
+    def flushed(self, within_s: float = _TAKEN_S) -> bool:
+        """Wait until the device model has read all that was written to it; tells whether it has. Not within ``hold``."""
+        deadline = time.monotonic() + within_s
+        for port in self._ports:
+            for end, waiting in port.waiting.items():
+                while waiting and time.monotonic() < deadline:
+                    time.sleep(_LOOK_S)  # the pump's thread writes it
+                try:
+                    if waiting or not wait_until_taken(end, max(0.0, deadline - time.monotonic())):
+                        return False
+                except OSError:
+                    continue  # the device model has gone
+        return True
 
     def from_peer(self, epoch: int, nic: int, packed: bytes) -> None:
         """Take packets that the peer has sent; raises FramingError."""
@@ -226,24 +257,15 @@ class Pump:
                 self._router.from_peer(epoch, nic, frames, time.monotonic())
 
     def stop(self) -> None:
-        """End the thread; what is to leave is with the device model then."""
+        """End the thread."""
         with self._lock:
-            if self._stopping:
+            if self._closed:
                 return
-            self._stopping = True
+            self._stopping = self._closed = True
             self._poke()
         if self._thread is not threading.current_thread():
             self._thread.join()
         self._peer.close()
-        deadline = time.monotonic() + _TAKEN_S
-        for port in self._ports:
-            end = port.nic.to_network
-            while port.waiting[end] and time.monotonic() < deadline:
-                end.settimeout(max(0.0, deadline - time.monotonic()))
-                with suppress(TimeoutError):
-                    port.flush(end)
-            with suppress(OSError):  # the device model has gone
-                wait_until_taken(end, max(0.0, deadline - time.monotonic()))
         self._selector.close()
         os.close(self._wake_out)
         os.close(self._wake_in)

@@ -47,7 +47,7 @@ class SecondaryRouter:
         ]
         if self.alone:
             self.out.to_network(nic, moved)
-        else:
+        elif self.epoch >= 0:  # before the first checkpoint only its device model speaks, which announces it
             self.out.to_peer(self.epoch, nic, frames)
 
     def from_network(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from colo_helper.devices.interface import DeviceError, Filters
@@ -38,6 +39,7 @@ class PrimarySide:
             return self._router
 
         self._pump = Pump(nics, router, send, wanted, failed)
+        _switch_on(self._pump, filters)
 
     def from_peer(self, epoch: int, nic: int, packed: bytes) -> None:
         """Take what the secondary's guest has said; raises FramingError."""
@@ -51,13 +53,21 @@ class PrimarySide:
     def cut(self, epoch: int) -> None:
         """The guest stands still; what it sends from now on is of ``epoch``."""
         with self._pump.hold():
-            self._pump.drain()
+            last = self._pump.drain()
             self._router.cut(epoch)
+            # A device model that is being stopped still reads one packet of each NIC, which its guest gets when it runs on.
+            for nic, frame in last.items():
+                self._router.from_network(nic, [frame], time.monotonic())
 
-    def received(self) -> None:
-        """The secondary has the checkpoint."""
+    def resumed(self) -> None:
+        """The guest runs on: its device model may be held back again."""
         with self._pump.hold():
-            self._router.received()
+            self._router.resumed()
+
+    def received(self) -> bool:
+        """The secondary has the checkpoint; tells whether packets were let go."""
+        with self._pump.hold():
+            return self._router.received()
 
     def both_run(self) -> None:
         """The secondary runs from the checkpoint on."""
@@ -68,6 +78,15 @@ class PrimarySide:
         """There is no secondary any more: everything leaves at once."""
         with self._pump.hold():
             self._router.release_all()
+
+    def discard(self) -> None:
+        """The guest has died, and its secondary may be the VM: what was never let go must not leave now."""
+        with self._pump.hold():
+            self._router.discard_all()
+
+    def flushed(self) -> bool:
+        """Wait until the device model has all that was let go; tells whether it has."""
+        return self._pump.flushed()
 
     def counters(self) -> dict[str, int]:
         """Return what was counted since the packets were taken hold of; see PrimaryRouter."""
@@ -89,8 +108,12 @@ class Untouched:
     def cut(self, epoch: int) -> None:
         """See PrimarySide."""
 
-    def received(self) -> None:
+    def resumed(self) -> None:
+        """See PrimarySide, and SecondarySide."""
+
+    def received(self) -> bool:
         """See PrimarySide."""
+        return False
 
     def both_run(self) -> None:
         """See PrimarySide."""
@@ -98,17 +121,18 @@ class Untouched:
     def release(self) -> None:
         """See PrimarySide."""
 
+    def discard(self) -> None:
+        """See PrimarySide."""
+
+    def flushed(self) -> bool:
+        """See PrimarySide."""
+        return True
+
     def counters(self) -> dict[str, int]:
         """See PrimarySide."""
         return {}
 
-    def halted(self) -> None:
-        """See SecondarySide."""
-
     def applied(self, epoch: int) -> None:
-        """See SecondarySide."""
-
-    def resumed(self) -> None:
         """See SecondarySide."""
 
     def take_over(self) -> None:
@@ -135,15 +159,17 @@ class SecondarySide:
             return self._router
 
         self._pump = Pump(nics, router, send, _unasked, failed)
+        _switch_on(self._pump, filters)
 
     def from_peer(self, epoch: int, nic: int, packed: bytes) -> None:
         """Take what clients have sent to the primary; raises FramingError."""
         self._pump.from_peer(epoch, nic, packed)
 
-    def halted(self) -> None:
-        """The guest stands still."""
+    def halting(self) -> None:
+        """The guest is about to be stopped; it has all that it was given by then."""
         with self._pump.hold():
             self._router.halted()
+        self._pump.flushed()
 
     def applied(self, epoch: int) -> None:
         """The guest, which still stands still, has the state of ``epoch``."""
@@ -179,9 +205,23 @@ class Side(Protocol):
         """Take packets of the other side; raises FramingError."""
 
 
+def _switch_on(pump: Pump, filters: Filters) -> None:
+    try:
+        filters.switch(on=True)
+    except BaseException:
+        with suppress(DeviceError):  # what led here says more
+            _close(pump, filters)
+        raise
+
+
 def _close(pump: Pump, filters: Filters) -> None:
-    pump.stop()
-    filters.detach()
+    """Packets pass by first, and the pump moves those that did not: a device model that cannot write answers no command."""
+    try:
+        filters.switch(on=False)
+        pump.flushed()
+    finally:
+        pump.stop()
+        filters.detach()
 
 
 def _unasked(checkpoint: Checkpoint) -> None:

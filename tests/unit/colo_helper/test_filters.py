@@ -31,6 +31,12 @@ def two_nics(tmp_path):
         yield running, QmpFilters(running.devices)
 
 
+def switched_on(filters, nic, *, mirror):
+    attached = filters.attach(mirror=mirror)
+    filters.switch(on=True)
+    return attached[nic]
+
+
 def names(devices):
     return [one["name"] for one in devices.command("qom-list", path="/objects")] + [
         one["label"] for one in devices.command("query-chardev") if one["label"].startswith("colo-")
@@ -48,7 +54,7 @@ def test_every_nic_is_taken_hold_of(two_nics):
 @pytest.mark.parametrize("nic", [0, 1], ids=MODELS)
 def test_what_the_guest_sends_comes_to_us_and_leaves_only_by_us(two_nics, nic):
     running, filters = two_nics
-    attached = filters.attach(mirror=True)[nic]
+    attached = switched_on(filters, nic, mirror=True)
     running.devices.command("cont")
     running.devices.announce()
     announcement = frames(attached.from_guest)[0]
@@ -64,10 +70,43 @@ def test_what_the_guest_sends_comes_to_us_and_leaves_only_by_us(two_nics, nic):
 @pytest.mark.parametrize("mirror", [True, False])
 def test_what_the_network_sends_comes_to_us(two_nics, mirror):
     running, filters = two_nics
-    attached = filters.attach(mirror=mirror)[1]
+    attached = switched_on(filters, 1, mirror=mirror)
     running.networks[1].send(FRAME)
     assert frames(attached.from_network) == [RawFrame(FRAME, 0)]
     assert (attached.to_guest is None) == mirror
+
+
+@needs_qemu
+def test_a_filter_that_is_off_lets_packets_pass_and_still_takes_what_we_write(two_nics):
+    running, filters = two_nics
+    attached = switched_on(filters, 1, mirror=True)
+    filters.switch(on=False)
+    running.devices.command("cont")
+    running.devices.announce()
+    assert running.networks[1].recv(2048)[6:12] == bytes([0x00, 0x16, 0x3E, 0, 0, 1])
+    assert select.select([attached.from_guest], [], [], 0.1)[0] == []
+    attached.to_network.sendall(pack(RawFrame(FRAME, 0)))
+    received = {running.networks[1].recv(2048) for _ in range(5)}
+    assert FRAME in received or running.networks[1].recv(2048) == FRAME
+
+
+@needs_qemu
+def test_a_device_model_that_waits_for_us_to_read_is_let_go(two_nics):
+    """It answers no command then; the filters go nevertheless, and packets flow."""
+    running, filters = two_nics
+    running.devices._timeout_s = 1.0
+    switched_on(filters, 1, mirror=True)
+    flood(running.networks[1])
+    filters.detach()
+    running.networks[1].send(FRAME)
+    assert running.devices.command("query-status")["status"] == "prelaunch"
+
+
+def flood(network):
+    """Send until the device model has not read for a while."""
+    network.settimeout(0.5)
+    for _ in range(20_000):
+        network.send(bytes(1400))
 
 
 @needs_qemu

@@ -24,6 +24,7 @@ class Bench:
     def checkpoint(self, epoch=1):
         self.router.halting()
         self.router.cut(epoch)
+        self.router.resumed()
         self.router.received()
         self.router.both_run()
         return self
@@ -140,6 +141,18 @@ def test_without_a_secondary_everything_leaves_in_order_and_goes_on_leaving(benc
     assert bench.left == []
 
 
+@pytest.mark.parametrize("comparing", [True, False])
+def test_of_a_guest_that_died_nothing_leaves_any_more(comparing):
+    bench = Bench(comparing=comparing).checkpoint()
+    bench.guest(ONE)
+    bench.router.cut(2)
+    bench.guest(TWO)
+    bench.router.discard_all()
+    bench.router.release_all()
+    bench.guest(THREE)
+    assert bench.left == []
+
+
 def test_held_output_leaves_only_after_checkpoints():
     bench = Bench(comparing=False).checkpoint()
     bench.guest(ONE)
@@ -166,7 +179,9 @@ def test_a_guest_that_says_too_much_is_held_back_until_it_is_stopped_for_a_check
     bench.router.cut(2)
     bench.guest(*[udp(bytes(1000))] * 5)
     assert not bench.router.crowded
-    bench.router.received()
+    bench.router.resumed()
+    assert bench.router.crowded
+    assert bench.router.received()
     bench.router.both_run()
     assert len(bench.left) == 5
     assert bench.router.crowded
@@ -175,6 +190,7 @@ def test_a_guest_that_says_too_much_is_held_back_until_it_is_stopped_for_a_check
 def test_what_waits_for_a_checkpoint_under_way_is_bounded_too():
     bench = Bench(limits=Limits(bytes=4000)).checkpoint()
     bench.router.cut(2)
+    bench.router.resumed()
     bench.guest(*[udp(bytes(1000))] * 5)
     assert bench.router.crowded
 

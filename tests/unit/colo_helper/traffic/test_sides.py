@@ -6,6 +6,7 @@ import time
 import pytest
 
 from colo_helper.devices.emulated import EmulatedFilters
+from colo_helper.devices.interface import DeviceError
 from colo_helper.traffic.framing import FrameReader, FramingError, RawFrame, pack
 from colo_helper.traffic.sides import PrimarySide, SecondarySide
 from tests.unit.colo_helper.proxy.frames import udp
@@ -55,9 +56,10 @@ class Pair:
     def checkpoint(self, epoch):
         self.primary.halting()
         self.primary.cut(epoch)
-        self.secondary.halted()
-        self.secondary.applied(epoch)
+        self.primary.resumed()
+        self.secondary.halting()
         self.primary.received()
+        self.secondary.applied(epoch)
         self.primary.both_run()
 
     def close(self):
@@ -152,6 +154,36 @@ def test_a_device_model_that_has_gone_is_no_error_of_ours(pair):
     pair.checkpoint(1)
     pair.ends[0].close()
     pair.checkpoint(2)
+
+
+def test_the_packet_that_a_stopped_device_model_still_reads_is_given_to_the_copy_as_well(pair):
+    pair.checkpoint(1)
+    ours, theirs = pair.ends
+    with pair.primary._pump.hold():
+        ours.from_network.sendall(pack(RawFrame(ONE, 0)) + pack(RawFrame(TWO, 0)))
+        pair.checkpoint(2)
+    assert TWO in frames(theirs.to_guest)
+
+
+def test_an_announcement_of_the_device_model_gets_the_header_that_the_framing_claims(pair):
+    announcement = b"\xff" * 6 + b"\x52\x54\x00\x00\x00\x01" + b"\x80\x35" + bytes(46)
+    ours, _ = pair.ends
+    ours.from_guest.sendall(pack(RawFrame(announcement, 12))[: 8 + len(announcement)])
+    ours.to_network.settimeout(10)
+    assert FrameReader().feed(ours.to_network.recv(4096)) == [RawFrame(bytes(12) + announcement, 12)]
+
+
+def test_the_filters_are_on_only_while_somebody_reads(pair):
+    assert pair.filters[0].on
+    pair.primary.close()
+    assert not pair.filters[0].on
+
+
+def test_filters_that_cannot_be_switched_on_are_taken_away():
+    filters = EmulatedFilters(faults={"switch_on"})
+    with pytest.raises(DeviceError, match="switch_on"):
+        SecondarySide(filters, lambda *_: None, print)
+    assert filters.attached == []
 
 
 def test_half_a_packet_from_the_peer_is_refused(pair):
