@@ -27,6 +27,7 @@ from colo_helper.channel.session import BACK, FORWARD, LANES
 from colo_helper.channel.stream import ChannelLostError, FdStream, read_frame, write_frame
 from colo_helper.channel.wire import Kind, encode
 from colo_helper.control.protocol import Request
+from colo_helper.devices.filters import wait_until_taken
 from colo_helper.monitor.monitor import Monitor
 from colo_helper.monitor.sdnotify import Notifier
 from colo_helper.monitor.state import State
@@ -82,6 +83,8 @@ class Relay:
                     line.cut = None
                     if line.cut_after:
                         self._pass_on(frame)
+                        if frame.kind is Kind.TAKEN:  # the last word: nothing more would follow in that moment
+                            self._wait_until_heard()
                     line.on_cut()
                     continue
                 self._pass_on(frame)
@@ -93,6 +96,12 @@ class Relay:
     def _pass_on(self, frame: Any) -> None:
         buffers = encode(frame.kind, frame.head, frame.parts, frame.number)
         write_frame(self.target, buffers, lambda: None, 1.0)
+
+    def _wait_until_heard(self) -> None:
+        """The peer has read it, and had a moment to hand it on: a loss of the session that comes first would hide it."""
+        with socket.socket(fileno=os.dup(self.target._write_fd)) as end:
+            wait_until_taken(end, PATIENCE_S)
+        time.sleep(0.05)
 
 
 class Line:
