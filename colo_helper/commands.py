@@ -146,7 +146,7 @@ def _status(vm: str | None, *, as_json: bool) -> int:
         _say(json.dumps(found[0] if vm and found else found, indent=1))
     else:
         for state in found:
-            _say(_line(state))
+            _say("\n".join([_line(state), *(details(state) if vm else [])]))
     if vm and not found:
         sys.stderr.write(f"Nothing is known about a VM named {vm} on this host.\n")
         return 1
@@ -182,6 +182,26 @@ def _line(state: dict[str, Any]) -> str:
     pause = f", last pause {last['pause_ms']:.0f} ms" if last else ""
     ended = "" if state["running"] else " (the replicator does not run)"
     return f"{state['vm']}: {state['role']}, {state['phase']}{ended}, epoch {state['epoch']}{pause}: {state['reason']}"
+
+
+def details(state: dict[str, Any]) -> list[str]:
+    """Say in sentences why the last checkpoint was made, when the next one comes, and what became of the packets."""
+    lines = []
+    if why := (state.get("last") or {}).get("why"):
+        lines.append(f"  Last checkpoint: {why}")
+    if interval := state.get("interval"):
+        lines.append(f"  Next within {interval['interval_ms']:.0f} ms: {interval['sentence']}")
+    if packets := state.get("packets"):
+        causes = ", ".join(
+            f"{count} {name.removeprefix('asked_')}"
+            for name, count in packets.items()
+            if name.startswith("asked_") and count
+        )
+        lines.append(
+            f"  Packets: {packets['released']} of {packets['primary']} have left, {packets['waiting']} wait; "
+            f"checkpoints that they asked for: {causes or 'none'}"
+        )
+    return lines
 
 
 def _say(text: str) -> None:

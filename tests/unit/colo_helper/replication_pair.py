@@ -83,7 +83,9 @@ class Relay:
                     line.cut = None
                     if line.cut_after:
                         self._pass_on(frame)
-                        if frame.kind is Kind.TAKEN:  # the last word: nothing more would follow in that moment
+                        if (
+                            frame.kind is Kind.TAKEN
+                        ):  # the last word: nothing more would follow in that moment
                             self._wait_until_heard()
                     line.on_cut()
                     continue
