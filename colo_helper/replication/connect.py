@@ -11,7 +11,7 @@ from colo_helper.channel.stream import ChannelLostError
 from colo_helper.monitor.monitor import Monitor
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import Conversation
-from colo_helper.replication.decisions import Cause, SessionEndedError
+from colo_helper.replication.decisions.session import Cause, SessionEndedError
 from colo_helper.replication.inbox import Inbox
 
 #: SSH and the forced command have to be set up on a host that may be slow, in seconds.

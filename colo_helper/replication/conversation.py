@@ -9,7 +9,7 @@ from typing import Any
 from colo_helper.channel.session import Session
 from colo_helper.channel.stream import ChannelLostError
 from colo_helper.channel.wire import Frame, Kind
-from colo_helper.replication.decisions import Cause, SessionEndedError
+from colo_helper.replication.decisions.session import Cause, SessionEndedError
 from colo_helper.replication.inbox import Inbox, Sink
 from colo_helper.replication.packing import PackingError
 from colo_helper.traffic.framing import FramingError

@@ -17,7 +17,7 @@ from colo_helper.channel.wire import Kind
 from colo_helper.helper.argv import FLAG_FIRST_COPY, FLAG_LIVE, NO_FD, SaveRequest
 from colo_helper.monitor.monitor import Monitor
 from colo_helper.replication.conversation import Conversation
-from colo_helper.replication.decisions import Cause, SessionEndedError
+from colo_helper.replication.decisions.session import Cause, SessionEndedError
 from colo_helper.replication.epochs import SavingParent
 from colo_helper.replication.guest import Guest
 from colo_helper.replication.host import COPY_CHUNK_BYTES, Host

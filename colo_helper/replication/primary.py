@@ -16,21 +16,18 @@ from colo_helper.memory.bitmap import DirtyBitmap
 from colo_helper.monitor.monitor import Monitor, boot_id
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import COPY_TIMEOUT_S, Conversation, number
-from colo_helper.replication.decisions import (
-    PROTOCOL,
-    Cause,
+from colo_helper.replication.decisions.primary import (
     GuestFacts,
     PrimaryStep,
-    SessionEndedError,
     beginning,
     guest_ended,
     guest_refusal,
     not_yet,
-    pair_refusal,
     primary_end,
     primary_start,
     retry_wait,
 )
+from colo_helper.replication.decisions.session import PROTOCOL, Cause, SessionEndedError, pair_refusal
 from colo_helper.replication.first_copy import FirstCopy
 from colo_helper.replication.guest import LOCAL_ERRORS, Guest
 from colo_helper.replication.host import Host

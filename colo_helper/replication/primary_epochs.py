@@ -24,13 +24,8 @@ from colo_helper.monitor.monitor import Monitor
 from colo_helper.proxy.policy import Bounds, Interval
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import Conversation, number
-from colo_helper.replication.decisions import (
-    Cause,
-    Idle,
-    SessionEndedError,
-    guest_ended,
-    idle_step,
-)
+from colo_helper.replication.decisions.primary import Idle, guest_ended, idle_step
+from colo_helper.replication.decisions.session import Cause, SessionEndedError
 from colo_helper.replication.epochs import COUNTS, SavingParent, checkpoint_record
 from colo_helper.replication.guest import Guest
 from colo_helper.replication.host import Host

@@ -24,7 +24,7 @@ from colo_helper.replication.config import (
     ConfigError,
     load_config,
 )
-from colo_helper.replication.decisions import attach_refusal, role_refusal, verb_refusal
+from colo_helper.replication.decisions.refusals import attach_refusal, role_refusal, verb_refusal
 from colo_helper.replication.guest import LOCAL_ERRORS
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.primary import Primary

@@ -13,20 +13,18 @@ from colo_helper.control.protocol import Request
 from colo_helper.monitor.monitor import Monitor, boot_id
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import STEP_TIMEOUT_S, Conversation, number
-from colo_helper.replication.decisions import (
-    PROTOCOL,
+from colo_helper.replication.decisions.refusals import verb_refusal
+from colo_helper.replication.decisions.secondary import (
     STANDING_BY,
-    Cause,
     SecondaryEnd,
     SecondaryStart,
-    SessionEndedError,
     Step,
     exists_refusal,
     foreign_refusal,
     secondary_end,
     secondary_start,
-    verb_refusal,
 )
+from colo_helper.replication.decisions.session import PROTOCOL, Cause, SessionEndedError
 from colo_helper.replication.guest import LOCAL_ERRORS, Guest
 from colo_helper.replication.host import Host, RestoreStream
 from colo_helper.replication.inbox import Inbox

@@ -15,7 +15,8 @@ from colo_helper.devices.interface import DeviceError
 from colo_helper.helper.argv import RestoreRequest, StreamType
 from colo_helper.monitor.monitor import Monitor
 from colo_helper.replication.conversation import Conversation, number
-from colo_helper.replication.decisions import Cause, SessionEndedError, Step
+from colo_helper.replication.decisions.secondary import Step
+from colo_helper.replication.decisions.session import Cause, SessionEndedError
 from colo_helper.replication.epochs import COUNTS, HelperParent, checkpoint_record
 from colo_helper.replication.guest import Guest
 from colo_helper.replication.host import Helper, Host

@@ -16,7 +16,7 @@ from colo_helper.hypervisor.hashing import hash_window
 from colo_helper.hypervisor.interface import Domain, SpecialFrame
 from colo_helper.memory.hashes import HashSet, differing_gfns
 from colo_helper.replication.conversation import Conversation
-from colo_helper.replication.decisions import Cause, SessionEndedError
+from colo_helper.replication.decisions.session import Cause, SessionEndedError
 from colo_helper.replication.guest import Guest
 from colo_helper.stream import device_state, hvm_context
 from colo_helper.stream.device_state import DeviceStateError

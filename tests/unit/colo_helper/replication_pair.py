@@ -34,7 +34,8 @@ from colo_helper.monitor.state import State
 from colo_helper.replication import connect
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import Conversation
-from colo_helper.replication.decisions import Cause, SessionEndedError, attach_refusal
+from colo_helper.replication.decisions.refusals import attach_refusal
+from colo_helper.replication.decisions.session import Cause, SessionEndedError
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.primary import Primary
 from colo_helper.replication.secondary import Secondary

@@ -9,26 +9,26 @@ import pytest
 from colo_helper.hypervisor.interface import DomainInfo
 from colo_helper.monitor.state import SECONDARY_PHASES
 from colo_helper.replication.config import ConfigError, load_config, parse_config
-from colo_helper.replication.decisions import (
-    Cause,
+from colo_helper.replication.decisions.primary import (
     GuestFacts,
     Idle,
     PrimaryStep,
-    SecondaryEnd,
-    SecondaryStart,
-    Step,
-    attach_refusal,
     beginning,
     guest_refusal,
     idle_step,
     not_yet,
-    pair_refusal,
     primary_end,
     primary_start,
+)
+from colo_helper.replication.decisions.refusals import attach_refusal, verb_refusal
+from colo_helper.replication.decisions.secondary import (
+    SecondaryEnd,
+    SecondaryStart,
+    Step,
     secondary_end,
     secondary_start,
-    verb_refusal,
 )
+from colo_helper.replication.decisions.session import Cause, pair_refusal
 
 PRIMARY = {
     "format": 1,

@@ -14,6 +14,8 @@ from colo_helper.control.protocol import Request
 from colo_helper.devices.interface import DeviceError
 from colo_helper.hypervisor.dirty_log import DirtyLog, LogLostError
 from colo_helper.monitor.monitor import boot_id
+from colo_helper.replication.decisions.primary import retry_wait
+from colo_helper.replication.decisions.session import Cause
 from tests.unit.colo_helper.emulated_host import RING, EmulatedHost, running_guest
 from tests.unit.colo_helper.replication_pair import VM, eventually, pairs
 from tests.unit.colo_helper.test_rejoin import assert_equal_again
@@ -22,8 +24,8 @@ from tests.unit.colo_helper.test_rejoin import assert_equal_again
 @pytest.fixture
 def pair(monkeypatch):
     for name in ("FIRST_RETRY_S", "AWAIT_S"):
-        monkeypatch.setattr(f"colo_helper.replication.decisions.{name}", 0.05)
-    monkeypatch.setattr("colo_helper.replication.decisions.LAST_RETRY_S", 0.2)
+        monkeypatch.setattr(f"colo_helper.replication.decisions.primary.{name}", 0.05)
+    monkeypatch.setattr("colo_helper.replication.decisions.primary.LAST_RETRY_S", 0.2)
     with pairs(timeout_ms=500) as make:
         yield make
 
@@ -303,8 +305,6 @@ def test_a_guest_that_somebody_pauses_stays_paused_and_is_protected(pair):
 def test_a_pair_that_fails_again_and_again_is_not_copied_all_the_time(pair):
     both = protected(pair)
     assert RING in both.guest.memory
-    from colo_helper.replication.decisions import Cause, retry_wait  # noqa: PLC0415
-
     waits, wait = [], 0.0
     for _ in range(5):
         wait = retry_wait(wait, Cause.PEER_FAILED, checkpoints=1)

@@ -19,8 +19,8 @@ BRIEF_MS = 500
 
 @pytest.fixture
 def pair(monkeypatch):
-    monkeypatch.setattr("colo_helper.replication.decisions.FIRST_RETRY_S", 0.05)
-    monkeypatch.setattr("colo_helper.replication.decisions.LAST_RETRY_S", 0.2)
+    monkeypatch.setattr("colo_helper.replication.decisions.primary.FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr("colo_helper.replication.decisions.primary.LAST_RETRY_S", 0.2)
     with pairs(timeout_ms=BRIEF_MS) as make:
         yield make
 

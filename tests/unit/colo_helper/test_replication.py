@@ -21,7 +21,7 @@ BRIEF_MS = 1000
 @pytest.fixture
 def pair(monkeypatch):
     monkeypatch.setattr(
-        "colo_helper.replication.decisions.FIRST_RETRY_S", 3600.0
+        "colo_helper.replication.decisions.primary.FIRST_RETRY_S", 3600.0
     )  # here a pair that was parted stays so
     with pairs() as make:
         yield make

@@ -8,14 +8,14 @@ import pytest
 
 from colo_helper.channel.wire import Kind
 from colo_helper.monitor.monitor import boot_id
-from colo_helper.replication.decisions import role_refusal
+from colo_helper.replication.decisions.refusals import role_refusal
 from tests.unit.colo_helper.replication_pair import VM, eventually, pairs
 from tests.unit.colo_helper.test_replication import guest_memory, write_on_both
 
 
 @pytest.fixture
 def pair(monkeypatch):
-    monkeypatch.setattr("colo_helper.replication.decisions.FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr("colo_helper.replication.decisions.primary.FIRST_RETRY_S", 0.05)
     with pairs() as make:
         yield make
 

@@ -1,4 +1,4 @@
-"""What to do next, as pure functions: a snapshot goes in, an action and one sentence why come out."""
+"""What the primary does, as pure functions of what it knows."""
 
 from __future__ import annotations
 
@@ -7,47 +7,7 @@ from enum import Enum, unique
 from typing import Any
 
 from colo_helper.hypervisor.interface import DomainInfo
-
-PROTOCOL = 5
-
-#: (primary's release, secondary's release) that were seen to work beside equal releases. A guest goes to a newer Xen,
-#: never back: that way was not tried.
-UPGRADE_PAIRS = frozenset({("4.17", "4.20")})
-
-
-@unique
-class Cause(Enum):
-    """Why a session ended."""
-
-    PEER_LOST = "the channel is gone or the peer is silent"
-    PEER_REFUSED = "the peer said that it will not go on"
-    PEER_FAILED = "something failed on the peer, and its copy is gone"
-    GUEST_ENDED = "the guest has rebooted or was shut down, in order"
-    GUEST_DIED = "the guest has crashed, or its domain is gone without a word"
-    RENEW = "the primary's guest has ended, and another copy will come"
-    LOCAL_ERROR = "something failed on this host"
-    STOP = "somebody asked this side to stop"
-    END = "the primary ended the protection in order"
-    ABORT = "the primary gave up and its guest runs on"
-    SWITCHED = "the roles have been swapped"
-
-
-class SessionEndedError(Exception):
-    """The session is over; ``cause`` and the sentence say why."""
-
-    def __init__(self, cause: Cause, sentence: str) -> None:
-        super().__init__(sentence)
-        self.cause = cause
-
-
-def pair_refusal(primary: str, secondary: str) -> str:
-    """Return why a guest of one Xen release cannot be copied to another, or an empty string."""
-    if primary == secondary or (primary, secondary) in UPGRADE_PAIRS:
-        return ""
-    return f"A primary on Xen {primary} cannot have a secondary on Xen {secondary}; only equal releases and 4.17 to 4.20."
-
-
-# ------------------------------------------------------------------------------------------------ the primary
+from colo_helper.replication.decisions.session import Cause, SessionEndedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +218,8 @@ def guest_ended(vm: str, info: DomainInfo | None) -> SessionEndedError | None:
 
 #: A guest that waits for its device model more than this share of the time does nothing else.
 BUSY_WITH_IO = 0.5
+
+
 #: A new guest is given so long for its firmware, in seconds.
 FIRMWARE_S = 300.0
 
@@ -285,6 +247,8 @@ def not_yet(vm: str, info: DomainInfo | None, io_share: float = 0.0, there_s: fl
 
 #: Wait between attempts to protect again, in seconds: doubled from the first to the last, as long as they fail.
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 30.0
+
+
 #: How often a guest that has ended is looked for, in seconds.
 AWAIT_S = 2.0
 
@@ -318,210 +282,3 @@ def beginning(vm: str, peer: str, ours: str, theirs: str) -> Beginning:
         "refuse",
         f"{peer} has a copy of {vm} that does not come from this one; it must be given up there first.",
     )
-
-
-# ---------------------------------------------------------------------------------------------- the secondary
-
-
-@unique
-class Step(Enum):
-    """How far the secondary is."""
-
-    COPYING = "the first copy is arriving"
-    READY = "the first copy is complete and has not run"
-    STANDING = "the copy, the VM until a switch-over, stands still"
-    RUNNING = "the copy runs"
-    PARTIAL = "the copy stands still and a checkpoint is arriving"
-    APPLYING = "a complete checkpoint is being applied"
-    APPLIED = "the checkpoint is applied and the copy stands still"
-    TORN = "the copy is neither of two states"
-
-
-@dataclass(frozen=True, slots=True)
-class SecondaryEnd:
-    """How a session ends on the secondary. ``copy`` is ``destroy``, ``run`` (off the network) or ``hold`` (still).
-
-    An empty ``phase`` is the one before the session.
-    """
-
-    phase: str
-    copy: str
-    exit_code: int | None
-    sentence: str
-
-
-_RUN_ON = {
-    Step.RUNNING: "the copy runs on",
-    Step.PARTIAL: "the partial checkpoint was dropped and the copy runs on from its own state",
-    Step.APPLIED: "the checkpoint had arrived completely, and the copy runs on from it",
-}
-
-
-def secondary_end(vm: str, peer: str, step: Step, cause: Cause, why: str, stop_asked: bool) -> SecondaryEnd:
-    """Decide what becomes of the copy; ``exit_code`` None means: wait for the next session or for an operator."""
-    why = why.rstrip(".")
-    if cause is Cause.SWITCHED:
-        return SecondaryEnd(
-            "unprotected", "run", 0, f"{why}; {vm} runs here, unprotected until {peer} is its secondary."
-        )
-    if cause in (Cause.END, Cause.STOP) or stop_asked:
-        return SecondaryEnd("stopped", "destroy", 0, f"{why}; the copy of {vm} was destroyed.")
-    if cause is Cause.RENEW:
-        return SecondaryEnd("waiting", "destroy", None, f"{why}; the copy of {vm} was destroyed.")
-    return _unplanned_end(vm, peer, step, cause, why)
-
-
-def _unplanned_end(vm: str, peer: str, step: Step, cause: Cause, why: str) -> SecondaryEnd:
-    if step is Step.TORN:
-        return SecondaryEnd(
-            "torn",
-            "hold",
-            None,
-            f"{why}; the copy of {vm} is still not whole and stands still until its primary comes back.",
-        )
-    if step is Step.STANDING:
-        return SecondaryEnd("", "hold", None, f"{why}; the copy of {vm} stands by as before.")
-    if step in (Step.COPYING, Step.READY):
-        return SecondaryEnd("waiting", "destroy", None, f"{why}; the unfinished copy of {vm} was destroyed.")
-    if cause is Cause.LOCAL_ERROR or step is Step.APPLYING:
-        sentence = f"{why}; the copy of {vm} cannot be used and was destroyed. Waiting for the primary to make another."
-        return SecondaryEnd("waiting", "destroy", None, sentence)
-    gave_up = cause is Cause.ABORT
-    what = f"gave up: {why}; its guest runs there" if gave_up else f"was lost: {why}"
-    sentence = f"The primary on {peer} {what}; {_RUN_ON[step]}, off the network, until an operator decides."
-    return SecondaryEnd("peer_lost", "run", None, sentence)
-
-
-@dataclass(frozen=True, slots=True)
-class SecondaryStart:
-    """``action`` is ``wait`` or ``hold`` (go on with the copy an earlier replicator left, in ``phase``)."""
-
-    action: str
-    phase: str
-    sentence: str
-
-
-def role_refusal(vm: str, role: str, saved: dict[str, Any] | None, boot_id: str, domid: int | None) -> str:
-    """Return why the domain here cannot have the role that the configuration names, or an empty string.
-
-    After a switch-over each side has the other role. A replicator that was started with its old configuration must not
-    let a copy run as if it were the VM, nor take the VM for a copy.
-    """
-    if saved is None or domid is None or (saved.get("boot_id"), saved.get("domid")) != (boot_id, domid):
-        return ""
-    was, phase = str(saved.get("role")), str(saved.get("phase"))
-    held = {
-        "secondary": (*STANDING_BY, "torn", "peer_lost", "resyncing", "replicating"),
-        "primary": ("connecting", "copying", "resyncing", "replicating", "unprotected"),
-    }
-    if was == role or phase not in held.get(was, ()):
-        return ""
-    return (
-        f"The configuration says that this host is the {role} of {vm}, but it is its {was} ({phase}): "
-        f"{saved.get('reason', '')} Run the playbook that swaps the roles to its end, or end the protection first."
-    )
-
-
-#: Phases of a copy that was the VM until a switch-over, and stands still since.
-STANDING_BY = ("standby", "handed_over")
-
-
-def secondary_start(
-    vm: str, domid: int | None, saved: dict[str, Any] | None, boot_id: str, torn: bool
-) -> SecondaryStart:
-    """Decide how a secondary starts, from the domain that exists here and the state file of an earlier run.
-
-    ``torn``: that run ended while it applied a checkpoint.
-    """
-    if domid is None:
-        return SecondaryStart("wait", "waiting", "Waiting for the primary.")
-    mine = saved is not None and saved.get("boot_id") == boot_id and saved.get("domid") == domid
-    if saved is None or not mine or saved.get("role") != "secondary":
-        return SecondaryStart("wait", "waiting", exists_refusal(vm, domid))
-    phase = str(saved.get("phase"))
-    if phase in ("peer_lost", "active", *STANDING_BY):
-        return SecondaryStart("hold", phase, f"Going on with domain {domid}: {saved.get('reason', '')}")
-    if phase == "torn" or torn:
-        return SecondaryStart(
-            "hold",
-            "torn",
-            f"The replicator ended while it changed the copy of {vm} (domain {domid}): that is neither of two states and "
-            "cannot run; the primary can make it whole again.",
-        )
-    if phase in ("replicating", "resyncing"):
-        return SecondaryStart(
-            "hold",
-            "peer_lost",
-            f"The replicator was started anew; the copy of {vm} (domain {domid}) goes on from its own state, off the network, "
-            "until its primary comes back or an operator decides.",
-        )
-    return SecondaryStart("wait", "waiting", exists_refusal(vm, domid))
-
-
-def exists_refusal(vm: str, domid: int) -> str:
-    """Return the sentence that refuses a copy because the secondary's host has such a domain already."""
-    return f"The secondary's host already has a domain named {vm} (number {domid}); it must go before a copy can come."
-
-
-def foreign_refusal(vm: str) -> str:
-    """Return the sentence that refuses a primary whose guest the copy here does not come from."""
-    return (
-        f"The copy of {vm} here lost its primary and is of another first copy than this primary's; it waits for an operator: "
-        "takeover, or stop."
-    )
-
-
-# ----------------------------------------------------------------------------------------------- control verbs
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a verb is not carried out: one word and one sentence."""
-
-    code: str
-    sentence: str
-
-
-def verb_refusal(vm: str, role: str, phase: str, verb: str) -> Refusal | None:
-    """Decide whether a verb may be carried out in a phase; None means yes."""
-    if verb in ("checkpoint", "verify", "switchover"):
-        return _checkpoint_refusal(vm, role, phase, verb)
-    if verb == "takeover":
-        return _takeover_refusal(vm, role, phase)
-    if verb == "stop" and phase == "active":
-        return Refusal(
-            "active",
-            f"{vm} was taken over and this is the copy in use; it will not be destroyed. Shut it down with xl.",
-        )
-    return None
-
-
-def _checkpoint_refusal(vm: str, role: str, phase: str, verb: str) -> Refusal | None:
-    if role != "primary":
-        return Refusal("wrong_side", f"'{verb}' is asked of the primary; this is the secondary of {vm}.")
-    if phase != "replicating":
-        return Refusal("not_replicating", f"{vm} is {phase}, not replicating, so there can be no checkpoint.")
-    return None
-
-
-def _takeover_refusal(vm: str, role: str, phase: str) -> Refusal | None:
-    if role != "secondary":
-        return Refusal("wrong_side", f"'takeover' is asked of the secondary; this is the primary of {vm}.")
-    if phase in ("receiving", "resyncing", "replicating"):
-        return Refusal("primary_alive", f"The primary of {vm} is alive: its channels are up. Stop it first.")
-    if phase == "active":
-        return Refusal("already_active", f"{vm} was taken over before; it is active here.")
-    if phase not in ("peer_lost", *STANDING_BY):
-        return Refusal("no_copy", f"There is no copy of {vm} here that could take over (it is {phase}).")
-    return None
-
-
-def attach_refusal(vm: str, phase: str) -> str:
-    """Return why no primary may attach in this phase of the secondary, or an empty string."""
-    if phase in ("waiting", "peer_lost", "torn", *STANDING_BY):
-        return ""
-    if phase in ("receiving", "resyncing", "replicating"):
-        return f"Another primary of {vm} is attached already."
-    if phase == "active":
-        return f"{vm} was taken over and is active here."
-    return f"The secondary of {vm} is {phase}."

@@ -1,0 +1,82 @@
+"""What is refused to operators and to peers, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from colo_helper.replication.decisions.secondary import STANDING_BY
+
+
+def role_refusal(vm: str, role: str, saved: dict[str, Any] | None, boot_id: str, domid: int | None) -> str:
+    """Return why the domain here cannot have the role that the configuration names, or an empty string.
+
+    After a switch-over each side has the other role. A replicator that was started with its old configuration must not
+    let a copy run as if it were the VM, nor take the VM for a copy.
+    """
+    if saved is None or domid is None or (saved.get("boot_id"), saved.get("domid")) != (boot_id, domid):
+        return ""
+    was, phase = str(saved.get("role")), str(saved.get("phase"))
+    held = {
+        "secondary": (*STANDING_BY, "torn", "peer_lost", "resyncing", "replicating"),
+        "primary": ("connecting", "copying", "resyncing", "replicating", "unprotected"),
+    }
+    if was == role or phase not in held.get(was, ()):
+        return ""
+    return (
+        f"The configuration says that this host is the {role} of {vm}, but it is its {was} ({phase}): "
+        f"{saved.get('reason', '')} Run the playbook that swaps the roles to its end, or end the protection first."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a verb is not carried out: one word and one sentence."""
+
+    code: str
+    sentence: str
+
+
+def verb_refusal(vm: str, role: str, phase: str, verb: str) -> Refusal | None:
+    """Decide whether a verb may be carried out in a phase; None means yes."""
+    if verb in ("checkpoint", "verify", "switchover"):
+        return _checkpoint_refusal(vm, role, phase, verb)
+    if verb == "takeover":
+        return _takeover_refusal(vm, role, phase)
+    if verb == "stop" and phase == "active":
+        return Refusal(
+            "active",
+            f"{vm} was taken over and this is the copy in use; it will not be destroyed. Shut it down with xl.",
+        )
+    return None
+
+
+def _checkpoint_refusal(vm: str, role: str, phase: str, verb: str) -> Refusal | None:
+    if role != "primary":
+        return Refusal("wrong_side", f"'{verb}' is asked of the primary; this is the secondary of {vm}.")
+    if phase != "replicating":
+        return Refusal("not_replicating", f"{vm} is {phase}, not replicating, so there can be no checkpoint.")
+    return None
+
+
+def _takeover_refusal(vm: str, role: str, phase: str) -> Refusal | None:
+    if role != "secondary":
+        return Refusal("wrong_side", f"'takeover' is asked of the secondary; this is the primary of {vm}.")
+    if phase in ("receiving", "resyncing", "replicating"):
+        return Refusal("primary_alive", f"The primary of {vm} is alive: its channels are up. Stop it first.")
+    if phase == "active":
+        return Refusal("already_active", f"{vm} was taken over before; it is active here.")
+    if phase not in ("peer_lost", *STANDING_BY):
+        return Refusal("no_copy", f"There is no copy of {vm} here that could take over (it is {phase}).")
+    return None
+
+
+def attach_refusal(vm: str, phase: str) -> str:
+    """Return why no primary may attach in this phase of the secondary, or an empty string."""
+    if phase in ("waiting", "peer_lost", "torn", *STANDING_BY):
+        return ""
+    if phase in ("receiving", "resyncing", "replicating"):
+        return f"Another primary of {vm} is attached already."
+    if phase == "active":
+        return f"{vm} was taken over and is active here."
+    return f"The secondary of {vm} is {phase}."
