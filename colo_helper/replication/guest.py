@@ -126,7 +126,7 @@ class Guest:
         if self.domain.saved_by_others():
             self.logging = False
             return
-        problems = self._attempt([self.domain.log_dirty_off, lambda: self.devices.log_dirty(False)])
+        problems = attempt([self.domain.log_dirty_off, lambda: self.devices.log_dirty(False)])
         self.logging = False
         if problems:
             raise DeviceError(" ".join(problems))
@@ -135,7 +135,7 @@ class Guest:
         """Let the guest go: running, not logged. Tries everything; returns what could not be undone."""
         problems = self.let_run()
         if self.logging:
-            problems += self._attempt([self.stop_logging])
+            problems += attempt([self.stop_logging])
         return problems
 
     def let_run(self) -> list[str]:
@@ -145,14 +145,14 @@ class Guest:
             wait([self._saving])  # the device model serves one of us at a time
             self._saving = None
         if self.devices_stopped or self.halted:
-            problems = self._attempt([self.devices.cont, self._undo_pauses])
+            problems = attempt([self.devices.cont, self._undo_pauses])
         self.devices_stopped = False
         return problems
 
     def close(self) -> list[str]:
         """Give the connections back; returns what went wrong."""
         self._worker.shutdown()
-        return self._attempt([self.devices.close, self.domain.close])
+        return attempt([self.devices.close, self.domain.close])
 
     def recover(self) -> list[str]:
         """Let the guest go that a replicator of ours held, or logged, when it crashed; returns what could not be undone."""
@@ -169,7 +169,7 @@ class Guest:
 
     def let_packets_flow(self) -> list[str]:
         """Take away the filters that a replicator of ours left; returns what went wrong."""
-        return self._attempt([self.filters.detach])
+        return attempt([self.filters.detach])
 
     def forget_marks(self) -> None:
         """The domain is gone: whoever comes next must not take its marks for those of another."""
@@ -181,12 +181,13 @@ class Guest:
             self.domain.unpause()
         self.held.clear()
 
-    @staticmethod
-    def _attempt(steps: list[Callable[[], None]]) -> list[str]:
-        problems = []
-        for step in steps:
-            try:
-                step()
-            except LOCAL_ERRORS as error:
-                problems.append(str(error))
-        return problems
+
+def attempt(steps: list[Callable[[], None]]) -> list[str]:
+    """Take every step, whatever the others do; returns what went wrong on this host."""
+    problems = []
+    for step in steps:
+        try:
+            step()
+        except LOCAL_ERRORS as error:
+            problems.append(str(error))
+    return problems

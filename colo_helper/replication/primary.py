@@ -29,7 +29,7 @@ from colo_helper.replication.decisions.primary import (
 )
 from colo_helper.replication.decisions.session import PROTOCOL, Cause, SessionEndedError, pair_refusal
 from colo_helper.replication.first_copy import FirstCopy
-from colo_helper.replication.guest import LOCAL_ERRORS, Guest
+from colo_helper.replication.guest import LOCAL_ERRORS, Guest, attempt
 from colo_helper.replication.host import Host
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.primary_epochs import PrimaryEpochs
@@ -364,11 +364,7 @@ class Primary:
     def _let_packets_flow(self) -> list[str]:
         """Take the filters away; returns what went wrong."""
         packets, self.packets = self.packets, Untouched()
-        try:
-            packets.close()
-        except LOCAL_ERRORS as error:
-            return [str(error)]
-        return []
+        return attempt([packets.close])
 
     def _forget_guest(self) -> None:
         """The guest has ended; another one may come under its name."""

@@ -25,7 +25,7 @@ from colo_helper.replication.decisions.secondary import (
     secondary_start,
 )
 from colo_helper.replication.decisions.session import PROTOCOL, Cause, SessionEndedError
-from colo_helper.replication.guest import LOCAL_ERRORS, Guest
+from colo_helper.replication.guest import LOCAL_ERRORS, Guest, attempt
 from colo_helper.replication.host import Host, RestoreStream
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.packing import PackingError, unpack
@@ -95,7 +95,7 @@ class Secondary:
     def _wait(self) -> int | None:
         """Wait for a primary and serve it; returns an exit status when that is to be the end."""
         while not (self.inbox.sessions or self.inbox.stop_reason):
-            self._refuse_waiting(f"There is no copy of {self.config.vm} here.")
+            self._refuse_waiting("no_copy", f"There is no copy of {self.config.vm} here.")
             self.inbox.wait_forever()
         if self.inbox.stop_reason:
             self.monitor.enter("stopped", self.inbox.stop_reason)
@@ -144,14 +144,16 @@ class Secondary:
         if end.exit_code is not None and self.guest:
             problems += self.guest.close()
         domid = self.guest.domain.domid if self.guest else None
-        self._refuse_waiting("The primary was attached meanwhile; look again, then ask again.")
+        self._refuse_waiting(
+            "primary_alive", "The primary was attached meanwhile; look again, then ask again."
+        )
         self.monitor.enter(end.phase or phase, " ".join([end.sentence, *problems]), domid=domid)
         return end
 
-    def _refuse_waiting(self, sentence: str) -> None:
+    def _refuse_waiting(self, code: str, sentence: str) -> None:
         """What was asked before or during a session was asked of another situation; it must not happen later."""
         while self.inbox.requests:
-            self.inbox.requests.popleft().refuse("primary_alive", sentence)
+            self.inbox.requests.popleft().refuse(code, sentence)
 
     def _begin(self, conversation: Conversation) -> None:
         """Agree with the primary on what there is already, bring it about, and serve checkpoints. Ends by an exception."""
@@ -287,11 +289,7 @@ class Secondary:
     def _let_packets_flow(self) -> list[str]:
         """Take the filters away; returns what went wrong."""
         packets, self.packets = self.packets, Untouched()
-        try:
-            packets.close()
-        except LOCAL_ERRORS as error:
-            return [str(error)]
-        return []
+        return attempt([packets.close])
 
     def _running(self) -> None:
         assert self.guest is not None
