@@ -44,12 +44,12 @@ class Writer(threading.Thread):
         super().__init__(daemon=True)
         self._client = Client(settings, guest, timeout_s=2.0)
         self._pace_s = pace_s
-        self._stop = threading.Event()
+        self._ended = threading.Event()
         self.last = None
 
     def run(self):
         number = 0
-        while not self._stop.wait(self._pace_s):
+        while not self._ended.wait(self._pace_s):
             number += 1
             try:
                 self.last = self._client.write(f"load-{number}")
@@ -57,7 +57,7 @@ class Writer(threading.Thread):
                 continue  # between the two hosts nobody answers; how long is the witness's to say
 
     def close(self):
-        self._stop.set()
+        self._ended.set()
         self.join()
         self._client.close()
 
