@@ -28,7 +28,7 @@ _ASKED, _ANSWERED = frozenset({1, 2}), 3
 LIMIT_S = 5.0
 _LOOK_S = 0.00005
 #: For ``io_share``: so many looks, so far apart.
-_SAMPLES, _SAMPLE_S = 50, 0.01
+_SAMPLES, _SAMPLE_S = 20, 0.005
 
 
 class IoRequests:
@@ -102,7 +102,7 @@ def end_io(domain: Domain, limit_s: float = LIMIT_S) -> int:
 
 
 def io_share(domain: Domain) -> float:
-    """Return in which share of half a second a running domain's vCPUs waited for their device model, 0 to 1."""
+    """Return in which share of a tenth of a second a running domain's vCPUs waited for their device model, 0 to 1."""
     busy = 0
     for _ in range(_SAMPLES):
         busy += domain.io_state() is not IoState.NONE

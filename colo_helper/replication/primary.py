@@ -26,6 +26,7 @@ from colo_helper.replication.decisions.primary import (
     primary_end,
     primary_start,
     retry_wait,
+    still_booting,
 )
 from colo_helper.replication.decisions.session import PROTOCOL, Cause, SessionEndedError, pair_refusal
 from colo_helper.replication.first_copy import FirstCopy
@@ -58,8 +59,6 @@ class Primary:
     step: PrimaryStep = PrimaryStep.NO_GUEST
     #: Whether the guest has ended, and another one of its name is waited for.
     awaiting: bool = False
-    #: The domain that was seen last while waiting for one, and since when.
-    seen: tuple[int, float] | None = None
     packets: PrimarySide | Untouched = field(default_factory=Untouched)
 
     def run(self) -> int:
@@ -170,7 +169,7 @@ class Primary:
                 raise SessionEndedError(cause, f"There is no domain named {vm} on this host")
             guest = self.host.open_guest(domid)
             info = guest.domain.info()
-            if self.awaiting and (pause := self._not_yet(guest)):
+            if self.awaiting and (pause := not_yet(vm, info)):
                 raise SessionEndedError(Cause.GUEST_ENDED, pause)
             refusal = guest_refusal(
                 GuestFacts(
@@ -183,6 +182,7 @@ class Primary:
             )
             if refusal:
                 raise SessionEndedError(Cause.LOCAL_ERROR, refusal)
+            self._wait_for_firmware(guest)
         except BaseException as error:
             if guest:
                 guest.close()
@@ -197,12 +197,21 @@ class Primary:
         self.monitor.enter("connecting", f"Connecting to {self.config.peer_name}.", domid=domid)
         return guest
 
-    def _not_yet(self, guest: Guest) -> str:
-        info = guest.domain.info()
-        if self.seen is None or self.seen[0] != info.domid:
-            self.seen = (info.domid, time.monotonic())
-        pause = not_yet(self.config.vm, info)
-        return pause or not_yet(self.config.vm, info, io_share(guest.domain), time.monotonic() - self.seen[1])
+    def _wait_for_firmware(self, guest: Guest) -> None:
+        """Leave a guest alone that is being booted, for a while; each look takes a tenth of a second."""
+        began = time.monotonic()
+        said = False
+        while True:
+            info = guest.domain.info()
+            if info.shutdown or info.paused:
+                return
+            pause = still_booting(self.config.vm, io_share(guest.domain), time.monotonic() - began)
+            if not pause:
+                return
+            if not said:
+                self.monitor.event("booting", pause)
+            said = True
+            self._stop_if_asked()
 
     def _recover(self, guest: Guest, domid: int) -> None:
         """Go on where an earlier replicator crashed: the guest runs, and its copy may still be there."""

@@ -13,6 +13,9 @@ from colo_helper.traffic.primary import PrimaryRouter
 from colo_helper.traffic.pump import Pump, SendFrames
 from colo_helper.traffic.secondary import SecondaryRouter
 
+#: How long a device model may take to read what it was given before its guest is stopped, in seconds.
+_GIVEN_S = 0.05
+
 
 class PrimarySide:
     """The packets of the primary's guest; they flow as before until the first ``cut``. Raises DeviceError.
@@ -169,7 +172,7 @@ class SecondarySide:
         """The guest is about to be stopped; it has all that it was given by then."""
         with self._pump.hold():
             self._router.halted()
-        self._pump.flushed()
+        self._pump.flushed(_GIVEN_S)
 
     def applied(self, epoch: int) -> None:
         """The guest, which still stands still, has the state of ``epoch``."""

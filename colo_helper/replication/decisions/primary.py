@@ -224,12 +224,10 @@ BUSY_WITH_IO = 0.5
 FIRMWARE_S = 300.0
 
 
-def not_yet(vm: str, info: DomainInfo | None, io_share: float = 0.0, there_s: float = 0.0) -> str:
+def not_yet(vm: str, info: DomainInfo | None) -> str:
     """Return why a guest that had ended cannot be protected yet, or an empty string.
 
-    A domain that is still being built is paused. ``io_share`` is in which share of the time its vCPUs wait for the device
-    model, ``there_s`` how long it has been there. A firmware that reads a kernel or a disk through a port does little else,
-    and while the guest is copied, QEMU makes a hypercall for each byte of that.
+    A domain that is still being built is paused.
     """
     if info is None:
         return f"There is no domain {vm}"
@@ -240,9 +238,18 @@ def not_yet(vm: str, info: DomainInfo | None, io_share: float = 0.0, there_s: fl
         )
     if info.paused or info.dying:
         return f"The domain {vm} (number {info.domid}) does not run"
-    if io_share > BUSY_WITH_IO and there_s < FIRMWARE_S:
-        return f"The domain {vm} (number {info.domid}) is being booted: it waits for its devices {io_share:.0%} of the time"
     return ""
+
+
+def still_booting(vm: str, io_share: float, waited_s: float) -> str:
+    """Return why a guest is left alone for a moment before it is copied, or an empty string.
+
+    ``io_share`` is in which share of the time its vCPUs wait for the device model. A firmware that reads a kernel or a disk
+    through a port does little else, and while the guest is copied, QEMU makes a hypercall for each byte of that.
+    """
+    if io_share <= BUSY_WITH_IO or waited_s >= FIRMWARE_S:
+        return ""
+    return f"{vm} is being booted: it waits for its devices {io_share:.0%} of the time. It is copied when its firmware is done."
 
 
 #: Wait between attempts to protect again, in seconds: doubled from the first to the last, as long as they fail.
