@@ -103,6 +103,7 @@ class Session:
         self._life = Life.ALIVE
         self._round_trips = RoundTrips()
         self._beats_sent = 0
+        self._started_s = 0.0
         self._peer_beat: tuple[int, float] | None = None
         self._peer_epoch = 0
         self._opened = dict.fromkeys(LANES, 0)
@@ -156,7 +157,8 @@ class Session:
     def start(self, on_frame: Callable[[Frame], None], on_lost: Callable[[str], None]) -> None:
         """Hand frames on from now; ``on_lost`` is called once, with one sentence, unless ``close`` comes first."""
         self._on_frame, self._on_lost = on_frame, on_lost
-        self._liveness = Liveness(LANES, self._timing.interval_s, self._timing.misses, time.monotonic())
+        self._started_s = time.monotonic()
+        self._liveness = Liveness(LANES, self._timing.interval_s, self._timing.misses, self._started_s)
         self._started.set()
         self._watcher = _run("session-watch", self._watch)
         if self._opener:
@@ -285,13 +287,14 @@ class Session:
     def _break_silent_lanes(self, now: float) -> None:
         """A connection over which nothing comes while the peer is heard elsewhere leads nowhere, though nothing closed it.
 
-        It is given up in half of the time, so that the other half is left to make it anew.
+        It is given up in half of the time, so that the other half is left to make it anew. Nobody sends beats before the
+        session has started, and on a slow host it takes a while to make the second channel after the first.
         """
         limit_s = self._timing.timeout_s / 2
         if now - max(lane.last_read for lane in self._lanes.values()) > self._timing.interval_s:
             return  # nor is it heard elsewhere
         for lane in self._lanes.values():
-            silence_s = now - lane.last_read
+            silence_s = now - max(lane.last_read, self._started_s)
             if lane.broken_since is None and silence_s > limit_s:
                 lane.break_off(
                     f"Nothing came over it for {silence_s:.1f} s, while the peer was heard elsewhere."
