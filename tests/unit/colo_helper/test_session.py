@@ -182,6 +182,19 @@ def test_a_connection_that_leads_nowhere_is_made_anew_although_nothing_closed_it
     assert not primary.lost.is_set()
 
 
+def test_a_connection_is_not_silent_before_the_session_has_started(sides):
+    """On a slow host it takes a while to make the second one, and nobody sends beats before both are there."""
+    primary, secondary = sides()
+    primary.session._open(FORWARD)
+    time.sleep(QUICK.timeout_s * 0.6)
+    primary.session._open(BACK)
+    for side in (secondary, primary):
+        side.start()
+    eventually(lambda: not primary.session.figures()["broken"], "the heartbeat")
+    eventually(lambda: primary.session.figures()["round_trip"], "a round trip")
+    assert [sentence for kind, sentence in primary.events if kind == "channel_broken"] == []
+
+
 def test_a_slow_taker_of_frames_is_not_silent(sides):
     primary, secondary = sides(timing=QUICK)
     primary.session.open()
