@@ -76,7 +76,7 @@ class PeerQueue:
                 self._bytes -= sum(map(len, parts))
             try:
                 self._send(epoch, nic, b"".join(parts))
-            except Exception:
+            except Exception:  # the session is over, and the main thread learns from the session why
                 self.close()
 
     def close(self) -> None:
@@ -284,7 +284,12 @@ class Pump:
     def _run(self) -> None:
         try:
             self._move()
-        except Exception as error:
+        except Exception as error:  # whatever it is, a guest must not fall silent with nobody told
+            # A device model whose chardevs have ended throws packets away and obeys; one that cannot write does neither.
+            with self._lock:
+                self._stopping = True
+                for port in self._ports:
+                    port.nic.close()
             self._failed(f"The guest's packets cannot be moved any more: {error!r}.")
 
     def _move(self) -> None:

@@ -148,6 +148,8 @@ def test_a_device_model_that_speaks_no_framing_is_said(pair):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert "cannot be moved any more" in pair.troubles.pop()
+    pair.ends[0].to_network.settimeout(10)
+    assert pair.ends[0].to_network.recv(1) == b"", "a device model that waited for us is let go"
 
 
 def test_a_device_model_that_has_gone_is_no_error_of_ours(pair):
