@@ -15,7 +15,6 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -157,13 +156,11 @@ class QmpFilters:
         return [name for name in names if name.startswith(_PREFIX)]
 
 
-def wait_until_taken(
-    end: socket.socket, within_s: float, clock: Callable[[], float] = time.monotonic
-) -> bool:
+def wait_until_taken(end: socket.socket, within_s: float) -> bool:
     """Wait until the other end of a socket has read all that was written; tells whether it has. A closed one has."""
-    deadline = clock() + within_s
+    deadline = time.monotonic() + within_s
     while end.fileno() >= 0 and struct.unpack("i", fcntl.ioctl(end, termios.TIOCOUTQ, bytes(4)))[0]:
-        if clock() > deadline:
+        if time.monotonic() > deadline:
             return False
-        time.sleep(_LOOK_S)
+        time.sleep(_LOOK_S)  # nobody is told when a socket was read
     return True

@@ -63,9 +63,7 @@ class IoRequests:
 
     def state(self) -> IoState:
         """Return how far the request is that is farthest from its end."""
-        states = {
-            byte & _STATE_MASK for page in self._pages for byte in bytes(page)[_STATE_AT::_REQUEST_BYTES]
-        }
+        states = {byte & _STATE_MASK for page in self._pages for byte in page[_STATE_AT::_REQUEST_BYTES]}
         if states & _ASKED:
             return IoState.ASKED
         return IoState.ANSWERED if _ANSWERED in states else IoState.NONE

@@ -124,15 +124,14 @@ class Conversation:
                     raise SessionEndedError(
                         Cause.PEER_LOST, f"The peer sent {frame.kind.name} where {wanted} was due."
                     )
-            elif self._inbox.loss:
-                raise SessionEndedError(Cause.PEER_LOST, self._inbox.loss)
-            elif self._inbox.trouble:
-                raise SessionEndedError(Cause.LOCAL_ERROR, self._inbox.trouble)
-            elif time.monotonic() >= deadline:
-                wanted = " or ".join(kind.name for kind in kinds)
-                raise SessionEndedError(
-                    Cause.PEER_LOST, f"The peer is alive but did not send {wanted} within {timeout_s:g} s."
-                )
+            else:
+                self._raise_loss()
+                if time.monotonic() >= deadline:
+                    wanted = " or ".join(kind.name for kind in kinds)
+                    raise SessionEndedError(
+                        Cause.PEER_LOST,
+                        f"The peer is alive but did not send {wanted} within {timeout_s:g} s.",
+                    )
             if interrupted:
                 interrupted()
 
@@ -146,9 +145,14 @@ class Conversation:
                     Cause.PEER_LOST, f"The peer sent {frame.kind.name} where nothing was due."
                 )
             self._inbox.stop_reason = self._inbox.stop_reason or str(frame.head.get("reason"))
-        elif self._inbox.loss:
+        else:
+            self._raise_loss()
+
+    def _raise_loss(self) -> None:
+        """Raise when no more frames can come, or this side cannot go on."""
+        if self._inbox.loss:
             raise SessionEndedError(Cause.PEER_LOST, self._inbox.loss)
-        elif self._inbox.trouble:
+        if self._inbox.trouble:
             raise SessionEndedError(Cause.LOCAL_ERROR, self._inbox.trouble)
 
     def close(self) -> None:

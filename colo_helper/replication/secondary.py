@@ -83,13 +83,14 @@ class Secondary:
         self.guest = guest
         saved = self.saved or {}
         self.monitor.restore(generation=str(saved.get("generation", "")), epoch=int(saved.get("epoch", 0)))
-        problems = guest.let_packets_flow()
+        if start.phase == "peer_lost":
+            guest.nics.isolate()
+            problems = guest.recover()
+        else:
+            problems = guest.let_packets_flow()
         if start.phase in ("torn", *STANDING_BY):
             guest.nics.isolate()
             self._hold_still(guest)
-        elif start.phase == "peer_lost":
-            guest.nics.isolate()
-            problems += guest.recover()
         self.monitor.enter(start.phase, " ".join([start.sentence, *problems]), domid=guest.domain.domid)
 
     def _wait(self) -> int | None:

@@ -88,3 +88,12 @@ def installed(lab, settings, play):
 def vm(settings):
     """The VM h1 as a protected one."""
     return ProtectedVm(settings)
+
+
+@pytest.fixture(scope="module")
+def protected(installed, vm, play):
+    """The VM h1, protected from xa to xb by playbook unless it is already."""
+    installed()
+    if not vm.is_replicating():
+        assert play("protect", "-e", "colo_vm=h1").code == 0
+    return vm

@@ -25,14 +25,6 @@ assert xc.xc_domain_shutdown(handle, {domid}, {reason}) == 0
 REBOOT, CRASH = 1, 3
 
 
-@pytest.fixture(scope="module")
-def protected(installed, vm, play):
-    installed()
-    if not vm.is_replicating():
-        assert play("protect", "-e", "colo_vm=h1").code == 0
-    return vm
-
-
 def end(vm, host, reason):
     vm.on(host, _END.format(domid=vm.on(host, "xl domid h1").strip(), reason=reason))
 

@@ -15,14 +15,6 @@ pytestmark = pytest.mark.full
 EQUAL, DIFFERENT = 100, 20
 
 
-@pytest.fixture(scope="module")
-def protected(installed, vm, play):
-    installed()
-    if not vm.is_replicating():
-        assert play("protect", "-e", "colo_vm=h1").code == 0
-    return vm
-
-
 def asked(client, line, count):
     """Ask again and again; returns the answers and the times, in milliseconds, sorted."""
     answers, times = [], []

@@ -19,10 +19,8 @@ COUNT = int(os.environ.get("COLO_SWITCHOVERS", "20"))
 pytestmark = pytest.mark.full
 
 
-def test_nothing_goes_back_and_nobody_hangs_up(installed, vm, play, settings):
-    installed()
-    if not vm.is_replicating():
-        assert play("protect", "-e", "colo_vm=h1").code == 0
+def test_nothing_goes_back_and_nobody_hangs_up(protected, settings):
+    vm = protected
     writer, asker = Client(settings, "h1", timeout_s=60), Asker(settings)
     asker.start()
     silences = []
