@@ -56,6 +56,11 @@ class Config:
     latency_ms: int = 500
     min_interval_ms: int = 100
 
+    @property
+    def comparing(self) -> bool:
+        """Whether both copies get the clients' packets, and what they say is compared."""
+        return self.output == "compare"
+
 
 def load_config(path: Path, vm: str) -> Config:
     """Read and validate the configuration of ``vm``; raises ConfigError."""

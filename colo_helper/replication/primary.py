@@ -137,8 +137,7 @@ class Primary:
             self.monitor.enter("resyncing", begin.sentence)
             conversation.send(Kind.RESYNC)
             differing = self._compare(conversation, guest)
-        comparing = self.config.output == "compare"
-        conversation.send(Kind.ARM, {"epoch": self.monitor.state.epoch, "packets": comparing})
+        conversation.send(Kind.ARM, {"epoch": self.monitor.state.epoch, "packets": self.config.comparing})
         conversation.expect(Kind.ARMED, interrupted=self._stop_if_asked)
         if begin.action == "copy":
             # The peer's toolstack has put the copy's taps onto the bridge there before they could be taken off, and its
@@ -310,7 +309,7 @@ class Primary:
             conversation.send_packets,
             self.inbox.put_wanted,
             self.inbox.put_trouble,
-            comparing=self.config.output == "compare",
+            comparing=self.config.comparing,
             latency_s=self.config.latency_ms / 1000,
         )
         conversation.carry_packets(packets)

@@ -82,11 +82,7 @@ class PrimaryEpochs(SavingParent):
 
     def __post_init__(self) -> None:
         config = self.config
-        least = (
-            min(config.min_interval_ms, config.interval_ms)
-            if config.output == "compare"
-            else config.interval_ms
-        )
+        least = min(config.min_interval_ms, config.interval_ms) if config.comparing else config.interval_ms
         self._pace = Pace(Bounds(config.latency_ms, least, config.interval_ms))
         self._interval = Interval(config.interval_ms, "The first checkpoint is not made yet.")
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from colo_helper.proxy.packet import Packet, parse
+
 _LENGTHS = struct.Struct(">II")
 #: What QEMU itself takes, NET_BUFSIZE: 64 KiB of payload and 4 KiB of headers.
 MAX_FRAME_BYTES = (64 + 4) << 10
@@ -24,6 +26,10 @@ class RawFrame(NamedTuple):
 
     data: bytes
     vnet_bytes: int
+
+    def packet(self) -> Packet:
+        """Return what it is."""
+        return parse(self.data, self.vnet_bytes)
 
 
 def pack(frame: RawFrame) -> bytes:

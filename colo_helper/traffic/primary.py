@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from colo_helper.proxy.compare import Comparator
-from colo_helper.proxy.packet import Packet, parse
 from colo_helper.proxy.verdicts import Cause, Checkpoint, Limits, Verdict
 from colo_helper.traffic.framing import RawFrame
 from colo_helper.traffic.interface import Outputs
@@ -66,7 +65,7 @@ class PrimaryRouter:
             self._hold(nic, frames)
         else:
             for frame in frames:
-                self._conclude(nic, self._comparators[nic].primary(_packet(frame), now_s))
+                self._conclude(nic, self._comparators[nic].primary(frame.packet(), now_s))
 
     def from_network(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:  # noqa: ARG002
         """See Router."""
@@ -81,7 +80,7 @@ class PrimaryRouter:
             self._early += ((nic, frame) for frame in frames[: _EARLY_FRAMES - len(self._early)])
             return
         for frame in frames:
-            self._conclude(nic, self._comparators[nic].secondary(_packet(frame), now_s))
+            self._conclude(nic, self._comparators[nic].secondary(frame.packet(), now_s))
 
     def expire(self, now_s: float) -> float | None:
         """See Router."""
@@ -192,7 +191,3 @@ class PrimaryRouter:
     def _release(self, nic: int, verdict: Verdict) -> None:
         if verdict.release:
             self.out.to_network(nic, [RawFrame(packet.frame, packet.ethernet) for packet in verdict.release])
-
-
-def _packet(frame: RawFrame) -> Packet:
-    return parse(frame.data, frame.vnet_bytes)

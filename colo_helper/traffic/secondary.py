@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from colo_helper.proxy.packet import parse
 from colo_helper.proxy.rewrite import Rewriter
 from colo_helper.traffic.framing import RawFrame
 from colo_helper.traffic.interface import Outputs
@@ -41,10 +40,7 @@ class SecondaryRouter:
     def from_guest(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
         """See Router."""
         rewriter = self._rewriters[nic]
-        moved = [
-            RawFrame(rewriter.from_guest(parse(frame.data, frame.vnet_bytes), now_s), frame.vnet_bytes)
-            for frame in frames
-        ]
+        moved = [RawFrame(rewriter.from_guest(frame.packet(), now_s), frame.vnet_bytes) for frame in frames]
         if self.alone:
             self.out.to_network(nic, moved)
         elif self.epoch >= 0:  # before the first checkpoint only its device model speaks, which announces it
@@ -116,8 +112,5 @@ class SecondaryRouter:
         rewriter = self._rewriters[nic]
         self.out.to_guest(
             nic,
-            [
-                RawFrame(rewriter.to_guest(parse(frame.data, frame.vnet_bytes), now_s), frame.vnet_bytes)
-                for frame in frames
-            ],
+            [RawFrame(rewriter.to_guest(frame.packet(), now_s), frame.vnet_bytes) for frame in frames],
         )
