@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from colo_helper.devices.interface import DeviceError
 from colo_helper.devices.qmp import QmpDeviceModel
 
 PROGRAM = shutil.which("qemu-system-x86_64")
@@ -23,42 +24,45 @@ class Machine:
     networks: list[socket.socket]  # what is beyond each NIC, as datagrams
 
 
+def connected(process: subprocess.Popen[bytes], domid: int, path: Path) -> QmpDeviceModel:
+    """Connect as soon as QEMU listens: its socket's file is there a moment earlier."""
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            return QmpDeviceModel(domid, path.parent, 10.0, str(path))
+        except DeviceError:
+            assert process.poll() is None, "QEMU has ended"
+            assert time.monotonic() < deadline, "QEMU does not listen"
+            time.sleep(0.02)
+
+
 @contextlib.contextmanager
 def machine(tmp_path: Path, *models: str) -> Iterator[Machine]:
     """Run a stopped machine with one NIC of each model; ``net0`` is the first one's back-end."""
     path = tmp_path / "qmp"
     arguments = ["-S", "-display", "none", "-nodefaults", "-accel", "tcg", "-m", "64"]
     arguments += ["-qmp", f"unix:{path},server=on,wait=off"]
-    networks = []
-    for number, model in enumerate(models):
-        network = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        network.bind(("127.0.0.1", 0))
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _model in models]
+    for number, (model, (network, theirs)) in enumerate(zip(models, pairs, strict=True)):
         network.settimeout(10)
-        networks.append(network)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        network.connect(("127.0.0.1", port))
         arguments += [
             "-netdev",
-            f"socket,id=net{number},udp=127.0.0.1:{network.getsockname()[1]},localaddr=127.0.0.1:{port}",
+            f"dgram,id=net{number},local.type=fd,local.str={theirs.fileno()}",
             "-device",
             f"{model},id=nic{number},netdev=net{number},mac=00:16:3e:00:00:{number:02x},romfile=",
         ]
-    process = subprocess.Popen([str(PROGRAM), *arguments])
+    process = subprocess.Popen(
+        [str(PROGRAM), *arguments], pass_fds=[theirs.fileno() for _network, theirs in pairs]
+    )
     try:
-        deadline = time.monotonic() + _START_S
-        while not path.exists():
-            assert process.poll() is None, "QEMU has ended"
-            assert time.monotonic() < deadline, "QEMU does not listen"
-            time.sleep(0.02)
-        devices = QmpDeviceModel(1, tmp_path, 10.0, str(path))
+        devices = connected(process, 1, path)
         try:
-            yield Machine(devices, networks)
+            yield Machine(devices, [network for network, _theirs in pairs])
         finally:
             devices.close()
     finally:
         process.kill()
         process.wait()
-        for network in networks:
-            network.close()
+        for pair in pairs:
+            for end in pair:
+                end.close()

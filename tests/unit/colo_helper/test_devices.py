@@ -18,6 +18,7 @@ from colo_helper.devices.interface import DeviceError, Tap
 from colo_helper.devices.nics import HostNics, tap_names
 from colo_helper.devices.qcow2 import CLUSTER_BYTES, MAX_STATE_BYTES, vmstate_image
 from colo_helper.devices.qmp import QmpDeviceModel
+from tests.unit.colo_helper.qemu import connected
 
 needs_qemu_img = pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img is not installed")
 needs_qemu = pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed")
@@ -72,13 +73,7 @@ def qemu(tmp_path):
             [*command, "-qmp", f"unix:{path},server=on,wait=off"], stderr=subprocess.PIPE
         )
         processes.append(process)
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                return QmpDeviceModel(domid, tmp_path, 10.0, str(path))
-            except DeviceError:  # it does not listen yet
-                assert time.monotonic() < deadline
-                assert process.poll() is None
+        return connected(process, domid, path)
 
     start.processes = processes
     yield start
