@@ -50,7 +50,7 @@ class Kind(IntEnum):
     CHUNK = 5  # F: {packed, bytes}; a piece of the first copy: the stream that xl restore reads
     COPY_END = 6  # F: {bytes}; the first copy is complete
     COPIED = 7  # B: {domid, frames, pages}; the copy stands, paused
-    ARM = 8  # F: {epoch, packets}; log dirty frames, take hold of the packets, the first checkpoint comes
+    ARM = 8  # F: {epoch, packets} + moved connections; log dirty frames, take hold of the packets, a checkpoint comes
     ARMED = 9  # B: done
     RUN = 10  # F: {epoch}; let the guest run that COMMIT wanted held
     SUSPEND = 11  # F: {epoch}; stop the guest

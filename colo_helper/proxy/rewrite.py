@@ -11,6 +11,7 @@ the comparator lets the primary's SYN go only after the secondary's has come out
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from colo_helper.proxy.checksum import with_numbers
@@ -21,11 +22,22 @@ from colo_helper.proxy.tcp_options import SACK, TIMESTAMPS, TIMESTAMPS_BYTES, op
 _SEQ_AT, _ACK_AT = 4, 8
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What the numbers of a connection are moved by on their way from the guest to its client, modulo 2**32."""
+
+    sequence: int
+    clock: int
+
+
 @dataclass(slots=True)
 class _Tracked:
-    """One connection. ``offset`` is the primary's number minus the secondary's, modulo 2**32, or None until it is learned."""
+    """One connection. ``offset`` is the primary's number minus the secondary's, modulo 2**32, or None until it is learned.
 
-    isn: int
+    ``isn`` None: the connection is known from an earlier takeover.
+    """
+
+    isn: int | None
     clock: int | None
     offset: int | None = None
     clock_offset: int = 0
@@ -39,12 +51,14 @@ class Rewriter:
 
     ``most``: so many connections can be opened between two checkpoints; one more is not followed, and its copy falls silent,
     which costs a checkpoint. ``linger_s``: a connection that has ended is followed until nothing has come for so long, because
-    its last segments may be repeated (RFC 9293, 3.6.1; Linux waits 60 s).
+    its last segments may be repeated (RFC 9293, 3.6.1; Linux waits 60 s). ``idle_s``: one that has not ended is given up after
+    so long a silence (what Linux gives it, nf_conntrack_tcp_timeout_established).
     """
 
-    def __init__(self, most: int = 65_536, linger_s: float = 120.0) -> None:
+    def __init__(self, most: int = 65_536, linger_s: float = 120.0, idle_s: float = 432_000.0) -> None:
         self._most = most
         self._linger_s = linger_s
+        self._idle_s = idle_s
         self._tracked: dict[bytes, _Tracked] = {}
         self._alone = False
 
@@ -56,15 +70,30 @@ class Rewriter:
         """Forget all: the secondary is a copy of the primary, with its numbers."""
         self._tracked.clear()
 
-    def taken_over(self) -> None:
-        """There is no primary any more: what is opened from now on has the secondary's numbers."""
+    def taken_over(self, moves: Mapping[bytes, Move], now_s: float) -> None:
+        """There is no primary any more: what is opened from now on has this guest's numbers.
+
+        ``moves`` are of connections that the primary itself had taken over, by the guest's flow; where one of them was
+        opened anew since, the new one counts.
+        """
         self._alone = True
+        for flow, move in moves.items():
+            known = _Tracked(None, None, move.sequence, move.clock, used_s=now_s)
+            self._tracked.setdefault(flow, known)
+
+    def moves(self) -> dict[bytes, Move]:
+        """Return what is known of the connections that need it, by the guest's flow."""
+        return {
+            flow: Move(tracked.offset, tracked.clock_offset)
+            for flow, tracked in self._tracked.items()
+            if tracked.offset is not None and (tracked.offset or tracked.clock_offset)
+        }
 
     def expire(self, now_s: float) -> int:
-        """Forget what has ended and was quiet for long enough; return how many connections are left."""
+        """Forget what was quiet for long enough; return how many connections are left."""
         for flow, tracked in list(self._tracked.items()):
             ended = tracked.guest_ended and tracked.client_ended
-            if ended and now_s - tracked.used_s >= self._linger_s:
+            if now_s - tracked.used_s >= (self._linger_s if ended else self._idle_s):
                 del self._tracked[flow]
         return len(self._tracked)
 
@@ -127,6 +156,7 @@ class Rewriter:
 
 
 def _learn(tracked: _Tracked, packet: Packet) -> None:
+    assert tracked.isn is not None
     tracked.offset = (packet.ack - 1 - tracked.isn) & MASK
     echoed = _clock(packet, 6)
     if tracked.clock is not None and echoed is not None:

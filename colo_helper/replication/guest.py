@@ -11,6 +11,7 @@ from colo_helper.devices.interface import DeviceError, DeviceModel, Filters, Nic
 from colo_helper.hypervisor.dirty_log import DirtyLog
 from colo_helper.hypervisor.interface import Domain, HypervisorError, IoState
 from colo_helper.hypervisor.io_requests import end_io
+from colo_helper.replication.moved import MovesFile
 
 #: What the local host can answer with when something fails.
 LOCAL_ERRORS = (HypervisorError, DeviceError, OSError)
@@ -55,6 +56,8 @@ class Guest:
     held: Mark = field(default_factory=Mark)
     #: Set while a checkpoint is being applied to the domain: until then it is neither the old state nor the new one.
     torn: Mark = field(default_factory=Mark)
+    #: The connections that it has taken over from a primary with other numbers.
+    moved: MovesFile = field(default_factory=MovesFile)
     _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "devices"))
     _saving: Future[bytes] | None = None
 
@@ -175,6 +178,7 @@ class Guest:
         """The domain is gone: whoever comes next must not take its marks for those of another."""
         self.held.clear()
         self.torn.clear()
+        self.moved.write([])
 
     def _undo_pauses(self) -> None:
         while self.domain.own_pauses:

@@ -18,6 +18,7 @@ from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import COPY_TIMEOUT_S, Conversation, number
 from colo_helper.replication.decisions.primary import (
     GuestFacts,
+    PrimaryEnd,
     PrimaryStep,
     beginning,
     guest_ended,
@@ -35,7 +36,9 @@ from colo_helper.replication.host import Host
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.primary_epochs import PrimaryEpochs
 from colo_helper.replication.verify import differing_frames
-from colo_helper.traffic.sides import PrimarySide, Untouched
+from colo_helper.traffic.moves import Moves, pack_moves
+from colo_helper.traffic.pump import SendFrames
+from colo_helper.traffic.sides import PrimarySide, Untouched, to_nobody
 
 #: Makes the conversation with the secondary; raises SessionEndedError.
 Connector = Callable[[Config, Monitor, Inbox], Conversation]
@@ -106,7 +109,8 @@ class Primary:
         """Wait before the next attempt; a stop ends that."""
         deadline = time.monotonic() + seconds
         while not self.inbox.stop_reason and self.inbox.wait(deadline - time.monotonic()):
-            continue
+            if self.inbox.trouble:
+                self._let_packets_flow()
 
     # ------------------------------------------------------------------------------------------ a copy to build on
 
@@ -137,7 +141,11 @@ class Primary:
             self.monitor.enter("resyncing", begin.sentence)
             conversation.send(Kind.RESYNC)
             differing = self._compare(conversation, guest)
-        conversation.send(Kind.ARM, {"epoch": self.monitor.state.epoch, "packets": self.config.comparing})
+        conversation.send(
+            Kind.ARM,
+            {"epoch": self.monitor.state.epoch, "packets": self.config.comparing},
+            (pack_moves(self._moves(guest)),),
+        )
         conversation.expect(Kind.ARMED, interrupted=self._stop_if_asked)
         if begin.action == "copy":
             # The peer's toolstack has put the copy's taps onto the bridge there before they could be taken off, and its
@@ -193,6 +201,8 @@ class Primary:
         self.step = PrimaryStep.PROTECTED if self.awaiting else PrimaryStep.UNPROTECTED
         self.awaiting = False
         self._recover(guest, domid)
+        if self.config.output != "free" and (moves := self._moves(guest)):
+            self.packets = self._side(guest, to_nobody, moves)
         self.monitor.enter("connecting", f"Connecting to {self.config.peer_name}.", domid=domid)
         return guest
 
@@ -304,16 +314,26 @@ class Primary:
         """Take hold of the guest's packets, if they are not to leave as they like."""
         if self.config.output == "free":
             return Untouched()
-        packets = PrimarySide(
+        moves = self._moves(guest)
+        self._let_packets_flow()
+        packets = self._side(guest, conversation.send_packets, moves)
+        conversation.carry_packets(packets)
+        return packets
+
+    def _moves(self, guest: Guest) -> Moves:
+        """Return the connections of the guest that an earlier takeover has moved."""
+        return self.packets.moves() if isinstance(self.packets, PrimarySide) else guest.moved.read()
+
+    def _side(self, guest: Guest, send: SendFrames, moves: Moves) -> PrimarySide:
+        return PrimarySide(
             guest.filters,
-            conversation.send_packets,
+            send,
             self.inbox.put_wanted,
             self.inbox.put_trouble,
             comparing=self.config.comparing,
             latency_s=self.config.latency_ms / 1000,
+            moves=moves,
         )
-        conversation.carry_packets(packets)
-        return packets
 
     def _handed_over(self) -> None:
         """From here on this side is the secondary, whatever happens."""
@@ -347,7 +367,7 @@ class Primary:
         else:
             self.packets.release()
         problems = self.guest.release() if self.guest and end.guest != "hold" else []
-        problems += self._let_packets_flow()
+        problems += self._part_with_packets(end)
         if end.guest == "gone":
             problems = []  # nothing of it has to be put back
         sentence = " ".join([end.sentence, *problems])
@@ -368,6 +388,17 @@ class Primary:
                 self.monitor.event("close", " ".join(problems))
         self.monitor.enter(end.phase, sentence)
         return end.exit_code
+
+    def _part_with_packets(self, end: PrimaryEnd) -> list[str]:
+        """Let packets flow by themselves, unless connections need us as long as we stay; returns what went wrong."""
+        problems = []
+        guest, packets = self.guest, self.packets
+        if guest and isinstance(packets, PrimarySide) and end.guest != "gone":
+            moves = packets.moves()
+            problems = attempt([lambda: guest.moved.write(moves)])
+            if any(moves) and end.exit_code is None and not self.inbox.trouble:
+                return problems
+        return problems + self._let_packets_flow()
 
     def _let_packets_flow(self) -> list[str]:
         """Take the filters away; returns what went wrong."""

@@ -31,7 +31,8 @@ from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.packing import PackingError, unpack
 from colo_helper.replication.secondary_epochs import SecondaryEpochs
 from colo_helper.replication.verify import answer_hash
-from colo_helper.traffic.sides import SecondarySide, Untouched
+from colo_helper.traffic.moves import Moves, unpack_moves
+from colo_helper.traffic.sides import SecondarySide, Untouched, to_nobody
 
 _PROGRESS_S = 1.0
 #: How often it is looked whether connections still need their numbers moved after a take-over.
@@ -91,6 +92,8 @@ class Secondary:
         if start.phase in ("torn", *STANDING_BY):
             guest.nics.isolate()
             self._hold_still(guest)
+        if start.phase == "active":
+            problems += attempt([self._go_on_moving])
         self.monitor.enter(start.phase, " ".join([start.sentence, *problems]), domid=guest.domain.domid)
 
     def _wait(self) -> int | None:
@@ -260,7 +263,7 @@ class Secondary:
             answer_hash(guest.domain, conversation, frame.head)
         guest.start_logging()
         if frame.head.get("packets") is True:
-            self._take_hold(conversation, guest)
+            self._take_hold(conversation, guest, _moves(frame))
         epochs = SecondaryEpochs(
             self.host,
             self.monitor,
@@ -280,12 +283,20 @@ class Secondary:
         finally:
             self.step = epochs.step
 
-    def _take_hold(self, conversation: Conversation, guest: Guest) -> None:
+    def _take_hold(self, conversation: Conversation, guest: Guest, moves: Moves) -> None:
         """Take hold of the copy's packets; those of an earlier session are void, for its state will be another."""
         self._let_packets_flow()
-        packets = SecondarySide(guest.filters, conversation.send_packets, self.inbox.put_trouble)
+        packets = SecondarySide(guest.filters, conversation.send_packets, self.inbox.put_trouble, moves)
         conversation.carry_packets(packets)
         self.packets = packets
+        guest.moved.write(moves)
+
+    def _go_on_moving(self) -> None:
+        """Take hold of the packets of a copy that is the VM, when some of its connections need it."""
+        assert self.guest is not None
+        if moves := self.guest.moved.read():
+            self.packets = SecondarySide(self.guest.filters, to_nobody, self.inbox.put_trouble, moves)
+            self.packets.take_over()
 
     def _let_packets_flow(self) -> list[str]:
         """Take the filters away; returns what went wrong."""
@@ -352,6 +363,8 @@ class Secondary:
         Returns an exit status when that is to be the end.
         """
         active = self.monitor.state.phase == "active"
+        if active:
+            self._note_moves()
         if self.inbox.requests:
             self._answer_takeover(self.inbox.requests.popleft())
         elif self.inbox.sessions and not active:
@@ -378,9 +391,17 @@ class Secondary:
         if packets.followed and not self.inbox.trouble:
             self.inbox.wait(_FOLLOWED_S)
             return
-        problems = [self.inbox.trouble, *self._let_packets_flow()]
-        text = "Every connection has its own numbers; packets flow by themselves."
-        self.monitor.event("packets_flow", " ".join(filter(None, [text, *problems])))
+        text = self.inbox.trouble or "Every connection has its own numbers."
+        self.monitor.event(
+            "packets_flow", " ".join([text, *self._let_packets_flow(), "Packets flow by themselves."])
+        )
+
+    def _note_moves(self) -> None:
+        """Write down what the next replicator of this guest has to know of its connections."""
+        guest, packets = self.guest, self.packets
+        if guest and isinstance(packets, SecondarySide):
+            for problem in attempt([lambda: guest.moved.write(packets.moves())]):
+                self.monitor.event("moves_not_noted", problem)
 
     def _answer_takeover(self, request: Request) -> None:
         refusal = verb_refusal(self.config.vm, "secondary", self.monitor.state.phase, request.verb)
@@ -408,7 +429,10 @@ class Secondary:
                 problems.append(f"Domain {info.domid} is paused, and not by us.")
             if problems:
                 return "takeover_failed", " ".join(problems)
-            self.packets.take_over()
+            if isinstance(self.packets, SecondarySide):
+                self.packets.take_over()
+            else:
+                self._go_on_moving()
             self._join_network(guest)
             guest.devices.announce()
         except LOCAL_ERRORS as error:
@@ -419,6 +443,15 @@ class Secondary:
             followed=self.packets.followed,
         )
         return "", ""
+
+
+def _moves(frame: Frame) -> Moves:
+    try:
+        return unpack_moves(b"".join(frame.parts))
+    except ValueError as error:
+        raise SessionEndedError(
+            Cause.PEER_LOST, f"What the peer has taken over is damaged: {error}"
+        ) from error
 
 
 def _unpacked(frame: Frame) -> bytes:

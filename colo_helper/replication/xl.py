@@ -29,6 +29,7 @@ from colo_helper.hypervisor.libraries import XenLibraries, open_libraries
 from colo_helper.hypervisor.xen import XenDomain
 from colo_helper.replication.guest import Guest, Mark
 from colo_helper.replication.host import HostError
+from colo_helper.replication.moved import MovesFile
 
 _PIPE_BYTES = 1 << 20
 _ASK_TIMEOUT_S = 60.0
@@ -149,7 +150,8 @@ class XenHost:
         domain = XenDomain(self._libraries, domid)
         devices = QmpDeviceModel(domid, self._run_dir, self._device_timeout_s)
         held, torn = (Mark(self._run_dir / name) for name in ("held", "torn"))
-        return Guest(domain, devices, HostNics(domid), QmpFilters(devices), held=held, torn=torn)
+        moved = MovesFile(self._run_dir / "moved.json", domid)
+        return Guest(domain, devices, HostNics(domid), QmpFilters(devices), held=held, torn=torn, moved=moved)
 
     def configuration(self, vm: str) -> bytes:
         """See Host."""

@@ -14,6 +14,7 @@ from colo_helper.proxy.compare import Comparator
 from colo_helper.proxy.verdicts import Cause, Checkpoint, Limits, Verdict
 from colo_helper.traffic.framing import RawFrame
 from colo_helper.traffic.interface import Outputs
+from colo_helper.traffic.rewriting import Rewriting
 
 #: What is kept of the secondary's packets while the word that it has the checkpoint is on its way; the rest is dropped.
 _EARLY_FRAMES = 1024
@@ -24,12 +25,15 @@ class PrimaryRouter:
     """See Router. ``open`` until the first ``cut``: then what the guest sends leaves at once, and nothing goes to the peer.
 
     ``comparing`` False: the secondary is not asked, and all that the guest sends waits for the next checkpoint.
+    ``moved``: some connections were taken over from another primary, so what the network sends comes to the guest by us.
+    Clients see the numbers that they know, everybody else sees the guest's: the secondary is a copy of that.
     """
 
     nics: int
     out: Outputs
     comparing: bool = True
     limits: Limits = field(default_factory=Limits)
+    moved: Rewriting | None = None
     clock: Callable[[], float] = time.monotonic
     open: bool = True
     epoch: int = -1
@@ -45,6 +49,8 @@ class PrimaryRouter:
     _later: list[tuple[int, RawFrame]] = field(default_factory=list)
     _later_bytes: int = 0
     _early: list[tuple[int, RawFrame]] = field(default_factory=list)
+    #: Where the guest gets the network's packets by us: what came while it was being stopped.
+    _arrived: list[tuple[int, RawFrame]] = field(default_factory=list)
     _comparators: list[Comparator] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -57,7 +63,7 @@ class PrimaryRouter:
         if self._dead:
             return
         if self.open:
-            self.out.to_network(nic, frames)
+            self._leave(nic, frames)
         elif self.pending:
             self._later += ((nic, frame) for frame in frames)
             self._later_bytes += sum(len(frame.data) for frame in frames)
@@ -67,8 +73,14 @@ class PrimaryRouter:
             for frame in frames:
                 self._conclude(nic, self._comparators[nic].primary(frame.packet(), now_s))
 
-    def from_network(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:  # noqa: ARG002
+    def from_network(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
         """See Router."""
+        if self.moved and self._standing:
+            self._arrived += ((nic, frame) for frame in frames[: _EARLY_FRAMES - len(self._arrived)])
+            return
+        if self.moved:
+            frames = self.moved.to_guest(nic, frames, now_s)
+            self.out.to_guest(nic, frames)
         if not self.open and self.comparing:
             self.out.to_peer(self.epoch, nic, frames)
 
@@ -84,6 +96,8 @@ class PrimaryRouter:
 
     def expire(self, now_s: float) -> float | None:
         """See Router."""
+        if self.moved:
+            self.moved.expire(now_s)
         if self.open or self.pending or self.asked:
             return None
         for nic, comparator in enumerate(self._comparators):
@@ -111,8 +125,11 @@ class PrimaryRouter:
         self._early.clear()
 
     def resumed(self) -> None:
-        """The guest runs on, and may be held back again."""
+        """The guest runs on, and may be held back again; it gets what came meanwhile."""
         self._standing = False
+        arrived, self._arrived = self._arrived, []
+        for nic, frame in arrived:
+            self.from_network(nic, [frame], self.clock())
 
     def received(self) -> bool:
         """The secondary has the checkpoint: what was sent before the cut leaves. Tells whether there was anything."""
@@ -134,10 +151,11 @@ class PrimaryRouter:
         """There is no secondary any more: everything leaves at once, from now on as well."""
         self._release_old()
         for nic, frame in self._later:
-            self.out.to_network(nic, [frame])
+            self._leave(nic, [frame])
         self._later, self._later_bytes = [], 0
         self._early.clear()
-        self.open, self.pending, self._standing, self.asked = True, False, False, None
+        self.open, self.pending, self.asked = True, False, None
+        self.resumed()
 
     def discard_all(self) -> None:
         """The secondary may be the VM: what waits has never been said, and nothing more is."""
@@ -179,7 +197,7 @@ class PrimaryRouter:
             self._release(nic, verdict)
         held, self._held, self._held_bytes = self._held, [], 0
         for nic, frame in held:
-            self.out.to_network(nic, [frame])
+            self._leave(nic, [frame])
         return len(held) + sum(len(verdict.release) for verdict in verdicts)
 
     def _conclude(self, nic: int, verdict: Verdict) -> None:
@@ -190,4 +208,9 @@ class PrimaryRouter:
 
     def _release(self, nic: int, verdict: Verdict) -> None:
         if verdict.release:
-            self.out.to_network(nic, [RawFrame(packet.frame, packet.ethernet) for packet in verdict.release])
+            self._leave(nic, [RawFrame(packet.frame, packet.ethernet) for packet in verdict.release])
+
+    def _leave(self, nic: int, frames: Sequence[RawFrame]) -> None:
+        if self.moved:
+            frames = self.moved.from_guest(nic, frames, self.clock())
+        self.out.to_network(nic, frames)

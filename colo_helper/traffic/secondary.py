@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from colo_helper.proxy.rewrite import Rewriter
 from colo_helper.traffic.framing import RawFrame
 from colo_helper.traffic.interface import Outputs
+from colo_helper.traffic.moves import Moves
+from colo_helper.traffic.rewriting import Rewriting
 
 #: What is kept for the guest while it stands still, in bytes; clients send again what is dropped.
 _KEPT_BYTES = 4 << 20
@@ -21,26 +22,28 @@ _LOOK_S = 10.0
 
 @dataclass
 class SecondaryRouter:
-    """See Router. The guest stands still until ``applied``."""
+    """See Router. The guest stands still until ``applied``.
+
+    ``moves`` are of connections that the primary itself has taken over from another; they are moved there until a take-over.
+    """
 
     nics: int
     out: Outputs
+    moves: Moves = field(default_factory=list)
     epoch: int = -1
     running: bool = False
     alone: bool = False
-    _rewriters: list[Rewriter] = field(default_factory=list)
     _kept: list[tuple[int, int, RawFrame]] = field(default_factory=list)
     _kept_bytes: int = 0
 
     def __post_init__(self) -> None:
-        self._rewriters = [Rewriter() for _ in range(self.nics)]
+        self.rewriting = Rewriting(self.nics)
 
     # ------------------------------------------------------------------------------------------------ packets
 
     def from_guest(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
         """See Router."""
-        rewriter = self._rewriters[nic]
-        moved = [RawFrame(rewriter.from_guest(frame.packet(), now_s), frame.vnet_bytes) for frame in frames]
+        moved = self.rewriting.from_guest(nic, frames, now_s)
         if self.alone:
             self.out.to_network(nic, moved)
         elif self.epoch >= 0:  # before the first checkpoint only its device model speaks, which announces it
@@ -67,8 +70,7 @@ class SecondaryRouter:
         """See Router."""
         if not self.alone:
             return None
-        for rewriter in self._rewriters:
-            rewriter.expire(now_s)
+        self.rewriting.expire(now_s)
         return now_s + _LOOK_S
 
     @property
@@ -84,8 +86,7 @@ class SecondaryRouter:
 
     def applied(self, epoch: int, now_s: float) -> None:
         """The guest has the state of ``epoch`` and runs on: its connections are the primary's."""
-        for rewriter in self._rewriters:
-            rewriter.checkpointed()
+        self.rewriting.checkpointed()
         self.epoch = epoch
         self.resumed(now_s)
 
@@ -96,21 +97,11 @@ class SecondaryRouter:
         for epoch, nic, frame in kept:
             self.from_peer(epoch, nic, [frame], now_s)
 
-    def take_over(self) -> None:
+    def take_over(self, now_s: float) -> None:
         """There is no primary any more."""
         self.alone = True
         self._kept.clear()
-        for rewriter in self._rewriters:
-            rewriter.taken_over()
-
-    @property
-    def followed(self) -> int:
-        """How many connections need their numbers moved."""
-        return sum(len(rewriter) for rewriter in self._rewriters)
+        self.rewriting.taken_over(self.moves, now_s)
 
     def _give(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
-        rewriter = self._rewriters[nic]
-        self.out.to_guest(
-            nic,
-            [RawFrame(rewriter.to_guest(frame.packet(), now_s), frame.vnet_bytes) for frame in frames],
-        )
+        self.out.to_guest(nic, self.rewriting.to_guest(nic, frames, now_s))

@@ -9,8 +9,10 @@ from typing import Protocol
 
 from colo_helper.devices.interface import DeviceError, Filters
 from colo_helper.proxy.verdicts import Checkpoint, Limits
+from colo_helper.traffic.moves import Moves
 from colo_helper.traffic.primary import PrimaryRouter
 from colo_helper.traffic.pump import Pump, SendFrames
+from colo_helper.traffic.rewriting import Rewriting
 from colo_helper.traffic.secondary import SecondaryRouter
 
 #: How long a device model may take to read what it was given before its guest is stopped, in seconds.
@@ -20,7 +22,8 @@ _GIVEN_S = 0.05
 class PrimarySide:
     """The packets of the primary's guest; they flow as before until the first ``cut``. Raises DeviceError.
 
-    A packet waits for the secondary ``latency_s`` at most, and then for a checkpoint.
+    A packet waits for the secondary ``latency_s`` at most, and then for a checkpoint. ``moves`` are of connections that the
+    guest has taken over from an earlier primary; they are moved as long as this is not closed.
     """
 
     def __init__(
@@ -32,13 +35,15 @@ class PrimarySide:
         *,
         comparing: bool,
         latency_s: float,
+        moves: Moves,
     ) -> None:
         self._filters = filters
-        nics = filters.attach(mirror=True)
+        nics = filters.attach(mirror=not any(moves))
         limits = Limits(secondary_s=latency_s, primary_s=2 * latency_s)
+        self._moved = Rewriting.of(moves, len(nics), time.monotonic()) if any(moves) else None
 
         def router(pump: Pump) -> PrimaryRouter:
-            self._router = PrimaryRouter(len(nics), pump, comparing, limits)
+            self._router = PrimaryRouter(len(nics), pump, comparing, limits, self._moved)
             return self._router
 
         self._pump = Pump(nics, router, send, wanted, failed)
@@ -52,6 +57,8 @@ class PrimarySide:
         """To be called before the guest's device model is stopped, and not held back any more therefore."""
         with self._pump.hold():
             self._router.halting()
+        if self._moved:
+            self._pump.flushed(_GIVEN_S)
 
     def cut(self, epoch: int) -> None:
         """The guest stands still; what it sends from now on is of ``epoch``."""
@@ -59,7 +66,7 @@ class PrimarySide:
             last = self._pump.drain()
             self._router.cut(epoch)
             # A device model that is being stopped still reads one packet of each NIC, which its guest gets when it runs on.
-            for nic, frame in last.items():
+            for nic, frame in last.items() if not self._moved else ():
                 self._router.from_network(nic, [frame], time.monotonic())
 
     def resumed(self) -> None:
@@ -95,6 +102,11 @@ class PrimarySide:
         """Return what was counted since the packets were taken hold of; see PrimaryRouter."""
         with self._pump.hold():
             return {**self._router.counters(), "dropped": self._pump.dropped}
+
+    def moves(self) -> Moves:
+        """Return the connections that break when this is closed and nobody goes on with them."""
+        with self._pump.hold():
+            return self._moved.moves() if self._moved else []
 
     def close(self) -> None:
         """Let go of the packets: they flow by themselves again."""
@@ -146,19 +158,28 @@ class Untouched:
         """See SecondarySide."""
         return 0
 
+    def moves(self) -> Moves:
+        """See both."""
+        return []
+
     def close(self) -> None:
         """See both."""
 
 
 class SecondarySide:
-    """The packets of the secondary's guest, which stands still at first. Raises DeviceError."""
+    """The packets of the secondary's guest, which stands still at first. Raises DeviceError.
 
-    def __init__(self, filters: Filters, send: SendFrames, failed: Callable[[str], None]) -> None:
+    ``moves`` are of connections that the primary's guest has taken over from an earlier primary.
+    """
+
+    def __init__(
+        self, filters: Filters, send: SendFrames, failed: Callable[[str], None], moves: Moves
+    ) -> None:
         self._filters = filters
         nics = filters.attach(mirror=False)
 
         def router(pump: Pump) -> SecondaryRouter:
-            self._router = SecondaryRouter(len(nics), pump)
+            self._router = SecondaryRouter(len(nics), pump, moves)
             return self._router
 
         self._pump = Pump(nics, router, send, _unasked, failed)
@@ -188,13 +209,18 @@ class SecondarySide:
     def take_over(self) -> None:
         """The guest is the VM now: it talks with the network itself."""
         with self._pump.hold():
-            self._router.take_over()
+            self._router.take_over(time.monotonic())
 
     @property
     def followed(self) -> int:
-        """How many connections would break if this were closed now."""
+        """How many connections are, or may yet have to be, moved."""
         with self._pump.hold():
-            return self._router.followed
+            return len(self._router.rewriting)
+
+    def moves(self) -> Moves:
+        """Return the connections that break when this is closed and nobody goes on with them."""
+        with self._pump.hold():
+            return self._router.rewriting.moves()
 
     def close(self) -> None:
         """Let go of the packets: they flow by themselves again."""
@@ -206,6 +232,11 @@ class Side(Protocol):
 
     def from_peer(self, epoch: int, nic: int, packed: bytes) -> None:
         """Take packets of the other side; raises FramingError."""
+
+
+def to_nobody(epoch: int, nic: int, packed: bytes) -> None:
+    """What sends packets where there is no peer."""
+    raise DeviceError(f"There is no peer for {len(packed)} bytes of NIC {nic} of epoch {epoch}.")
 
 
 def _switch_on(pump: Pump, filters: Filters) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum, unique
 
-PROTOCOL = 5
+PROTOCOL = 6
 
 
 #: (primary's release, secondary's release) that were seen to work beside equal releases. A guest goes to a newer Xen,

@@ -24,6 +24,7 @@ from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.hypervisor.interface import PAGE_BYTES, SpecialFrame
 from colo_helper.replication.guest import Guest, Mark
 from colo_helper.replication.host import HostError
+from colo_helper.replication.moved import MovesFile
 from colo_helper.stream.walk import Pages, walk_xl
 
 RING = 4000
@@ -142,8 +143,11 @@ class EmulatedHost:
         if self.prepare:
             self.prepare(domain, self.devices[domid])
         held, torn = (Mark(self.run_dir / name if self.run_dir else None) for name in ("held", "torn"))
+        moved = MovesFile(self.run_dir / "moved.json" if self.run_dir else None, domid)
         filters = self.filters.setdefault(domid, EmulatedFilters())
-        return Guest(domain, self.devices[domid], self.nics[domid], filters, held=held, torn=torn)
+        return Guest(
+            domain, self.devices[domid], self.nics[domid], filters, held=held, torn=torn, moved=moved
+        )
 
     def configuration(self, vm: str) -> bytes:
         return json.dumps({"c_info": {"name": vm}}).encode()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colo_helper.proxy.packet import ACK, RST, SYN, parse
-from colo_helper.proxy.rewrite import Rewriter
+from colo_helper.proxy.rewrite import Move, Rewriter
 from tests.unit.colo_helper.proxy.conversations import isns
 from tests.unit.colo_helper.proxy.endpoints import Endpoint
 from tests.unit.colo_helper.proxy.frames import tcp, udp
@@ -50,7 +50,7 @@ class World:
 
     def take_over(self):
         self.alone = True
-        self.rewriter.taken_over()
+        self.rewriter.taken_over({}, 0.0)
         self.from_guests(Endpoint.says_again)
 
     def close(self):
@@ -121,7 +121,7 @@ def test_a_handshake_that_the_primary_did_not_end():
     world.to_guests(world.client.opens())
     world.from_guests(Endpoint.opens)
     world.alone = True
-    world.rewriter.taken_over()
+    world.rewriter.taken_over({}, 0.0)
     world.to_guests(world.client.acks())
     world.from_guests(lambda guest: guest.says(b"banner"))
     assert world.client.got == b"banner"
@@ -206,7 +206,7 @@ def test_segments_without_an_acknowledgement_pass_as_they_are():
 def test_what_is_opened_after_the_take_over_has_the_secondarys_numbers():
     rewriter = Rewriter()
     opened(rewriter)
-    rewriter.taken_over()
+    rewriter.taken_over({}, 0.0)
     assert opened(rewriter, isn=9000, primary=9000).ack == 9001
     assert len(rewriter) == 0
 
@@ -236,3 +236,41 @@ def test_a_connection_that_was_reset_is_forgotten_when_it_was_quiet():
         reset(rewriter)
         assert rewriter.expire(16.9) == 1
         assert rewriter.expire(17.0) == 0
+
+
+def test_who_goes_on_with_a_guest_moves_what_was_moved_before():
+    before = Rewriter()
+    opened(before)
+    before.from_guest(packet(5001, 8, ports=(80, 7)), 0.0)
+    flow = packet(5001, 8).flow
+    assert before.moves() == {flow: Move(2**32 - 4000, 0)}
+    after = Rewriter()
+    after.taken_over(before.moves(), 0.0)
+    assert parse(after.to_guest(packet(8, 1011, outward=False), 0.0)).ack == 5011
+    assert parse(after.from_guest(packet(5011, 8), 0.0)).seq == 1011
+    assert after.moves() == before.moves()
+
+
+def test_a_connection_that_was_opened_anew_since_counts():
+    rewriter = Rewriter()
+    opened(rewriter)
+    flow = packet(5001, 8).flow
+    rewriter.taken_over({flow: Move(77, 0)}, 0.0)
+    assert parse(rewriter.from_guest(packet(5011, 8), 0.0)).seq == 1011
+    again = Rewriter()
+    again.taken_over({flow: Move(77, 0)}, 0.0)
+    assert parse(again.from_guest(packet(9000, 8, SYN | ACK), 0.0)).seq == 9000
+
+
+def test_a_handshake_that_nothing_is_known_of_yet_is_not_handed_on():
+    rewriter = Rewriter()
+    rewriter.from_guest(packet(5000, 8, SYN | ACK), 0.0)
+    assert len(rewriter) == 1
+    assert rewriter.moves() == {}
+
+
+def test_a_connection_that_never_ends_is_given_up_after_days_of_silence():
+    rewriter = Rewriter()
+    opened(rewriter)
+    assert rewriter.expire(431_999.0) == 1
+    assert rewriter.expire(432_000.0) == 0

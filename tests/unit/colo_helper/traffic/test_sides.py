@@ -7,11 +7,17 @@ import pytest
 
 from colo_helper.devices.emulated import EmulatedFilters
 from colo_helper.devices.interface import DeviceError
+from colo_helper.proxy.packet import parse
+from colo_helper.proxy.rewrite import Move
 from colo_helper.traffic.framing import FrameReader, FramingError, RawFrame, pack
 from colo_helper.traffic.sides import PrimarySide, SecondarySide
-from tests.unit.colo_helper.proxy.frames import udp
+from tests.unit.colo_helper.proxy.frames import tcp, udp
 
 ONE, TWO = udp(b"one"), udp(b"two")
+FLOW = parse(tcp(0)).flow
+#: A client that knows the numbers of a primary that is gone: they are 100 higher than the guest's.
+ASKED, ASKED_OF_GUEST = tcp(8, 1100, outward=False), tcp(8, 1000, outward=False)
+ANSWER, ANSWER_TO_CLIENT = tcp(1000, 8, payload=b"answer"), tcp(1100, 8, payload=b"answer")
 
 
 def frames(end, count=1):
@@ -33,7 +39,7 @@ def silent(end):
 class Pair:
     """A primary and a secondary whose packets for each other go through queues that the test sees."""
 
-    def __init__(self, **options):
+    def __init__(self, moves=()):
         self.filters = [EmulatedFilters(), EmulatedFilters()]
         self.wanted, self.troubles = queue.Queue(), []
         self.primary = PrimarySide(
@@ -43,8 +49,11 @@ class Pair:
             self.troubles.append,
             comparing=True,
             latency_s=0.5,
+            moves=list(moves),
         )
-        self.secondary = SecondarySide(self.filters[1], self.primary.from_peer, self.troubles.append)
+        self.secondary = SecondarySide(
+            self.filters[1], self.primary.from_peer, self.troubles.append, list(moves)
+        )
 
     def to_secondary(self, epoch, nic, packed):
         self.secondary.from_peer(epoch, nic, packed)
@@ -184,10 +193,71 @@ def test_the_filters_are_on_only_while_somebody_reads(pair):
 def test_filters_that_cannot_be_switched_on_are_taken_away():
     filters = EmulatedFilters(faults={"switch_on"})
     with pytest.raises(DeviceError, match="switch_on"):
-        SecondarySide(filters, lambda *_: None, print)
+        SecondarySide(filters, lambda *_: None, print, [])
     assert filters.attached == []
 
 
 def test_half_a_packet_from_the_peer_is_refused(pair):
     with pytest.raises(FramingError, match="stops within one"):
         pair.primary.from_peer(1, 0, pack(RawFrame(ONE, 0))[:-1])
+
+
+@pytest.fixture
+def moving():
+    running = Pair(moves=[{FLOW: Move(100, 0)}])
+    yield running
+    running.close()
+
+
+def test_a_connection_that_was_taken_over_before_goes_on(moving):
+    ours, _ = moving.ends
+    ours.from_network.sendall(pack(RawFrame(ASKED, 0)))
+    assert frames(ours.to_guest) == [ASKED_OF_GUEST]
+    ours.from_guest.sendall(pack(RawFrame(ANSWER, 0)))
+    assert frames(ours.to_network) == [ANSWER_TO_CLIENT]
+    assert moving.primary.moves() == [{FLOW: Move(100, 0)}]
+
+
+def test_its_secondary_sees_the_numbers_of_the_guest_that_it_is_a_copy_of(moving):
+    moving.checkpoint(1)
+    ours, theirs = moving.ends
+    ours.from_network.sendall(pack(RawFrame(ASKED, 0)))
+    assert frames(ours.to_guest) == frames(theirs.to_guest) == [ASKED_OF_GUEST]
+    for end in (ours, theirs):
+        end.from_guest.sendall(pack(RawFrame(ANSWER, 0)))
+    assert frames(ours.to_network) == [ANSWER_TO_CLIENT]
+    assert moving.wanted.empty()
+
+
+def test_and_moves_them_when_it_takes_over_in_turn(moving):
+    moving.checkpoint(1)
+    _, theirs = moving.ends
+    moving.secondary.take_over()
+    theirs.from_network.sendall(pack(RawFrame(ASKED, 0)))
+    assert frames(theirs.to_guest) == [ASKED_OF_GUEST]
+    theirs.from_guest.sendall(pack(RawFrame(ANSWER, 0)))
+    assert frames(theirs.to_network) == [ANSWER_TO_CLIENT]
+    assert moving.secondary.followed == 1
+
+
+def test_what_comes_while_the_guest_stands_still_is_given_to_both_of_the_new_epoch(moving):
+    moving.checkpoint(1)
+    ours, theirs = moving.ends
+    moving.primary.halting()
+    ours.from_network.sendall(pack(RawFrame(ASKED, 0)))
+    silent(ours.to_guest)
+    moving.primary.cut(2)
+    moving.primary.resumed()
+    moving.secondary.halting()
+    moving.secondary.applied(2)
+    assert frames(ours.to_guest) == frames(theirs.to_guest) == [ASKED_OF_GUEST]
+
+
+def test_what_came_is_given_to_a_guest_whose_checkpoint_was_given_up(moving):
+    moving.checkpoint(1)
+    ours, _ = moving.ends
+    moving.primary.halting()
+    ours.from_network.sendall(pack(RawFrame(ASKED, 0)))
+    silent(ours.to_guest)
+    moving.primary.release()
+    assert frames(ours.to_guest) == [ASKED_OF_GUEST]

@@ -1,0 +1,119 @@
+"""A client keeps one connection over two takeovers and all the replicators in between: on the emulated hypervisor.
+
+The connection is younger than the last checkpoint when its first host dies: its client knows numbers that the guest does not.
+"""
+
+import pytest
+
+from colo_helper.proxy.packet import ACK, SYN, parse
+from colo_helper.traffic.framing import FrameReader, RawFrame, pack
+from tests.unit.colo_helper.emulated_host import EmulatedHost
+from tests.unit.colo_helper.proxy.frames import tcp
+from tests.unit.colo_helper.replication_pair import VM, pairs
+
+BRIEF_MS = 500
+#: Initial sequence numbers of the client, of the first host's guest and of its copy.
+CLIENT, FIRST, COPY = 50, 5000, 1000
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    monkeypatch.setattr("colo_helper.replication.decisions.primary.FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr("colo_helper.replication.decisions.primary.LAST_RETRY_S", 0.2)
+    with pairs(timeout_ms=BRIEF_MS) as make:
+        yield make
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    made = [EmulatedHost(run_dir=tmp_path / name) for name in ("xa", "xb", "xc")]
+    for host in made:
+        host.run_dir.mkdir()
+    return made
+
+
+def nic(host):
+    """The device model's ends of the guest's one NIC."""
+    return host.filters[host.find(VM)].ends[0]
+
+
+def send(end, *args, **kwargs):
+    end.sendall(pack(RawFrame(tcp(*args, **kwargs), 0)))
+
+
+def received(end):
+    end.settimeout(10)
+    found = FrameReader().feed(end.recv(1 << 16))
+    return parse(found[-1].data)
+
+
+def asks_and_is_answered(host, said, copy=None):
+    """The client says ``said`` bytes of its own, and gets an answer of one byte, by its numbers."""
+    send(nic(host).from_network, CLIENT + 1 + said, FIRST + 1 + said, payload=b"?", outward=False)
+    for one in filter(None, (host, copy)):
+        if one is host and nic(host).to_guest is None:
+            continue
+        assert received(nic(one).to_guest).ack == COPY + 1 + said
+    for one in filter(None, (host, copy)):
+        send(nic(one).from_guest, COPY + 1 + said, CLIENT + 2 + said, payload=b"!")
+    assert received(nic(host).to_network).seq == FIRST + 1 + said
+
+
+def opened_and_taken_over(pair, hosts):
+    """A pair whose client opened a connection just before the primary's host died; its copy has taken over."""
+    both = pair(primary_host=hosts[0], secondary_host=hosts[1]).start().replicating()
+    both.ask("primary", "checkpoint")
+    both.both_run()
+    ours, theirs = nic(hosts[0]), nic(hosts[1])
+    send(ours.from_network, CLIENT, flags=SYN, outward=False)
+    received(theirs.to_guest)
+    send(ours.from_guest, FIRST, CLIENT + 1, SYN | ACK)
+    send(theirs.from_guest, COPY, CLIENT + 1, SYN | ACK)
+    assert received(ours.to_network).seq == FIRST
+    send(ours.from_network, CLIENT + 1, FIRST + 1, outward=False)
+    assert received(theirs.to_guest).ack == COPY + 1
+    both.cut_line()
+    both.phase("secondary", "peer_lost")
+    answer = both.ask("secondary", "takeover")
+    assert (answer["ok"], answer["followed"]) == (True, 1)
+    asks_and_is_answered(hosts[1], 0)
+    return both
+
+
+def made_the_primary(pair, both, hosts):
+    """The host that took over gets a secondary: its replicator ends, and one with the other role begins."""
+    both.s_inbox.put_stop("The service manager stopped the replicator.")
+    assert both.ended("secondary") == 0
+    hosts[1].devices[hosts[1].find(VM)].closed = False
+
+    def before_there_is_a_copy(_pair):
+        asks_and_is_answered(hosts[1], 1)
+
+    return pair(primary_host=hosts[1], secondary_host=hosts[2], before_link=before_there_is_a_copy).start()
+
+
+def test_a_connection_goes_on_through_two_takeovers(pair, hosts):
+    both = opened_and_taken_over(pair, hosts)
+    again = made_the_primary(pair, both, hosts)
+    again.replicating()
+    asks_and_is_answered(hosts[1], 2, hosts[2])
+    again.ask("primary", "checkpoint")
+    again.both_run()
+    asks_and_is_answered(hosts[1], 3, hosts[2])
+    again.cut_line()
+    again.phase("secondary", "peer_lost")
+    again.phase("primary", "unprotected")
+    asks_and_is_answered(hosts[1], 4)  # whoever lives moves them: here the first of the two,
+    answer = again.ask("secondary", "takeover")
+    assert (answer["ok"], answer["followed"]) == (True, 1)
+    asks_and_is_answered(hosts[2], 4)  # and had it died, the other
+
+
+def test_a_replicator_that_is_started_anew_after_a_takeover_goes_on(pair, hosts):
+    both = opened_and_taken_over(pair, hosts)
+    both.s_inbox.put_stop("The service manager stopped the replicator.")
+    assert both.ended("secondary") == 0
+    saved = both.saved_by("secondary")
+    hosts[1].devices[hosts[1].find(VM)].closed = False
+    pair(secondary_host=hosts[1], saved=saved, only_secondary=True).start().phase("secondary", "active")
+    asks_and_is_answered(hosts[1], 1)
