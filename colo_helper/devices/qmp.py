@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qemu.qmp import EventListener, QMPClient, QMPError
+from qemu.qmp import EventListener, QMPClient, QMPError, Runstate
 
 from colo_helper.devices.interface import DeviceError
 from colo_helper.devices.qcow2 import SNAPSHOT_NAME, vmstate_image
@@ -28,16 +28,21 @@ _SLICES = 10
 
 
 class QmpDeviceModel:
-    """See DeviceModel. The socket serves one client at a time, so the connection is kept while this object lives."""
+    """See DeviceModel. The socket serves one client at a time, so the connection is kept while this object lives.
+
+    One that broke, or on which an answer did not come in time, is made anew for the next command.
+    """
 
     def __init__(self, domid: int, work_dir: Path, timeout_s: float, path: str | None = None) -> None:
         self.domid = domid
         self._work_dir = work_dir
         self._timeout_s = timeout_s
         self._loads = 0
-        self._client = self._connect(path or SOCKET.format(domid=domid))
+        self._path = path or SOCKET.format(domid=domid)
+        self._client = self._connect()
 
-    def _connect(self, path: str) -> QMPClient:
+    def _connect(self) -> QMPClient:
+        path = self._path
         channel = socket.socket(socket.AF_UNIX)
         try:
             channel.connect(path)
@@ -87,8 +92,9 @@ class QmpDeviceModel:
     def command(self, name: str, **arguments: object) -> JsonValue:
         """Run one QMP command and return its result; raises DeviceError with what QEMU says."""
         try:
-            return self._wait(self._client.execute(name, arguments))
+            return self._wait(self._connected().execute(name, arguments))
         except TimeoutError as error:
+            self._give_up()
             raise DeviceError(
                 f"The device model of domain {self.domid} did not finish '{name}' within {self._timeout_s:g} s."
             ) from error
@@ -97,10 +103,21 @@ class QmpDeviceModel:
                 f"The device model of domain {self.domid} refused '{name}': {error}."
             ) from error
 
+    def _connected(self) -> QMPClient:
+        if self._client.runstate is not Runstate.RUNNING:
+            self._give_up()
+            self._client = self._connect()
+        return self._client
+
+    def _give_up(self) -> None:
+        """Leave the connection, so that an answer that is late is not taken for that of another command."""
+        with suppress(DeviceError):
+            self.close()
+
     def hand_over(self, end: socket.socket, name: str) -> None:
         """Give QEMU a file descriptor, which it knows by ``name``; raises DeviceError."""
         try:
-            self._client.send_fd_scm(end.fileno())
+            self._connected().send_fd_scm(end.fileno())
         except (QMPError, OSError) as error:
             raise DeviceError(
                 f"The device model of domain {self.domid} does not take a descriptor: {error}."
@@ -163,6 +180,7 @@ class QmpDeviceModel:
         try:
             self._wait(_concluded(self._client.events, job))
         except TimeoutError as error:
+            self._give_up()
             raise DeviceError(
                 f"'{command}' of domain {self.domid} did not end within {self._timeout_s:g} s."
             ) from error
@@ -200,6 +218,8 @@ class QmpDeviceModel:
 
     def close(self) -> None:
         """See DeviceModel. A device model that has ended has closed the connection by itself."""
+        if self._loop.is_closed():
+            return
         try:
             with suppress(EOFError, ConnectionError):
                 self._wait(self._client.disconnect())

@@ -115,6 +115,7 @@ class Inbox:
     trouble: str = ""
     #: Operators who asked to stop and wait for it; empty when the service manager did.
     stop_requests: list[Request] = field(default_factory=list)
+    _stopped_by_service: str = ""
     _queue: SimpleQueue[object] = field(default_factory=SimpleQueue)
     _source: FrameSource | None = None
 
@@ -137,6 +138,12 @@ class Inbox:
     def put_trouble(self, sentence: str) -> None:
         """Say that this side cannot go on with the session."""
         self._queue.put(_Trouble(sentence))
+
+    def refuse_stops(self, code: str, sentence: str) -> None:
+        """What operators asked is not done; what the service manager asked stands."""
+        while self.stop_requests:
+            self.stop_requests.pop().refuse(code, sentence)
+        self.stop_reason = self._stopped_by_service
 
     def new_source(self) -> FrameSource:
         """Forget an earlier session and return where the next one puts its frames."""
@@ -186,6 +193,7 @@ class Inbox:
                 if source is self._source:
                     self.loss = sentence
             case _Stop(reason):
+                self._stopped_by_service = reason
                 self.stop_reason = self.stop_reason or reason
             case Request(verb="stop"):
                 self.stop_requests.append(item)

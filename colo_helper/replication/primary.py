@@ -357,7 +357,8 @@ class Primary:
 
         ``last``: nobody tries again.
         """
-        end = primary_end(self.config.vm, self.config.peer_name, self.step, cause, why)
+        lives = cause is not Cause.STOP or self._how_ended() is None
+        end = primary_end(self.config.vm, self.config.peer_name, self.step, cause, why, lives=lives)
         if last and end.exit_code is None:
             end = replace(
                 end, phase="failed", exit_code=1, sentence=f"{why}; {self.config.vm} runs on unprotected."

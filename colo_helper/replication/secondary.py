@@ -139,8 +139,7 @@ class Secondary:
             cause, why = Cause.PEER_REFUSED if untouched else Cause.LOCAL_ERROR, str(error)
         if cause is Cause.LOCAL_ERROR:
             conversation.tell(Kind.REFUSE, {"code": "failed", "error": why})
-        stop_asked = bool(self.inbox.stop_reason)
-        end = secondary_end(self.config.vm, self.config.peer_name, self.step, cause, why, stop_asked)
+        end = secondary_end(self.config.vm, self.config.peer_name, self.step, cause, why)
         problems = {"run": self._let_run, "hold": list, "destroy": self._destroy}[end.copy]()
         if cause is Cause.END and not problems:
             conversation.tell(Kind.ENDED, {})
@@ -151,6 +150,8 @@ class Secondary:
         self._refuse_waiting(
             "primary_alive", "The primary was attached meanwhile; look again, then ask again."
         )
+        if end.exit_code is None and self.guest:
+            self.inbox.refuse_stops("peer_lost", f"{end.sentence} Look again, then ask again.")
         self.monitor.enter(end.phase or phase, " ".join([end.sentence, *problems]), domid=domid)
         return end
 

@@ -149,15 +149,21 @@ class PrimaryEnd:
     guest: str = "run"
 
 
-def primary_end(vm: str, peer: str, step: PrimaryStep, cause: Cause, why: str) -> PrimaryEnd:
-    """Decide how the primary ends a session: its guest runs on at once, with log-dirty off, unless it was handed over."""
+def primary_end(
+    vm: str, peer: str, step: PrimaryStep, cause: Cause, why: str, *, lives: bool = True
+) -> PrimaryEnd:
+    """Decide how the primary ends a session: its guest runs on at once, with log-dirty off, unless it was handed over.
+
+    ``lives`` False: the guest has ended, and that is not the cause.
+    """
     why = why.rstrip(".")
     if step is PrimaryStep.HANDED_OVER:
         return _handed_over_end(vm, peer, cause, why)
     if cause in (Cause.GUEST_ENDED, Cause.GUEST_DIED):
         return _guest_ended_end(vm, peer, step, why, by_itself=cause is Cause.GUEST_ENDED)
     if cause is Cause.STOP and step is not PrimaryStep.NO_GUEST:
-        return PrimaryEnd("stopped", "end", 0, f"{why}; {vm} runs on unprotected.")
+        what = "runs on unprotected" if lives else "has ended, and its copy goes"
+        return PrimaryEnd("stopped", "end", 0, f"{why}; {vm} {what}.", "run" if lives else "gone")
     if step is PrimaryStep.PROTECTED:
         return _protected_end(vm, peer, cause, why)
     if step is PrimaryStep.UNPROTECTED:

@@ -43,14 +43,18 @@ _RUN_ON = {
 }
 
 
-def secondary_end(vm: str, peer: str, step: Step, cause: Cause, why: str, stop_asked: bool) -> SecondaryEnd:
-    """Decide what becomes of the copy; ``exit_code`` None means: wait for the next session or for an operator."""
+def secondary_end(vm: str, peer: str, step: Step, cause: Cause, why: str) -> SecondaryEnd:
+    """Decide what becomes of the copy; ``exit_code`` None means: wait for the next session or for an operator.
+
+    It goes only when the primary says so, or when it is of no use. Somebody who asked this side to stop asked while there was
+    a primary; without one the copy may be all that is left of the VM.
+    """
     why = why.rstrip(".")
     if cause is Cause.SWITCHED:
         return SecondaryEnd(
             "unprotected", "run", 0, f"{why}; {vm} runs here, unprotected until {peer} is its secondary."
         )
-    if cause in (Cause.END, Cause.STOP) or stop_asked:
+    if cause is Cause.END:
         return SecondaryEnd("stopped", "destroy", 0, f"{why}; the copy of {vm} was destroyed.")
     if cause is Cause.RENEW:
         return SecondaryEnd("waiting", "destroy", None, f"{why}; the copy of {vm} was destroyed.")

@@ -198,13 +198,11 @@ def test_how_the_primary_ends(step, cause, phase, tell, code, sentence):
 
 @pytest.mark.parametrize("step", Step)
 @pytest.mark.parametrize("cause", [cause for cause in Cause if cause is not Cause.SWITCHED])
-@pytest.mark.parametrize("stop_asked", [False, True])
-def test_the_copy_runs_only_where_that_is_right(step, cause, stop_asked):
+def test_the_copy_runs_only_where_that_is_right(step, cause):
     """The table of the rules, all of it: when the copy is kept, and what the operator reads."""
-    end = secondary_end("h1", "xa", step, cause, "It is so.", stop_asked)
-    ordered = stop_asked or cause in (Cause.END, Cause.STOP)
+    end = secondary_end("h1", "xa", step, cause, "It is so.")
     usable = step in (Step.RUNNING, Step.PARTIAL, Step.APPLIED)
-    if ordered:
+    if cause is Cause.END:
         assert end == SecondaryEnd("stopped", "destroy", 0, "It is so; the copy of h1 was destroyed.")
     elif cause is Cause.RENEW:
         assert end == SecondaryEnd("waiting", "destroy", None, "It is so; the copy of h1 was destroyed.")
@@ -228,11 +226,16 @@ def test_the_copy_runs_only_where_that_is_right(step, cause, stop_asked):
         assert end.sentence.endswith(", off the network, until an operator decides.")
 
 
-@pytest.mark.parametrize("stop_asked", [False, True])
-def test_a_copy_that_was_handed_over_is_the_vm(stop_asked):
+def test_a_copy_that_was_handed_over_is_the_vm():
     """Whoever asks this side to stop in that moment: it is never destroyed."""
-    end = secondary_end("h1", "xa", Step.RUNNING, Cause.SWITCHED, "It is so.", stop_asked)
+    end = secondary_end("h1", "xa", Step.RUNNING, Cause.SWITCHED, "It is so.")
     assert (end.phase, end.copy, end.exit_code) == ("unprotected", "run", 0)
+
+
+def test_a_stop_does_not_say_that_a_guest_runs_which_has_ended():
+    end = primary_end("h1", "xb", PrimaryStep.PROTECTED, Cause.STOP, "Enough.", lives=False)
+    assert (end.phase, end.tell, end.exit_code, end.guest) == ("stopped", "end", 0, "gone")
+    assert end.sentence == "Enough; h1 has ended, and its copy goes."
 
 
 def test_how_a_switch_over_ends_on_the_old_primary():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -117,6 +118,28 @@ def test_a_command_that_qemu_refuses(qemu):
     model = qemu(3)
     with pytest.raises(DeviceError, match="The device model of domain 3 refused 'object-del'"):
         model.command("object-del", id="nothing")
+    model.close()
+
+
+@needs_qemu
+def test_a_device_model_that_answers_again_is_spoken_to_again(qemu):
+    model = qemu(3)
+    model._timeout_s = 0.5
+    process = qemu.processes[-1]
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(DeviceError, match=r"did not finish 'query-status' within 0\.5 s"):
+        model.command("query-status")
+    process.send_signal(signal.SIGCONT)
+    model._timeout_s = 10.0
+    assert model.command("query-version")["qemu"]["major"] >= 7
+    model.close()
+
+
+@needs_qemu
+def test_a_connection_that_broke_is_made_anew(qemu):
+    model = qemu(3)
+    model._wait(model._client.disconnect())
+    assert model.command("query-version")["qemu"]["major"] >= 7
     model.close()
 
 

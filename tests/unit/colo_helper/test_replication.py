@@ -521,6 +521,29 @@ def test_a_takeover_that_fails_can_be_asked_again(pair):
     assert both.ask("secondary", "takeover")["ok"] is True
 
 
+def test_a_stop_that_its_dead_primary_cannot_confirm_leaves_the_copy(pair):
+    """The service manager ends the program, not what may be all that is left of the VM."""
+    both = pair(timeout_ms=BRIEF_MS).start().replicating()
+    both.both_run()
+    both.freeze_line()
+    both.s_inbox.put_stop("The service manager stopped the replicator.")
+    assert both.ended("secondary") == 0
+    assert both.s_monitor.state.phase == "peer_lost"
+    assert_copy_runs_off_the_network(both)
+
+
+def test_an_operator_who_stops_the_side_of_a_dead_primary_has_to_look_again(pair):
+    both = pair(timeout_ms=BRIEF_MS).start().replicating()
+    both.both_run()
+    both.freeze_line()
+    answer = both.ask("secondary", "stop")
+    assert (answer["ok"], answer["code"]) == (False, "peer_lost")
+    assert answer["error"].endswith("until an operator decides. Look again, then ask again.")
+    both.phase("secondary", "peer_lost")
+    assert_copy_runs_off_the_network(both)
+    assert both.ask("secondary", "takeover")["ok"] is True
+
+
 @pytest.mark.parametrize("role", ["primary", "secondary"])
 def test_either_side_ends_the_protection_in_order(pair, role):
     both = pair().start().replicating()
