@@ -2,7 +2,8 @@
 
 Only in a full run. Each round makes checkpoints whose copies are compared in all of memory, CPU and devices, then pulls
 the plug at a random moment, lets the other side take over, starts the dead host and protects the VM in the other
-direction. One connection lasts through all rounds, others are opened just before the power goes.
+direction. One connection lasts through all rounds; others are opened just before the power goes, and last through the next
+power-off as well.
 
 COLO_POWER_OFFS says how many rounds (20), COLO_VERIFIES how many comparisons in each (10), COLO_GUEST which guest (h1 has
 virtio-net, h2 e1000).
@@ -97,13 +98,15 @@ class Young:
 
     def __init__(self, settings):
         self._clients = [Client(settings, GUEST, timeout_s=_ANSWER_TIMEOUT_S) for _ in range(_YOUNG)]
-        for number, client in enumerate(self._clients):
-            assert client.ask(f"echo before-{number}") == f"echo=before-{number}\n"
+        self.ask("before")
 
-    def go_on(self):
-        """Ask over the same connections once more; an error when one was reset."""
+    def ask(self, token):
+        """Ask over each of them; an error when one was reset, or gets another's answer."""
         for number, client in enumerate(self._clients):
-            assert client.ask(f"echo after-{number}") == f"echo=after-{number}\n"
+            assert client.ask(f"echo {token}-{number}") == f"echo={token}-{number}\n"
+
+    def close(self):
+        for client in self._clients:
             client.close()
 
 
@@ -128,6 +131,7 @@ def test_nothing_that_a_client_has_seen_is_undone(installed, lab, play, settings
     source, target = "xa", "xb"
     steady = Asker(settings, GUEST)
     steady.start()
+    older = Young(settings)
     for turn in range(ROUNDS + ROUNDS % 2):
         began = time.monotonic()
         writer = Writer(settings, PACES_S[turn % len(PACES_S)], GUEST)
@@ -148,7 +152,10 @@ def test_nothing_that_a_client_has_seen_is_undone(installed, lab, play, settings
             sighting = witness.wait_answer(dead, _ANSWER_TIMEOUT_S)
             assert sighting is not None, "nobody answers"
             assert witness.wait_count(sighting.answer.counter, _ANSWER_TIMEOUT_S) is not None, "it hangs"
-            young.go_on()
+            young.ask("after")
+            older.ask("after-another")
+            older.close()
+            older = young
         finally:
             witness.close()
             writer.close()
@@ -168,6 +175,8 @@ def test_nothing_that_a_client_has_seen_is_undone(installed, lab, play, settings
             flush=True,
         )
         source, target = target, source
+    older.ask("at-the-end")
+    older.close()
     counters = steady.close()  # over one connection
     assert counters == sorted(counters), "no step back"
     ordered = sorted(round(one * 1000) for one in silences)
