@@ -93,21 +93,40 @@ def protect_the_other_way(vm, play, source, target, *, by_playbook):
         vm.give_roles(target, source)
 
 
-class Young:
-    """Connections that are younger than the last checkpoint, as likely as not."""
+class Clients:
+    """Who talks with the guest over connections that must not break: one for ever, and some that are opened before each end.
+
+    Those are, as likely as not, younger than the last checkpoint; each lasts through two power-offs.
+    """
 
     def __init__(self, settings):
-        self._clients = [Client(settings, GUEST, timeout_s=_ANSWER_TIMEOUT_S) for _ in range(_YOUNG)]
-        self.ask("before")
+        self._settings = settings
+        self.steady = Asker(settings, GUEST)
+        self.steady.start()
+        self._open, self._older = [], []
 
-    def ask(self, token):
-        """Ask over each of them; an error when one was reset, or gets another's answer."""
-        for number, client in enumerate(self._clients):
+    def open_young(self):
+        self._older = self._open
+        self._open = [Client(self._settings, GUEST, timeout_s=_ANSWER_TIMEOUT_S) for _ in range(_YOUNG)]
+        self.go_on("young")
+
+    def go_on(self, token):
+        """Ask over each connection; an error when one was reset, or gets another's answer."""
+        for number, client in enumerate(self._open + self._older):
             assert client.ask(f"echo {token}-{number}") == f"echo={token}-{number}\n"
 
-    def close(self):
-        for client in self._clients:
+    def let_old_go(self):
+        """Close those that have seen two power-offs."""
+        for client in self._older:
             client.close()
+        self._older = []
+
+    def close(self):
+        """Return the counters that the guest told over the connection that lasted."""
+        self.go_on("last")
+        self._older += self._open
+        self.let_old_go()
+        return self.steady.close()
 
 
 def protect(vm, play, settings):
@@ -129,9 +148,7 @@ def test_nothing_that_a_client_has_seen_is_undone(installed, lab, play, settings
     dice = random.Random(SEED)
     silences, compared, work = [], 0, 0
     source, target = "xa", "xb"
-    steady = Asker(settings, GUEST)
-    steady.start()
-    older = Young(settings)
+    clients = Clients(settings)
     for turn in range(ROUNDS + ROUNDS % 2):
         began = time.monotonic()
         writer = Writer(settings, PACES_S[turn % len(PACES_S)], GUEST)
@@ -143,7 +160,7 @@ def test_nothing_that_a_client_has_seen_is_undone(installed, lab, play, settings
             client = Client(settings, GUEST, timeout_s=20)
             epoch = vm.status(source)["epoch"]
             time.sleep(dice.uniform(0, 1.5))  # any moment of an epoch
-            young = Young(settings)
+            clients.open_young()
             sure = client.write(f"sure-{turn}")
             client.close()
             lab.host(source).power_off()
@@ -152,10 +169,8 @@ def test_nothing_that_a_client_has_seen_is_undone(installed, lab, play, settings
             sighting = witness.wait_answer(dead, _ANSWER_TIMEOUT_S)
             assert sighting is not None, "nobody answers"
             assert witness.wait_count(sighting.answer.counter, _ANSWER_TIMEOUT_S) is not None, "it hangs"
-            young.ask("after")
-            older.ask("after-another")
-            older.close()
-            older = young
+            clients.go_on("after")
+            clients.let_old_go()
         finally:
             witness.close()
             writer.close()
@@ -163,7 +178,7 @@ def test_nothing_that_a_client_has_seen_is_undone(installed, lab, play, settings
         assert state["epoch"] >= epoch, "an older checkpoint than the primary was told of"
         assert answer.writes >= sure.writes, "a write that was answered is gone"
         assert answer.counter >= sure.counter
-        silences.append(steady.longest_silence(dead))
+        silences.append(clients.steady.longest_silence(dead))
         work += answer.writes
         lab.power_on(source)
         protect_the_other_way(vm, play, source, target, by_playbook=turn == 0)
@@ -175,9 +190,7 @@ def test_nothing_that_a_client_has_seen_is_undone(installed, lab, play, settings
             flush=True,
         )
         source, target = target, source
-    older.ask("at-the-end")
-    older.close()
-    counters = steady.close()  # over one connection
+    counters = clients.close()
     assert counters == sorted(counters), "no step back"
     ordered = sorted(round(one * 1000) for one in silences)
     print(

@@ -184,23 +184,25 @@ def test_no_room_to_keep_a_checkpoint(monkeypatch, mode):
 
 @checkpointed
 def test_a_kept_checkpoint_cannot_be_read_back(monkeypatch, mode):
+    whole = image(mode)
     monkeypatch.setattr("tempfile.SpooledTemporaryFile", FullDisk)
     monkeypatch.setattr(FullDisk, "room", 1 << 20)
     monkeypatch.setattr(FullDisk, "reads_fail", True)
-    run = Restoring(mode, image(mode).data).run()
+    run = Restoring(mode, whole.data).run()
     assert_failed(
         run, "reading", (-1, errno.EIO), "that was kept in /var/tmp cannot be read back: Input/output error"
     )
 
 
 def test_a_spool_directory_that_is_not_there(monkeypatch):
+    whole = image(REMUS)
     monkeypatch.setattr(spool, "MEMORY_BYTES", 1)
     monkeypatch.setenv("COLO_SAVE_HELPER_SPOOL", "/nowhere")
-    run = Restoring(REMUS, image(REMUS).data).run()
+    run = Restoring(REMUS, whole.data).run()
     assert_failed(
         run, "/nowhere", (-1, errno.ENOENT), "cannot be kept in /nowhere: No such file or directory"
     )
-    assert run.domain.state() == image(REMUS).untouched[1]
+    assert run.domain.state() == whole.untouched[1]
 
 
 # ---------------------------------------------------------------------------------------------------------- SIGTERM
