@@ -1,8 +1,9 @@
 """Our replicator against stock `xl remus -Fnd` on the lab, in one run: the same guest, the same interval, the same hosts.
 
 Alone, under stock Remus (the copy stands by), under ours (both copies run). The pauses are what Xen says on the primary,
-sampled in the same way for both; bytes are all that left the primary's network cards. Software emulation: only ratios say
-something.
+sampled in the same way for both; bytes are all that left the primary's network cards. Before that, how long a client waits
+for an answer while the guest is copied for the first time, against a move by stock `xl migrate`. Software emulation: only
+ratios say something.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from lab.demo import playbooks
 from lab.guests import Client
 from lab.lab import Lab
 from lab.settings import Settings, here
+from tests.lab.asker import Asker
 from tests.lab.guest_moves import STOCK, MovedGuest, environment, let_hosts_log_in
 from tests.lab.protected_vm import UNIT, ProtectedVm
 
@@ -109,16 +112,47 @@ def under_remus(settings: Settings, guest: MovedGuest, seconds: float) -> Window
         )
 
 
-def under_ours(settings: Settings, seconds: float) -> tuple[Window, dict[str, float]]:
-    """Measure under our replicator; returns its own medians of the pause's parts as well."""
+def silence_s(settings: Settings, work: Callable[[], object]) -> float:
+    """Return the longest time that a client, which asks all the time, waits for an answer while something is done."""
+    asker = Asker(settings, _GUEST)
+    asker.start()
+    try:
+        began = time.monotonic()
+        work()
+        return asker.longest_silence(began)
+    finally:
+        asker.close()
+
+
+def moved(settings: Settings, guest: MovedGuest) -> float:
+    """Measure a move by stock xl, and move the guest back."""
+    found = silence_s(settings, lambda: guest.migrate(STOCK, STOCK))
+    guest.migrate(STOCK, STOCK)
+    return found
+
+
+def protected(settings: Settings, vm: ProtectedVm, logs: Path) -> float:
+    """Protect the guest, and measure until the first checkpoint is complete."""
+
+    def protect() -> None:
+        with ThreadPoolExecutor() as pool:
+            play = pool.submit(playbooks.run, settings, "protect", logs, extra={"colo_vm": _GUEST})
+            wait_for(lambda: play.done() or vm.is_replicating(), "the protected guest")
+            play.result()
+
+    return silence_s(settings, protect)
+
+
+def under_ours(settings: Settings, seconds: float) -> tuple[Window, float, dict[str, float]]:
+    """Measure under our replicator; returns the first copy's silence and its own medians of the pause's parts as well."""
     vm = ProtectedVm(settings)
     logs = settings.checkout / "build" / "bench"
-    playbooks.run(settings, "protect", logs, extra={"colo_vm": _GUEST})
+    silence = protected(settings, vm, logs)
     vm.wait_for_checkpoints(_WARM_UP_CHECKPOINTS)
     seen = window(settings, seconds, UNIT)
     recent = vm.status()["recent"]
     playbooks.run(settings, "unprotect", logs, extra={"colo_vm": _GUEST, "colo_confirm": _GUEST})
-    return seen, {**recent["phases_ms"], "commit": recent["commit_ms"], "apply": recent["apply_ms"]}
+    return seen, silence, {**recent["phases_ms"], "commit": recent["commit_ms"], "apply": recent["apply_ms"]}
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -167,7 +201,8 @@ def main() -> None:
     )
     guests.wait_answer(settings, _GUEST, _TIMEOUT_S)
     alone = window(settings, arguments.seconds, "")
-    ours, parts = under_ours(settings, arguments.seconds)
+    migration_s = moved(settings, guest)
+    ours, copy_s, parts = under_ours(settings, arguments.seconds)
     remus = under_remus(settings, guest, arguments.seconds)
     head = (
         "",
@@ -184,6 +219,9 @@ def main() -> None:
         f"Replication of {_GUEST} (128 MiB) every {_INTERVAL_MS} ms, {machine()}, {arguments.seconds:g} s each.\n"
     )
     print(table(head, rows))
+    print(
+        f"\nA client's longest wait for an answer: {copy_s:.1f} s while it is copied first, {migration_s:.1f} s in xl migrate."
+    )
     print("\nMedians of ours, ms: " + ", ".join(f"{name} {ms:.0f}" for name, ms in parts.items()))
 
 
