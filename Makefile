@@ -5,7 +5,7 @@ LAB := $(BIN)/python -m lab
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types unit fuzz stock bench bench-native bench-back-channel bench-pages bench-proxy bench-channel bench-helper bench-replication lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
+.PHONY: help setup lint types unit fuzz stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-helper bench-replication lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench-pages: setup ## the helper's page pipeline on an emulated domain, against 
 bench-proxy: setup ## the proxy parsing and comparing two guests' packets, against reading their headers
 	$(BIN)/python -m bench.proxy
 
+bench-colo-compare: setup ## our comparator against QEMU's colo-compare on the same frames (Debian 12): under five minutes
+	$(BIN)/python -m bench.colo_compare
+
 bench-channel: setup ## our SSH channels against ssh -L with the same cipher, over a real sshd on loopback: under five minutes
 	scripts/install-packages scripts/bench-packages.txt
 	$(BIN)/python -m bench.channel
@@ -62,7 +65,7 @@ bench-replication: setup lab-up ## our replicator against stock xl remus, on the
 	$(BIN)/ansible-playbook playbooks/site.yml
 	$(BIN)/python -m bench.replication_lab
 
-bench: bench-native bench-back-channel bench-pages bench-proxy bench-channel bench-helper bench-replication ## all benchmarks, each against a peer in the same run
+bench: bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-helper bench-replication ## all benchmarks, each against a peer in the same run
 
 lab-tests: setup ## the lab itself, the playbooks' error paths and the demo's job, on real Xen
 	$(BIN)/pytest -v --durations=0 --durations-min=1 -m 'not full' tests/lab
