@@ -5,7 +5,7 @@ LAB := $(BIN)/python -m lab
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types unit fuzz stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-helper bench-replication lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
+.PHONY: help setup lint types unit fuzz stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-helper bench-replication bench-packets lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,7 +65,11 @@ bench-replication: setup lab-up ## our replicator against stock xl remus, on the
 	$(BIN)/ansible-playbook playbooks/site.yml
 	$(BIN)/python -m bench.replication_lab
 
-bench: bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-helper bench-replication ## all benchmarks, each against a peer in the same run
+bench-packets: setup lab-up ## what a client waits for: unprotected, outputs compared, outputs held; on the lab
+	$(BIN)/ansible-playbook playbooks/site.yml
+	$(BIN)/python -m bench.packets_lab
+
+bench: bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-helper bench-replication bench-packets ## all benchmarks, each against a peer in the same run
 
 lab-tests: setup ## the lab itself, the playbooks' error paths and the demo's job, on real Xen
 	$(BIN)/pytest -v --durations=0 --durations-min=1 -m 'not full' tests/lab

@@ -1,21 +1,23 @@
 """Running the project's playbooks on the lab, as an operator would, with what they do shown as they do it."""
 
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from lab.errors import LabError
 from lab.settings import Settings
 
 
-def run(settings: Settings, name: str, log_dir: Path, *, extra: dict[str, str] | None = None) -> float:
+def run(settings: Settings, name: str, log_dir: Path, *, extra: Mapping[str, object] | None = None) -> float:
     """Run `playbooks/NAME.yml` and return the seconds it took; a LabError names the log when it fails."""
     command = [str(Path(sys.executable).parent / "ansible-playbook"), f"playbooks/{name}.yml"]
     command += ["--inventory", str(settings.state_dir / "inventory.yml")]
-    for key, value in (extra or {}).items():
-        command += ["--extra-vars", f"{key}={value}"]
+    if extra:
+        command += ["--extra-vars", json.dumps(dict(extra))]
     environment = {
         **os.environ,
         "ANSIBLE_CONFIG": str(settings.checkout / "ansible.cfg"),
