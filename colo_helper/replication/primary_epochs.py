@@ -277,8 +277,8 @@ class PrimaryEpochs(SavingParent):
         self.packets.resumed()
 
     def switch_qemu_logdirty(self, domid: int, enable: bool) -> int:
-        """See Callbacks. A device model that is held back could not obey."""
-        self.packets.halting()
+        """See Callbacks."""
+        self.packets.must_obey()
         return super().switch_qemu_logdirty(domid, enable)
 
     def _let_run(self) -> None:

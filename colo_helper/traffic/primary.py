@@ -41,6 +41,8 @@ class PrimaryRouter:
     pending: bool = False
     asked: Checkpoint | None = None
     _standing: bool = False
+    #: The device model is asked for something, and must not wait for us to read.
+    _obeying: bool = False
     _dead: bool = False
     #: Without comparing: what waits for the next checkpoint.
     _held: list[tuple[int, RawFrame]] = field(default_factory=list)
@@ -107,13 +109,17 @@ class PrimaryRouter:
 
     @property
     def crowded(self) -> bool:
-        """See Router. Never while the guest is being stopped: its device model must not be held back then."""
-        if self.open or self._standing:
+        """See Router. Never while the guest is being stopped, or its device model is asked for something."""
+        if self.open or self._standing or self._obeying:
             return False
         most = self.limits.bytes
         return max(self._later_bytes, self._held_bytes) > most or any(one.full for one in self._comparators)
 
     # -------------------------------------------------------------------------------------------- checkpoints
+
+    def must_obey(self) -> None:
+        """The device model is about to be asked for something; the guest is not held back until it has been stopped."""
+        self._obeying = True
 
     def halting(self) -> None:
         """The guest is about to be stopped for a checkpoint."""
@@ -126,7 +132,7 @@ class PrimaryRouter:
 
     def resumed(self) -> None:
         """The guest runs on, and may be held back again; it gets what came meanwhile."""
-        self._standing = False
+        self._standing = self._obeying = False
         arrived, self._arrived = self._arrived, []
         for nic, frame in arrived:
             self.from_network(nic, [frame], self.clock())

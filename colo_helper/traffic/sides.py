@@ -53,6 +53,11 @@ class PrimarySide:
         """Take what the secondary's guest has said; raises FramingError."""
         self._pump.from_peer(epoch, nic, packed)
 
+    def must_obey(self) -> None:
+        """To be called before the device model is asked for something: one that is held back obeys nobody."""
+        with self._pump.hold():
+            self._router.must_obey()
+
     def halting(self) -> None:
         """To be called before the guest's device model is stopped, and not held back any more therefore."""
         with self._pump.hold():
@@ -116,6 +121,9 @@ class PrimarySide:
 
 class Untouched:
     """What a side is when nobody takes hold of the packets: they come and go as they like."""
+
+    def must_obey(self) -> None:
+        """See PrimarySide."""
 
     def halting(self) -> None:
         """See PrimarySide."""

@@ -168,6 +168,16 @@ def test_held_output_leaves_only_after_checkpoints():
     assert bench.out.peer == []
 
 
+def test_a_guest_that_says_too_much_is_not_held_back_while_its_device_model_must_obey():
+    bench = Bench(limits=Limits(bytes=4000)).checkpoint()
+    bench.guest(*[udp(bytes(1000))] * 5)
+    bench.router.must_obey()
+    assert not bench.router.crowded
+    bench.checkpoint(2)
+    bench.guest(*[udp(bytes(1000))] * 5)
+    assert bench.router.crowded
+
+
 @pytest.mark.parametrize("comparing", [True, False])
 def test_a_guest_that_says_too_much_is_held_back_until_it_is_stopped_for_a_checkpoint(comparing):
     bench = Bench(comparing=comparing, limits=Limits(bytes=4000)).checkpoint()

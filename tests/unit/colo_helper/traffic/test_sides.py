@@ -261,3 +261,11 @@ def test_what_came_is_given_to_a_guest_whose_checkpoint_was_given_up(moving):
     silent(ours.to_guest)
     moving.primary.release()
     assert frames(ours.to_guest) == [ASKED_OF_GUEST]
+
+
+def test_a_device_model_that_must_obey_still_gives_the_guest_what_comes(moving):
+    moving.checkpoint(1)
+    moving.primary.must_obey()
+    ours, _ = moving.ends
+    ours.from_network.sendall(pack(RawFrame(ASKED, 0)))
+    assert frames(ours.to_guest) == [ASKED_OF_GUEST]
