@@ -46,7 +46,7 @@ class Conversation:
         """Let frames of one kind flow past the inbox."""
         self._source.divert(kind, outlet)
 
-    def carry_packets(self, side: Side) -> None:
+    def carry_packets(self, side: Side[Any]) -> None:
         """Give the peer's packets to one side's traffic from now on."""
         self.divert(Kind.PACKETS, PacketsFromPeer(side))
 
@@ -181,7 +181,7 @@ def number(head: dict[str, Any], key: str) -> int:
 class PacketsFromPeer:
     """A sink for PACKETS: hands them to one side's traffic. Raises PackingError."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: Side[Any]) -> None:
         self._side = side
 
     def put(self, frame: Frame) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Generic, TypeVar
 
-from colo_helper.devices.interface import DeviceError, Filters
+from colo_helper.devices.interface import DeviceError, FilteredNic, Filters
 from colo_helper.proxy.verdicts import Checkpoint, Limits
+from colo_helper.traffic.interface import Router
 from colo_helper.traffic.moves import Moves
 from colo_helper.traffic.primary import PrimaryRouter
 from colo_helper.traffic.pump import Pump, SendFrames
@@ -18,8 +19,49 @@ from colo_helper.traffic.secondary import SecondaryRouter
 #: How long a device model may take to read what it was given before its guest is stopped, in seconds.
 _GIVEN_S = 0.05
 
+R = TypeVar("R", bound=Router)
 
-class PrimarySide:
+
+class Side(Generic[R]):
+    """What both sides do alike. ``make`` returns the router of a pump; the filters are attached, and switched on here."""
+
+    def __init__(
+        self,
+        filters: Filters,
+        nics: Sequence[FilteredNic],
+        make: Callable[[Pump], R],
+        send: SendFrames,
+        wanted: Callable[[Checkpoint], None],
+        failed: Callable[[str], None],
+    ) -> None:
+        def made(pump: Pump) -> R:
+            self._router = make(pump)
+            return self._router
+
+        self._filters = filters
+        self._pump = Pump(nics, made, send, wanted, failed)
+        try:
+            filters.switch(on=True)
+        except BaseException:
+            with suppress(DeviceError):  # what led here says more
+                self._let_go()
+            raise
+
+    def from_peer(self, epoch: int, nic: int, packed: bytes) -> None:
+        """Take what the peer has sent; raises FramingError."""
+        self._pump.from_peer(epoch, nic, packed)
+
+    def _let_go(self) -> None:
+        """Packets pass by first, and the pump moves those that did not: a stuck device model answers no command."""
+        try:
+            self._filters.switch(on=False)
+            self._pump.flushed()
+        finally:
+            self._pump.stop()
+            self._filters.detach()
+
+
+class PrimarySide(Side[PrimaryRouter]):
     """The packets of the primary's guest; they flow as before until the first ``cut``. Raises DeviceError.
 
     A packet waits for the secondary ``latency_s`` at most, and then for a checkpoint. ``moves`` are of connections that the
@@ -37,21 +79,15 @@ class PrimarySide:
         latency_s: float,
         moves: Moves,
     ) -> None:
-        self._filters = filters
         nics = filters.attach(mirror=not any(moves))
         limits = Limits(secondary_s=latency_s, primary_s=2 * latency_s)
-        self._moved = Rewriting.of(moves, len(nics), time.monotonic()) if any(moves) else None
+        moved = Rewriting.of(moves, len(nics), time.monotonic()) if any(moves) else None
+        self._moved = moved
 
         def router(pump: Pump) -> PrimaryRouter:
-            self._router = PrimaryRouter(len(nics), pump, comparing, limits, self._moved)
-            return self._router
+            return PrimaryRouter(len(nics), pump, comparing, limits, moved)
 
-        self._pump = Pump(nics, router, send, wanted, failed)
-        _switch_on(self._pump, filters)
-
-    def from_peer(self, epoch: int, nic: int, packed: bytes) -> None:
-        """Take what the secondary's guest has said; raises FramingError."""
-        self._pump.from_peer(epoch, nic, packed)
+        super().__init__(filters, nics, router, send, wanted, failed)
 
     def must_obey(self) -> None:
         """To be called before the device model is asked for something: one that is held back obeys nobody."""
@@ -116,7 +152,7 @@ class PrimarySide:
     def close(self) -> None:
         """Let go of the packets: they flow by themselves again."""
         self.release()
-        _close(self._pump, self._filters)
+        self._let_go()
 
 
 class Untouched:
@@ -174,7 +210,7 @@ class Untouched:
         """See both."""
 
 
-class SecondarySide:
+class SecondarySide(Side[SecondaryRouter]):
     """The packets of the secondary's guest, which stands still at first. Raises DeviceError.
 
     ``moves`` are of connections that the primary's guest has taken over from an earlier primary.
@@ -183,19 +219,12 @@ class SecondarySide:
     def __init__(
         self, filters: Filters, send: SendFrames, failed: Callable[[str], None], moves: Moves
     ) -> None:
-        self._filters = filters
         nics = filters.attach(mirror=False)
 
         def router(pump: Pump) -> SecondaryRouter:
-            self._router = SecondaryRouter(len(nics), pump, moves)
-            return self._router
+            return SecondaryRouter(len(nics), pump, moves)
 
-        self._pump = Pump(nics, router, send, _unasked, failed)
-        _switch_on(self._pump, filters)
-
-    def from_peer(self, epoch: int, nic: int, packed: bytes) -> None:
-        """Take what clients have sent to the primary; raises FramingError."""
-        self._pump.from_peer(epoch, nic, packed)
+        super().__init__(filters, nics, router, send, _unasked, failed)
 
     def halting(self) -> None:
         """The guest is about to be stopped; it has all that it was given by then."""
@@ -232,38 +261,12 @@ class SecondarySide:
 
     def close(self) -> None:
         """Let go of the packets: they flow by themselves again."""
-        _close(self._pump, self._filters)
-
-
-class Side(Protocol):
-    """What both have in common."""
-
-    def from_peer(self, epoch: int, nic: int, packed: bytes) -> None:
-        """Take packets of the other side; raises FramingError."""
+        self._let_go()
 
 
 def to_nobody(epoch: int, nic: int, packed: bytes) -> None:
     """What sends packets where there is no peer."""
     raise DeviceError(f"There is no peer for {len(packed)} bytes of NIC {nic} of epoch {epoch}.")
-
-
-def _switch_on(pump: Pump, filters: Filters) -> None:
-    try:
-        filters.switch(on=True)
-    except BaseException:
-        with suppress(DeviceError):  # what led here says more
-            _close(pump, filters)
-        raise
-
-
-def _close(pump: Pump, filters: Filters) -> None:
-    """Packets pass by first, and the pump moves those that did not: a device model that cannot write answers no command."""
-    try:
-        filters.switch(on=False)
-        pump.flushed()
-    finally:
-        pump.stop()
-        filters.detach()
 
 
 def _unasked(checkpoint: Checkpoint) -> None:
