@@ -201,6 +201,10 @@ def details(state: dict[str, Any]) -> list[str]:
             f"  Packets: {packets['released']} of {packets['primary']} have left, {packets['waiting']} wait; "
             f"checkpoints that they asked for: {causes or 'none'}"
         )
+        if moved := packets.get("moved"):
+            lines.append(
+                f"  Connections that go on from an earlier takeover, with their numbers moved: {moved}"
+            )
     return lines
 
 

@@ -9,6 +9,17 @@ from colo_helper.monitor.files import read_json, write_json
 from colo_helper.traffic.moves import Moves, from_plain, plain
 
 
+def left_behind(vm: str, moves: Moves) -> str:
+    """Say what becomes of the connections when a replicator leaves them; empty when there are none."""
+    count = sum(map(len, moves))
+    if not count:
+        return ""
+    return (
+        f"Connections of {vm} whose numbers an earlier takeover has moved ({count}) wait for its next replicator here; without "
+        "one they break."
+    )
+
+
 class MovesFile:
     """Keeps the table of one domain of this boot; on a tmpfs, so that it goes with the host.
 

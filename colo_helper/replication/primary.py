@@ -34,6 +34,7 @@ from colo_helper.replication.first_copy import FirstCopy
 from colo_helper.replication.guest import LOCAL_ERRORS, Guest, attempt
 from colo_helper.replication.host import Host
 from colo_helper.replication.inbox import Inbox
+from colo_helper.replication.moved import left_behind
 from colo_helper.replication.primary_epochs import PrimaryEpochs
 from colo_helper.replication.verify import differing_frames
 from colo_helper.traffic.moves import Moves, pack_moves
@@ -399,6 +400,8 @@ class Primary:
             problems = attempt([lambda: guest.moved.write(moves)])
             if any(moves) and end.exit_code is None and not self.inbox.trouble:
                 return problems
+            if sentence := left_behind(self.config.vm, moves):
+                self.monitor.event("moved_connections", sentence)
         return problems + self._let_packets_flow()
 
     def _let_packets_flow(self) -> list[str]:

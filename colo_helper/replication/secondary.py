@@ -28,6 +28,7 @@ from colo_helper.replication.decisions.session import PROTOCOL, Cause, SessionEn
 from colo_helper.replication.guest import LOCAL_ERRORS, Guest, attempt
 from colo_helper.replication.host import Host, RestoreStream
 from colo_helper.replication.inbox import Inbox
+from colo_helper.replication.moved import left_behind
 from colo_helper.replication.packing import PackingError, unpack
 from colo_helper.replication.secondary_epochs import SecondaryEpochs
 from colo_helper.replication.verify import answer_hash
@@ -73,6 +74,10 @@ class Secondary:
                 if end is not None:
                     return end
         finally:
+            if self.monitor.state.phase == "active" and (
+                sentence := left_behind(self.config.vm, self.packets.moves())
+            ):
+                self.monitor.event("moved_connections", sentence)
             for problem in self._let_packets_flow():
                 self.monitor.event("close", problem)
 

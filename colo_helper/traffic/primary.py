@@ -183,6 +183,7 @@ class PrimaryRouter:
             + len(self._held)
             + len(self._later),
             "connections": sum(one.connections for one in self._comparators),
+            "moved": len(self.moved) if self.moved else 0,
         }
         for cause in Cause:
             asked = sum(one.counters.checkpoints[cause] for one in self._comparators)

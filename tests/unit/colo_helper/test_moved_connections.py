@@ -84,6 +84,7 @@ def made_the_primary(pair, both, hosts):
     """The host that took over gets a secondary: its replicator ends, and one with the other role begins."""
     both.s_inbox.put_stop("The service manager stopped the replicator.")
     assert both.ended("secondary") == 0
+    assert both.events("secondary")[-1]["sentence"].startswith("Connections of h1 whose numbers")
     hosts[1].devices[hosts[1].find(VM)].closed = False
 
     def before_there_is_a_copy(_pair):

@@ -18,5 +18,11 @@ def test_it_says_why_and_when_and_what_became_of_the_packets():
     ]
 
 
+def test_connections_of_an_earlier_takeover_are_told():
+    assert details({"packets": {**PACKETS, "moved": 2}})[1:] == [
+        "  Connections that go on from an earlier takeover, with their numbers moved: 2"
+    ]
+
+
 def test_a_secondary_has_none_of_it():
     assert details({"last": None, "interval": None, "packets": None}) == []
