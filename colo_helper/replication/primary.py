@@ -400,7 +400,7 @@ class Primary:
             problems = attempt([lambda: guest.moved.write(moves)])
             if any(moves) and end.exit_code is None and not self.inbox.trouble:
                 return problems
-            if sentence := left_behind(self.config.vm, moves):
+            if end.guest == "run" and (sentence := left_behind(self.config.vm, moves)):
                 self.monitor.event("moved_connections", sentence)
         return problems + self._let_packets_flow()
 

@@ -268,8 +268,10 @@ class Secondary:
         while (frame := conversation.expect(Kind.HASH, Kind.ARM, interrupted=interrupted)).kind is Kind.HASH:
             answer_hash(guest.domain, conversation, frame.head)
         guest.start_logging()
+        moves = _moves(frame)
+        guest.moved.write(moves)  # for whoever serves this copy when it is the VM
         if frame.head.get("packets") is True:
-            self._take_hold(conversation, guest, _moves(frame))
+            self._take_hold(conversation, guest, moves)
         epochs = SecondaryEpochs(
             self.host,
             self.monitor,
@@ -295,7 +297,6 @@ class Secondary:
         packets = SecondarySide(guest.filters, conversation.send_packets, self.inbox.put_trouble, moves)
         conversation.carry_packets(packets)
         self.packets = packets
-        guest.moved.write(moves)
 
     def _go_on_moving(self) -> None:
         """Take hold of the packets of a copy that is the VM, when some of its connections need it."""

@@ -57,9 +57,9 @@ def eventually(condition: Callable[[], Any], what: str) -> Any:
     raise AssertionError(f"never happened: {what}")
 
 
-def config(role: str, timeout_ms: int = 2000) -> Config:
+def config(role: str, timeout_ms: int = 2000, output: str = "compare") -> Config:
     peer = "xb" if role == "primary" else "xa"
-    return Config(VM, role, peer, timeout_ms, "xenbr0", "192.0.2.1", 22, INTERVAL_MS)
+    return Config(VM, role, peer, timeout_ms, "xenbr0", "192.0.2.1", 22, INTERVAL_MS, output=output)
 
 
 class Relay:
@@ -200,6 +200,7 @@ class Pair:
     """Start with ``start()``; everything is torn down by ``close()``."""
 
     timeout_ms: int = 2000
+    output: str = "compare"
     primary_host: EmulatedHost = field(default_factory=EmulatedHost)
     secondary_host: EmulatedHost = field(default_factory=EmulatedHost)
     exit_codes: dict[str, int] = field(default_factory=dict)
@@ -306,7 +307,7 @@ class Pair:
 
     def start(self) -> Pair:
         self.primary = Primary(
-            config("primary", self.timeout_ms),
+            config("primary", self.timeout_ms, self.output),
             self.primary_host,
             self.p_monitor,
             self.p_inbox,

@@ -80,7 +80,7 @@ def opened_and_taken_over(pair, hosts):
     return both
 
 
-def made_the_primary(pair, both, hosts):
+def made_the_primary(pair, both, hosts, output="compare"):
     """The host that took over gets a secondary: its replicator ends, and one with the other role begins."""
     both.s_inbox.put_stop("The service manager stopped the replicator.")
     assert both.ended("secondary") == 0
@@ -90,7 +90,8 @@ def made_the_primary(pair, both, hosts):
     def before_there_is_a_copy(_pair):
         asks_and_is_answered(hosts[1], 1)
 
-    return pair(primary_host=hosts[1], secondary_host=hosts[2], before_link=before_there_is_a_copy).start()
+    options = {"before_link": before_there_is_a_copy, "output": output}
+    return pair(primary_host=hosts[1], secondary_host=hosts[2], **options).start()
 
 
 def test_a_connection_goes_on_through_two_takeovers(pair, hosts):
@@ -118,3 +119,24 @@ def test_a_replicator_that_is_started_anew_after_a_takeover_goes_on(pair, hosts)
     hosts[1].devices[hosts[1].find(VM)].closed = False
     pair(secondary_host=hosts[1], saved=saved, only_secondary=True).start().phase("secondary", "active")
     asks_and_is_answered(hosts[1], 1)
+
+
+def test_a_connection_goes_on_where_outputs_are_only_held(pair, hosts):
+    both = opened_and_taken_over(pair, hosts)
+    again = made_the_primary(pair, both, hosts, "hold").replicating()
+    again.cut_line()
+    again.phase("secondary", "peer_lost")
+    assert again.ask("secondary", "takeover")["ok"] is True
+    asks_and_is_answered(hosts[2], 2)
+
+
+def test_a_connection_goes_on_after_a_switch_over(pair, hosts):
+    both = opened_and_taken_over(pair, hosts)
+    again = made_the_primary(pair, both, hosts).replicating()
+    again.both_run()
+    assert again.ask("primary", "switchover")["ok"] is True
+    assert [again.ended(role) for role in ("primary", "secondary")] == [0, 0]
+    for host in hosts[1:]:
+        host.devices[host.find(VM)].closed = False
+    after = {"before_link": lambda _pair: asks_and_is_answered(hosts[2], 2)}
+    pair(primary_host=hosts[2], secondary_host=EmulatedHost(next_domid=9), **after).start().replicating()
