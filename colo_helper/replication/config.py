@@ -24,6 +24,8 @@ _BRIDGE = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
 
 #: When a packet of the guest leaves: when both copies say the same, or after a checkpoint; after a checkpoint only; at once.
 OUTPUTS = ("compare", "hold", "free")
+DEFAULT_LATENCY_MS = 500
+DEFAULT_MIN_INTERVAL_MS = 100
 
 
 class ConfigError(Exception):
@@ -53,8 +55,8 @@ class Config:
     heartbeat_misses: int = DEFAULT_MISSES
     copy_downtime_ms: int = TARGET_DOWNTIME_MS
     output: str = OUTPUTS[0]
-    latency_ms: int = 500
-    min_interval_ms: int = 100
+    latency_ms: int = DEFAULT_LATENCY_MS
+    min_interval_ms: int = DEFAULT_MIN_INTERVAL_MS
 
     @property
     def comparing(self) -> bool:
@@ -110,8 +112,8 @@ def parse_config(value: object, vm: str) -> Config:
         heartbeat_misses=_number(value, "heartbeat_misses", 2, 100, default=DEFAULT_MISSES),
         copy_downtime_ms=_number(value, "copy_downtime_ms", 1, 600_000, default=TARGET_DOWNTIME_MS),
         output=_choice(value, "output", OUTPUTS) if primary else OUTPUTS[0],
-        latency_ms=_number(value, "latency_ms", 1, 600_000, default=500),
-        min_interval_ms=_number(value, "min_interval_ms", 10, 3_600_000, default=100),
+        latency_ms=_number(value, "latency_ms", 1, 600_000, default=DEFAULT_LATENCY_MS),
+        min_interval_ms=_number(value, "min_interval_ms", 10, 3_600_000, default=DEFAULT_MIN_INTERVAL_MS),
     )
 
 
