@@ -56,7 +56,7 @@ class Kind(IntEnum):
     SUSPEND = 11  # F: {epoch}; stop the guest
     BACK = 12  # B: bytes of the restoring helper's back channel: B
     STREAM = 13  # F: {packed, bytes}; bytes of the saving helper's stream: pages, CPU state
-    COMMIT = 14  # F: {epoch, hold, counts} + device state; all of the checkpoint has been sent
+    COMMIT = 14  # F: {epoch, hold, counts} + device state (+ moved connections); all of the checkpoint has been sent
     APPLIED = 15  # B: {epoch, frames}; the secondary was made an exact copy, and runs unless it is held
     HASH = 16  # F: {start, count}; hash a window
     HASHES = 17  # B: {start, count, width, total} + frame numbers + hashes

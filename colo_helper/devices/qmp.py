@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import socket
+import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ JsonValue = Any  # what a QMP command returns differs by command
 SOCKET = "/var/run/xen/qmp-libxenstat-{domid}"
 #: Announcements as in QEMU's own migration (milliseconds): 5 rounds, 50 ms apart at first, 100 ms longer each.
 ANNOUNCE = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
+_LOOK_S = 0.02
 #: A time-out is waited for in so many parts.
 _SLICES = 10
 
@@ -45,7 +47,7 @@ class QmpDeviceModel:
         path = self._path
         channel = socket.socket(socket.AF_UNIX)
         try:
-            channel.connect(path)
+            self._reach(channel, path)
         except OSError as error:
             channel.close()
             raise DeviceError(
@@ -70,6 +72,20 @@ class QmpDeviceModel:
                 f"The device model of domain {self.domid} speaks no QMP at {path}: {why}."
             ) from error
         return client
+
+    def _reach(self, channel: socket.socket, path: str) -> None:
+        """Connect; one that is stuck accepts nobody, and its queue is short. Raises OSError when there is no room in time."""
+        channel.setblocking(False)
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                channel.connect(path)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOOK_S)  # nobody is told when there is room
+            else:
+                return
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run the library's work to its end; raises TimeoutError when that takes too long.

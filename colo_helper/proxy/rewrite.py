@@ -84,9 +84,9 @@ class Rewriter:
     def moves(self) -> dict[bytes, Move]:
         """Return what is known of the connections that need it, by the guest's flow."""
         return {
-            flow: Move(tracked.offset, tracked.clock_offset)
+            flow: Move(tracked.offset or 0, tracked.clock_offset)
             for flow, tracked in self._tracked.items()
-            if tracked.offset is not None and (tracked.offset or tracked.clock_offset)
+            if (tracked.offset or tracked.clock_offset) and not (tracked.guest_ended and tracked.client_ended)
         }
 
     def expire(self, now_s: float) -> int:

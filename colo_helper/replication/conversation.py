@@ -13,6 +13,7 @@ from colo_helper.replication.decisions.session import Cause, SessionEndedError
 from colo_helper.replication.inbox import Inbox, Sink
 from colo_helper.replication.packing import PackingError
 from colo_helper.traffic.framing import FramingError
+from colo_helper.traffic.moves import Moves, unpack_moves
 from colo_helper.traffic.sides import Side
 
 #: How long the peer may take over one step of a checkpoint while it gives signs of life, in seconds. Steps take
@@ -176,6 +177,16 @@ def number(head: dict[str, Any], key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 48:
         raise SessionEndedError(Cause.PEER_LOST, f"The peer's frame has no number '{key}': {value!r}.")
     return value
+
+
+def moves_in(part: bytes) -> Moves:
+    """Return the connections that the peer has taken over; raises SessionEndedError when they cannot be understood."""
+    try:
+        return unpack_moves(part)
+    except ValueError as error:
+        raise SessionEndedError(
+            Cause.PEER_LOST, f"What the peer says of connections is damaged: {error}"
+        ) from error
 
 
 class PacketsFromPeer:

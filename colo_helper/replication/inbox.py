@@ -140,7 +140,8 @@ class Inbox:
         self._queue.put(_Trouble(sentence))
 
     def refuse_stops(self, code: str, sentence: str) -> None:
-        """What operators asked is not done; what the service manager asked stands."""
+        """What operators have asked until now is not done; what the service manager asked stands."""
+        self.wait(0)
         while self.stop_requests:
             self.stop_requests.pop().refuse(code, sentence)
         self.stop_reason = self._stopped_by_service

@@ -277,6 +277,8 @@ class Primary:
 
     def _stop_if_asked(self) -> None:
         self.inbox.wait(0)
+        if self.inbox.trouble:  # what moves packets has failed, and the guest must not fall silent
+            self._let_packets_flow()
         if self.inbox.stop_reason:
             raise SessionEndedError(Cause.STOP, self.inbox.stop_reason)
 
@@ -323,7 +325,13 @@ class Primary:
 
     def _moves(self, guest: Guest) -> Moves:
         """Return the connections of the guest that an earlier takeover has moved."""
-        return self.packets.moves() if isinstance(self.packets, PrimarySide) else guest.moved.read()
+        if isinstance(self.packets, PrimarySide):
+            return self.packets.moves()
+        try:
+            return guest.moved.read()
+        except LOCAL_ERRORS as error:
+            self.monitor.event("moved_connections", str(error))  # no reason to leave the VM unprotected
+            return []
 
     def _side(self, guest: Guest, send: SendFrames, moves: Moves) -> PrimarySide:
         return PrimarySide(

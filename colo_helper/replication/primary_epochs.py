@@ -27,7 +27,7 @@ from colo_helper.replication.conversation import Conversation, number
 from colo_helper.replication.decisions.primary import Idle, guest_ended, idle_step
 from colo_helper.replication.decisions.session import Cause, SessionEndedError
 from colo_helper.replication.epochs import COUNTS, SavingParent, checkpoint_record
-from colo_helper.replication.guest import Guest
+from colo_helper.replication.guest import Guest, attempt
 from colo_helper.replication.host import Host
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.pace import Made, Pace
@@ -36,6 +36,7 @@ from colo_helper.replication.stopwatch import Stopwatch, milliseconds
 from colo_helper.replication.tunnel import Outlet, take
 from colo_helper.replication.verify import compare, verdict
 from colo_helper.stream.libxc import RecordType, pack_record
+from colo_helper.traffic.moves import Moves, pack_moves
 from colo_helper.traffic.sides import PrimarySide, Untouched
 
 #: How much of a checkpoint may wait in memory for the end of the guest's pause.
@@ -75,6 +76,8 @@ class PrimaryEpochs(SavingParent):
     _figures: dict[str, int] = field(default_factory=dict)
     _requests: list[Request] = field(default_factory=list)
     _verified: dict[str, Any] | None = None
+    #: What the secondary was told last of the connections that were taken over from another primary.
+    _moves: Moves | None = None
     _held: list[bytes] = field(default_factory=list)
     #: Whether the secondary's copy may be, or is, the VM now.
     handed_over: bool = False
@@ -155,8 +158,21 @@ class PrimaryEpochs(SavingParent):
                 self._watch.lap("resume")
             self._send_held()
             commit = {"epoch": self.epoch, "hold": self._to_hold, **self._figures}
-            self._sent_bytes += self.conversation.send(Kind.COMMIT, commit, (devices,))
+            self._sent_bytes += self.conversation.send(
+                Kind.COMMIT, commit, (devices, *self._moves_if_changed())
+            )
         return 1
+
+    def _moves_if_changed(self) -> list[bytes]:
+        """The secondary, and who comes after us here, must not go on moving connections that have ended since."""
+        moves = self.packets.moves()
+        if isinstance(self.packets, PrimarySide):
+            for problem in attempt([lambda: self.guest.moved.write(moves)]):
+                self.monitor.event("moved_connections", problem)
+        if moves == self._moves:
+            return []
+        self._moves = moves
+        return [pack_moves(moves)]
 
     def postcopy(self) -> int:
         """Wait until all of it has arrived: then the secondary will become an exact copy, come what may."""

@@ -12,7 +12,7 @@ from colo_helper.channel.wire import Frame, Kind
 from colo_helper.control.protocol import Request
 from colo_helper.monitor.monitor import Monitor, boot_id
 from colo_helper.replication.config import Config
-from colo_helper.replication.conversation import STEP_TIMEOUT_S, Conversation, number
+from colo_helper.replication.conversation import STEP_TIMEOUT_S, Conversation, moves_in, number
 from colo_helper.replication.decisions.refusals import verb_refusal
 from colo_helper.replication.decisions.secondary import (
     STANDING_BY,
@@ -32,7 +32,7 @@ from colo_helper.replication.moved import left_behind
 from colo_helper.replication.packing import PackingError, unpack
 from colo_helper.replication.secondary_epochs import SecondaryEpochs
 from colo_helper.replication.verify import answer_hash
-from colo_helper.traffic.moves import Moves, unpack_moves
+from colo_helper.traffic.moves import Moves
 from colo_helper.traffic.sides import SecondarySide, Untouched, to_nobody
 
 _PROGRESS_S = 1.0
@@ -268,7 +268,7 @@ class Secondary:
         while (frame := conversation.expect(Kind.HASH, Kind.ARM, interrupted=interrupted)).kind is Kind.HASH:
             answer_hash(guest.domain, conversation, frame.head)
         guest.start_logging()
-        moves = _moves(frame)
+        moves = moves_in(frame.parts[0] if frame.parts else b"")
         guest.moved.write(moves)  # for whoever serves this copy when it is the VM
         if frame.head.get("packets") is True:
             self._take_hold(conversation, guest, moves)
@@ -283,6 +283,7 @@ class Secondary:
             self._handed_over,
             self.step,
             number(frame.head, "epoch"),
+            moves,
         )
         epochs.start()
         conversation.send(Kind.ARMED)
@@ -408,7 +409,7 @@ class Secondary:
         guest, packets = self.guest, self.packets
         if guest and isinstance(packets, SecondarySide):
             for problem in attempt([lambda: guest.moved.write(packets.moves())]):
-                self.monitor.event("moves_not_noted", problem)
+                self.monitor.event("moved_connections", problem)
 
     def _answer_takeover(self, request: Request) -> None:
         refusal = verb_refusal(self.config.vm, "secondary", self.monitor.state.phase, request.verb)
@@ -438,8 +439,9 @@ class Secondary:
                 return "takeover_failed", " ".join(problems)
             if isinstance(self.packets, SecondarySide):
                 self.packets.take_over()
-            else:
-                self._go_on_moving()
+            else:  # a few connections are no reason to refuse
+                for problem in attempt([self._go_on_moving]):
+                    self.monitor.event("moved_connections", problem)
             self._join_network(guest)
             guest.devices.announce()
         except LOCAL_ERRORS as error:
@@ -450,15 +452,6 @@ class Secondary:
             followed=self.packets.followed,
         )
         return "", ""
-
-
-def _moves(frame: Frame) -> Moves:
-    try:
-        return unpack_moves(b"".join(frame.parts))
-    except ValueError as error:
-        raise SessionEndedError(
-            Cause.PEER_LOST, f"What the peer has taken over is damaged: {error}"
-        ) from error
 
 
 def _unpacked(frame: Frame) -> bytes:

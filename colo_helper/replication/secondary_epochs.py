@@ -14,16 +14,17 @@ from colo_helper.channel.wire import Frame, Kind
 from colo_helper.devices.interface import DeviceError
 from colo_helper.helper.argv import RestoreRequest, StreamType
 from colo_helper.monitor.monitor import Monitor
-from colo_helper.replication.conversation import Conversation, number
+from colo_helper.replication.conversation import Conversation, moves_in, number
 from colo_helper.replication.decisions.secondary import Step
 from colo_helper.replication.decisions.session import Cause, SessionEndedError
 from colo_helper.replication.epochs import COUNTS, HelperParent, checkpoint_record
-from colo_helper.replication.guest import Guest
+from colo_helper.replication.guest import Guest, attempt
 from colo_helper.replication.host import Helper, Host
 from colo_helper.replication.packing import MAX_CHUNK_BYTES
 from colo_helper.replication.stopwatch import Stopwatch
 from colo_helper.replication.tunnel import Outlet, take
 from colo_helper.replication.verify import answer_hash, answer_state
+from colo_helper.traffic.moves import Moves
 from colo_helper.traffic.sides import SecondarySide, Untouched
 
 #: Answers of a restoring helper's parent.
@@ -47,6 +48,8 @@ class SecondaryEpochs(HelperParent):
     on_handover: Callable[[], None]
     step: Step
     epoch: int
+    #: The connections that the primary has taken over from another.
+    moves: Moves
     _first: bool = True
     _helper: Helper | None = None
     _outlet: Outlet | None = None
@@ -99,10 +102,12 @@ class SecondaryEpochs(HelperParent):
         """Memory and CPU state have come; wait for the word that this was all, and for the device state."""
         try:
             commit = self.conversation.expect(Kind.COMMIT)
-            if commit.head.get("epoch") != self.epoch or len(commit.parts) != 1:
+            if commit.head.get("epoch") != self.epoch or len(commit.parts) not in (1, 2):
                 raise SessionEndedError(
                     Cause.PEER_LOST, f"The checkpoint of epoch {self.epoch} is not complete."
                 )
+            if len(commit.parts) > 1:
+                self.moves = moves_in(commit.parts[1])
         except SessionEndedError as error:
             return self._end(error)
         self._commit = commit
@@ -122,6 +127,9 @@ class SecondaryEpochs(HelperParent):
         self.guest.load_devices(self._commit.parts[0])
         self.step = Step.APPLIED if self.step is not Step.READY else self.step
         self.guest.torn.clear()
+        self.packets.know(self.moves)
+        for problem in attempt([lambda: self.guest.moved.write(self.moves)]):
+            self.monitor.event("moved_connections", problem)
         self._watch.lap("apply")
         if self._ended:
             return self._end(self._ended)

@@ -77,10 +77,10 @@ class PrimaryRouter:
 
     def from_network(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
         """See Router."""
-        if self.moved and self._standing:
+        if self.moved is not None and self._standing:
             self._arrived += ((nic, frame) for frame in frames[: _EARLY_FRAMES - len(self._arrived)])
             return
-        if self.moved:
+        if self.moved is not None:
             frames = self.moved.to_guest(nic, frames, now_s)
             self.out.to_guest(nic, frames)
         if not self.open and self.comparing:
@@ -98,13 +98,11 @@ class PrimaryRouter:
 
     def expire(self, now_s: float) -> float | None:
         """See Router."""
-        if self.moved:
-            self.moved.expire(now_s)
-        if self.open or self.pending or self.asked:
-            return None
-        for nic, comparator in enumerate(self._comparators):
-            self._conclude(nic, comparator.expire(now_s))
-        due = [at for comparator in self._comparators if (at := comparator.deadline()) is not None]
+        due = [] if self.moved is None else [self.moved.expire(now_s)]
+        if not (self.open or self.pending or self.asked):
+            for nic, comparator in enumerate(self._comparators):
+                self._conclude(nic, comparator.expire(now_s))
+            due += [at for comparator in self._comparators if (at := comparator.deadline()) is not None]
         return min(due, default=None)
 
     @property
@@ -183,7 +181,7 @@ class PrimaryRouter:
             + len(self._held)
             + len(self._later),
             "connections": sum(one.connections for one in self._comparators),
-            "moved": len(self.moved) if self.moved else 0,
+            "moved": self.moved.connections if self.moved is not None else 0,
         }
         for cause in Cause:
             asked = sum(one.counters.checkpoints[cause] for one in self._comparators)
@@ -218,6 +216,6 @@ class PrimaryRouter:
             self._leave(nic, [RawFrame(packet.frame, packet.ethernet) for packet in verdict.release])
 
     def _leave(self, nic: int, frames: Sequence[RawFrame]) -> None:
-        if self.moved:
+        if self.moved is not None:
             frames = self.moved.from_guest(nic, frames, self.clock())
         self.out.to_network(nic, frames)

@@ -8,12 +8,16 @@ from colo_helper.proxy.rewrite import Rewriter
 from colo_helper.traffic.framing import RawFrame
 from colo_helper.traffic.moves import Moves
 
+#: How often the connections that have ended are looked for, in seconds.
+_LOOK_S = 10.0
+
 
 class Rewriting:
     """Between a guest and its clients; see proxy.rewrite."""
 
     def __init__(self, nics: int) -> None:
         self._rewriters = [Rewriter() for _ in range(nics)]
+        self._look_s = 0.0
 
     @classmethod
     def of(cls, moves: Moves, nics: int, now_s: float) -> Rewriting:
@@ -22,8 +26,9 @@ class Rewriting:
         rewriting.taken_over(moves, now_s)
         return rewriting
 
-    def __len__(self) -> int:
-        """Return how many connections are followed."""
+    @property
+    def connections(self) -> int:
+        """How many are followed."""
         return sum(map(len, self._rewriters))
 
     def from_guest(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> list[RawFrame]:
@@ -50,7 +55,10 @@ class Rewriting:
         """Return what the next replicator of this guest has to know."""
         return [rewriter.moves() for rewriter in self._rewriters]
 
-    def expire(self, now_s: float) -> None:
-        """Forget what was quiet for long enough."""
-        for rewriter in self._rewriters:
-            rewriter.expire(now_s)
+    def expire(self, now_s: float) -> float:
+        """Forget now and then what was quiet for long enough; returns when to look again."""
+        if now_s >= self._look_s:
+            self._look_s = now_s + _LOOK_S
+            for rewriter in self._rewriters:
+                rewriter.expire(now_s)
+        return self._look_s

@@ -16,8 +16,6 @@ from colo_helper.traffic.rewriting import Rewriting
 
 #: What is kept for the guest while it stands still, in bytes; clients send again what is dropped.
 _KEPT_BYTES = 4 << 20
-#: How often the connections that have ended are looked for after a take-over, in seconds.
-_LOOK_S = 10.0
 
 
 @dataclass
@@ -68,10 +66,7 @@ class SecondaryRouter:
 
     def expire(self, now_s: float) -> float | None:
         """See Router."""
-        if not self.alone:
-            return None
-        self.rewriting.expire(now_s)
-        return now_s + _LOOK_S
+        return self.rewriting.expire(now_s) if self.alone else None
 
     @property
     def crowded(self) -> bool:

@@ -98,7 +98,7 @@ class PrimarySide(Side[PrimaryRouter]):
         """To be called before the guest's device model is stopped, and not held back any more therefore."""
         with self._pump.hold():
             self._router.halting()
-        if self._moved:
+        if self._moved is not None:
             self._pump.flushed(_GIVEN_S)
 
     def cut(self, epoch: int) -> None:
@@ -107,7 +107,7 @@ class PrimarySide(Side[PrimaryRouter]):
             last = self._pump.drain()
             self._router.cut(epoch)
             # A device model that is being stopped still reads one packet of each NIC, which its guest gets when it runs on.
-            for nic, frame in last.items() if not self._moved else ():
+            for nic, frame in last.items() if self._moved is None else ():
                 self._router.from_network(nic, [frame], time.monotonic())
 
     def resumed(self) -> None:
@@ -147,7 +147,7 @@ class PrimarySide(Side[PrimaryRouter]):
     def moves(self) -> Moves:
         """Return the connections that break when this is closed and nobody goes on with them."""
         with self._pump.hold():
-            return self._moved.moves() if self._moved else []
+            return self._moved.moves() if self._moved is not None else []
 
     def close(self) -> None:
         """Let go of the packets: they flow by themselves again."""
@@ -192,6 +192,9 @@ class Untouched:
         return {}
 
     def applied(self, epoch: int) -> None:
+        """See SecondarySide."""
+
+    def know(self, moves: Moves) -> None:
         """See SecondarySide."""
 
     def take_over(self) -> None:
@@ -248,11 +251,16 @@ class SecondarySide(Side[SecondaryRouter]):
         with self._pump.hold():
             self._router.take_over(time.monotonic())
 
+    def know(self, moves: Moves) -> None:
+        """These are the connections now that the primary has taken over from another."""
+        with self._pump.hold():
+            self._router.moves = moves
+
     @property
     def followed(self) -> int:
         """How many connections are, or may yet have to be, moved."""
         with self._pump.hold():
-            return len(self._router.rewriting)
+            return self._router.rewriting.connections
 
     def moves(self) -> Moves:
         """Return the connections that break when this is closed and nobody goes on with them."""

@@ -42,8 +42,18 @@ def count(vm, event):
     return sum(one["event"] == event for one in vm.events("xa"))
 
 
+def test_a_nic_that_is_unplugged(protected):
+    vm = protected
+    vm.on("xa", "xl network-detach h1 0; true", 120)
+    vm.wait_for_checkpoints(3)
+    assert_equal(vm)
+
+
 def test_a_guest_that_reboots_is_protected_again(protected, settings):
-    """First of all: after an `xl save -c` or a failed `xl migrate` no xl watches the guest any more to start it again."""
+    """Its NIC is there again with the boot.
+
+    Before `xl save -c` and a failed `xl migrate`, after which no xl watches the guest any more to start it again.
+    """
     vm = protected
     copied = count(vm, "copied")
     end(vm, "xa", REBOOT)
@@ -134,13 +144,6 @@ def test_a_copy_that_ends_alone_is_replaced(protected):
     vm.wait_for("xa", "replicating")
     assert vm.on("xb", "xl domid h1") != old
     assert vm.domains("xb") == ["h1"]
-    assert_equal(vm)
-
-
-def test_a_nic_that_is_unplugged(protected):
-    vm = protected
-    vm.on("xa", "xl network-detach h1 0; true", 120)
-    vm.wait_for_checkpoints(3)
     assert_equal(vm)
 
 

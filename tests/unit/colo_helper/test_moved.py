@@ -1,6 +1,7 @@
 """What is known of moved connections is there for the next replicator of the guest."""
 
 import json
+import os
 
 import pytest
 
@@ -29,6 +30,21 @@ def test_there_is_no_file_when_nothing_is_moved(tmp_path):
 @pytest.mark.parametrize("text", ["", json.dumps({"domid": 3}), json.dumps({"domid": 3, "nics": 1})])
 def test_a_damaged_file_is_said(tmp_path, text):
     path = tmp_path / "moved.json"
+    MovesFile(path, 3).write(MOVES)
+    stamp = path.stat().st_mtime_ns
     path.write_text(text)
+    os.utime(path, ns=(stamp, stamp))
     with pytest.raises(DeviceError, match=r"moved\.json says of connections cannot be used"):
         MovesFile(path, 3).read()
+
+
+@pytest.mark.parametrize(("age_s", "known"), [(900, True), (950, False), (-5, False)])
+def test_what_nobody_has_served_for_long_is_void(tmp_path, age_s, known):
+    path = tmp_path / "moved.json"
+    file = MovesFile(path, 3)
+    file.write(MOVES)
+    then = path.stat().st_mtime_ns - age_s * 10**9
+    os.utime(path, ns=(then, then))
+    assert MovesFile(path, 3).read() == (MOVES if known else [])
+    file.write(MOVES)
+    assert MovesFile(path, 3).read() == MOVES, "served again"

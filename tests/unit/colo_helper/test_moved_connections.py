@@ -3,13 +3,15 @@
 The connection is younger than the last checkpoint when its first host dies: its client knows numbers that the guest does not.
 """
 
+import os
+
 import pytest
 
-from colo_helper.proxy.packet import ACK, SYN, parse
+from colo_helper.proxy.packet import ACK, FIN, SYN, parse
 from colo_helper.traffic.framing import FrameReader, RawFrame, pack
 from tests.unit.colo_helper.emulated_host import EmulatedHost
 from tests.unit.colo_helper.proxy.frames import tcp
-from tests.unit.colo_helper.replication_pair import VM, pairs
+from tests.unit.colo_helper.replication_pair import VM, eventually, pairs
 
 BRIEF_MS = 500
 #: Initial sequence numbers of the client, of the first host's guest and of its copy.
@@ -140,3 +142,43 @@ def test_a_connection_goes_on_after_a_switch_over(pair, hosts):
         host.devices[host.find(VM)].closed = False
     after = {"before_link": lambda _pair: asks_and_is_answered(hosts[2], 2)}
     pair(primary_host=hosts[2], secondary_host=EmulatedHost(next_domid=9), **after).start().replicating()
+
+
+def test_a_connection_that_ends_is_forgotten_on_both_hosts(pair, hosts):
+    """Its ports may be used again, and what is opened then has numbers of its own."""
+    both = opened_and_taken_over(pair, hosts)
+    again = made_the_primary(pair, both, hosts).replicating()
+    again.both_run()
+    assert all((host.run_dir / "moved.json").exists() for host in hosts[1:])
+    for one in hosts[1:]:
+        send(nic(one).from_guest, COPY + 3, CLIENT + 3, FIN | ACK)
+    assert received(nic(hosts[1]).to_network).seq == FIRST + 3
+    send(nic(hosts[1]).from_network, CLIENT + 3, FIRST + 4, FIN | ACK, outward=False)
+    assert [received(nic(one).to_guest).ack for one in hosts[1:]] == [COPY + 4] * 2
+    again.ask("primary", "checkpoint")
+    again.both_run()
+    assert not any((host.run_dir / "moved.json").exists() for host in hosts[1:])
+
+
+def test_a_table_that_cannot_be_read_does_not_hinder_anybody(pair, hosts):
+    both = opened_and_taken_over(pair, hosts)
+    both.s_inbox.put_stop("The service manager stopped the replicator.")
+    assert both.ended("secondary") == 0
+    table = hosts[1].run_dir / "moved.json"
+    stamp = table.stat().st_mtime_ns
+    table.write_text("[")
+    os.utime(table, ns=(stamp, stamp))
+    hosts[1].devices[hosts[1].find(VM)].closed = False
+    again = pair(primary_host=hosts[1], secondary_host=hosts[2]).start().replicating()
+    assert "cannot be used" in next(
+        one["sentence"] for one in again.events("primary") if one["event"] == "moved_connections"
+    )
+
+
+def test_packets_flow_by_themselves_when_what_moves_them_fails_without_a_secondary(pair, hosts):
+    both = opened_and_taken_over(pair, hosts)
+    again = made_the_primary(pair, both, hosts).replicating()
+    again.cut_line()
+    again.phase("primary", "unprotected")
+    nic(hosts[1]).from_guest.sendall(b"\xff" * 64)
+    eventually(lambda: not hosts[1].filters[7].attached, "the filters are taken away")

@@ -8,8 +8,10 @@ import random
 import pytest
 
 from colo_helper.channel.wire import Kind
+from colo_helper.control.protocol import Request
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.monitor.monitor import boot_id
+from colo_helper.replication.inbox import Inbox
 from tests.fuzz import seeds
 from tests.unit.colo_helper.emulated_host import RING, EmulatedHost, running_guest
 from tests.unit.colo_helper.replication_pair import VM, eventually, pairs
@@ -542,6 +544,14 @@ def test_an_operator_who_stops_the_side_of_a_dead_primary_has_to_look_again(pair
     both.phase("secondary", "peer_lost")
     assert_copy_runs_off_the_network(both)
     assert both.ask("secondary", "takeover")["ok"] is True
+
+
+def test_a_stop_that_was_asked_until_then_is_refused_although_nobody_has_read_it():
+    inbox, request = Inbox(), Request("stop")
+    inbox.put_request(request)
+    inbox.refuse_stops("peer_lost", "It is so.")
+    assert request.wait()["code"] == "peer_lost"
+    assert inbox.stop_reason == ""
 
 
 @pytest.mark.parametrize("role", ["primary", "secondary"])

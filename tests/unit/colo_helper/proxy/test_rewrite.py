@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colo_helper.proxy.packet import ACK, RST, SYN, parse
+from colo_helper.proxy.packet import ACK, FIN, RST, SYN, parse
 from colo_helper.proxy.rewrite import Move, Rewriter
 from tests.unit.colo_helper.proxy.conversations import isns
 from tests.unit.colo_helper.proxy.endpoints import Endpoint
@@ -274,3 +274,12 @@ def test_a_connection_that_never_ends_is_given_up_after_days_of_silence():
     opened(rewriter)
     assert rewriter.expire(431_999.0) == 1
     assert rewriter.expire(432_000.0) == 0
+
+
+def test_a_connection_that_both_have_ended_is_not_handed_on():
+    rewriter = Rewriter()
+    opened(rewriter)
+    rewriter.from_guest(packet(5001, 9, ACK | FIN), 0.0)
+    assert rewriter.moves() != {}
+    rewriter.to_guest(packet(9, 1001, ACK | FIN, outward=False), 0.0)
+    assert rewriter.moves() == {}

@@ -76,7 +76,7 @@ def test_after_a_take_over_a_younger_connection_keeps_the_primary_s_numbers(rout
     router.from_guest(0, raw(tcp(1000, 100, SYN | ACK)), 0.0)
     router.from_peer(5, 0, raw(tcp(100, 5001, outward=False)), 0.0)  # the primary's number was 5000
     assert parse(given(out)[-1]).ack == 1001
-    assert len(router.rewriting) == 1
+    assert router.rewriting.connections == 1
     router.take_over(0.0)
     router.from_guest(0, raw(tcp(1001, 100, payload=b"hello")), 1.0)
     assert parse(out.network[-1][1]).seq == 5001
@@ -90,7 +90,7 @@ def test_a_checkpoint_makes_the_numbers_equal(router, out):
     router.applied(5, 0.0)
     router.from_guest(0, raw(tcp(1000, 100, SYN | ACK)), 0.0)
     router.applied(6, 0.0)
-    assert len(router.rewriting) == 0
+    assert router.rewriting.connections == 0
     router.take_over(0.0)
     frame = tcp(1001, 100, payload=b"hello")
     router.from_guest(0, raw(frame), 1.0)

@@ -202,6 +202,16 @@ def test_half_a_packet_from_the_peer_is_refused(pair):
         pair.primary.from_peer(1, 0, pack(RawFrame(ONE, 0))[:-1])
 
 
+def test_a_guest_hears_the_network_after_the_last_of_them_has_ended(moving):
+    ours, _ = moving.ends
+    with moving.primary._pump.hold():
+        moving.primary._moved.expire(time.monotonic() + 1e6)
+    assert moving.primary.counters()["moved"] == 0
+    for frame in (ONE, TWO):
+        ours.from_network.sendall(pack(RawFrame(frame, 0)))
+        assert frames(ours.to_guest) == [frame]
+
+
 @pytest.fixture
 def moving():
     running = Pair(moves=[{FLOW: Move(100, 0)}])
@@ -269,3 +279,12 @@ def test_a_device_model_that_must_obey_still_gives_the_guest_what_comes(moving):
     ours, _ = moving.ends
     ours.from_network.sendall(pack(RawFrame(ASKED, 0)))
     assert frames(ours.to_guest) == [ASKED_OF_GUEST]
+
+
+def test_a_connection_that_has_ended_since_is_not_moved_by_who_takes_over(moving):
+    moving.checkpoint(1)
+    moving.secondary.know([{}])
+    moving.secondary.take_over()
+    theirs = moving.ends[1]
+    theirs.from_guest.sendall(pack(RawFrame(ANSWER, 0)))
+    assert frames(theirs.to_network) == [ANSWER]
