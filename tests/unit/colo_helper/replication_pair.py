@@ -83,6 +83,8 @@ class Relay:
                 if line.cut == (frame.kind, self.seen.count(frame.kind)):
                     line.cut = None
                     if line.cut_after:
+                        if line.on_cut is line.cut_all:
+                            line.frozen.set()  # what follows that frame is not let through meanwhile
                         self._pass_on(frame)
                         if (
                             frame.kind is Kind.TAKEN
@@ -110,11 +112,11 @@ class Relay:
 class Line:
     """What all relays share: whether and where the line breaks."""
 
-    def __init__(self, on_cut: Callable[[], None]) -> None:
+    def __init__(self, cut_all: Callable[[], None]) -> None:
         self.frozen = threading.Event()
         self.cut: tuple[Kind, int] | None = None
         self.cut_after = False
-        self.on_cut = on_cut
+        self.cut_all = self.on_cut = cut_all
         self.dead = False
 
 
