@@ -25,6 +25,7 @@ from typing import Protocol
 
 from bench.tables import machine, table
 from colo_helper.devices.emulated import EmulatedFilters
+from colo_helper.devices.filters import socket_chardev
 from colo_helper.devices.qmp import QmpDeviceModel
 from colo_helper.proxy.packet import ACK, FIN, RST, SYN
 from colo_helper.proxy.verdicts import Checkpoint
@@ -281,15 +282,8 @@ class Qemus:
             raise RuntimeError("colo-compare does not answer on its notify_dev")
 
     def _chardev(self, name: str) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._model.hand_over(theirs, name)
-            address = {"type": "fd", "data": {"str": name}}
-            self._model.command(
-                "chardev-add",
-                id=name,
-                backend={"type": "socket", "data": {"addr": address, "server": False}},
-            )
+        ours = socket_chardev(self._model, name)
+        ours.setblocking(True)
         return ours
 
     def _say(self, text: str) -> None:
@@ -340,11 +334,11 @@ def _count(
 ) -> int:
     """Read messages until there are ``count``, or nothing more came in time."""
     deadline, found = time.monotonic() + timeout_s, 0
-    while (
-        found < count and select.select([end], [], [], max(0.0, min(0.2, deadline - time.monotonic())))[0]
-    ) or (found < count and time.monotonic() < deadline):
-        if select.select([end], [], [], 0)[0]:
-            found += len(feed(end.recv(1 << 20)))
+    while found < count and select.select([end], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        data = end.recv(1 << 20)
+        if not data:
+            raise RuntimeError("what compares has closed its socket")
+        found += len(feed(data))
     return found
 
 

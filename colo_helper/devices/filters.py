@@ -72,10 +72,10 @@ class QmpFilters:
     def _attach(self, netdev: str, *, mirror: bool) -> FilteredNic:
         nic = FilteredNic(
             netdev,
-            from_network=self._chardev(f"{_PREFIX}{netdev}-from-network"),
-            to_guest=None if mirror else self._chardev(f"{_PREFIX}{netdev}-to-guest"),
-            from_guest=self._chardev(f"{_PREFIX}{netdev}-from-guest"),
-            to_network=self._chardev(f"{_PREFIX}{netdev}-to-network"),
+            from_network=socket_chardev(self.qmp, f"{_PREFIX}{netdev}-from-network"),
+            to_guest=None if mirror else socket_chardev(self.qmp, f"{_PREFIX}{netdev}-to-guest"),
+            from_guest=socket_chardev(self.qmp, f"{_PREFIX}{netdev}-from-guest"),
+            to_network=socket_chardev(self.qmp, f"{_PREFIX}{netdev}-to-network"),
         )
         inward = {"outdev": f"{_PREFIX}{netdev}-from-network"}
         if not mirror:
@@ -84,25 +84,6 @@ class QmpFilters:
         self._object(f"{netdev}-in", "filter-mirror" if mirror else "filter-redirector", "tx", netdev, inward)
         self._object(f"{netdev}-out", "filter-redirector", "rx", netdev, outward)
         return nic
-
-    def _chardev(self, label: str) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            for end in (ours, theirs):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
-            ours.setblocking(False)
-            try:
-                self.qmp.hand_over(theirs, label)
-                address = {"type": "fd", "data": {"str": label}}
-                self.qmp.command(
-                    "chardev-add",
-                    id=label,
-                    backend={"type": "socket", "data": {"addr": address, "server": False}},
-                )
-            except BaseException:
-                ours.close()
-                raise
-        return ours
 
     def _object(self, name: str, kind: str, queue: str, netdev: str, chardevs: dict[str, str]) -> None:
         self.qmp.command(
@@ -154,6 +135,27 @@ class QmpFilters:
             return []
         names = [str(entry["name"]) for entry in self.qmp.command("qom-list", path="/objects")]
         return [name for name in names if name.startswith(_PREFIX)]
+
+
+def socket_chardev(qmp: Qmp, label: str) -> socket.socket:
+    """Add a chardev whose other end is ours, which does not block; raises DeviceError."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        ours.setblocking(False)
+        try:
+            qmp.hand_over(theirs, label)
+            address = {"type": "fd", "data": {"str": label}}
+            qmp.command(
+                "chardev-add",
+                id=label,
+                backend={"type": "socket", "data": {"addr": address, "server": False}},
+            )
+        except BaseException:
+            ours.close()
+            raise
+    return ours
 
 
 def wait_until_taken(end: socket.socket, within_s: float) -> bool:

@@ -197,6 +197,15 @@ def pairs(**defaults: Any) -> Iterator[Callable[..., Pair]]:
         one.close()
 
 
+@contextmanager
+def pairs_that_retry(monkeypatch: Any, timeout_ms: int) -> Iterator[Callable[..., Pair]]:
+    """As ``pairs``; a primary that lost its secondary looks for it again at once."""
+    monkeypatch.setattr("colo_helper.replication.decisions.primary.FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr("colo_helper.replication.decisions.primary.LAST_RETRY_S", 0.2)
+    with pairs(timeout_ms=timeout_ms) as make:
+        yield make
+
+
 @dataclass
 class Pair:
     """Start with ``start()``; everything is torn down by ``close()``."""

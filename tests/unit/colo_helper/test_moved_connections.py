@@ -11,7 +11,7 @@ from colo_helper.proxy.packet import ACK, FIN, SYN, parse
 from colo_helper.traffic.framing import FrameReader, RawFrame, pack
 from tests.unit.colo_helper.emulated_host import EmulatedHost
 from tests.unit.colo_helper.proxy.frames import tcp
-from tests.unit.colo_helper.replication_pair import VM, eventually, pairs
+from tests.unit.colo_helper.replication_pair import VM, eventually, pairs_that_retry
 
 BRIEF_MS = 500
 #: Initial sequence numbers of the client, of the first host's guest and of its copy.
@@ -20,9 +20,7 @@ CLIENT, FIRST, COPY = 50, 5000, 1000
 
 @pytest.fixture
 def pair(monkeypatch):
-    monkeypatch.setattr("colo_helper.replication.decisions.primary.FIRST_RETRY_S", 0.05)
-    monkeypatch.setattr("colo_helper.replication.decisions.primary.LAST_RETRY_S", 0.2)
-    with pairs(timeout_ms=BRIEF_MS) as make:
+    with pairs_that_retry(monkeypatch, BRIEF_MS) as make:
         yield make
 
 

@@ -7,7 +7,7 @@ import pytest
 from colo_helper.channel.wire import Kind
 from colo_helper.monitor.monitor import boot_id
 from tests.unit.colo_helper.emulated_host import EmulatedHost
-from tests.unit.colo_helper.replication_pair import eventually, pairs
+from tests.unit.colo_helper.replication_pair import eventually, pairs_that_retry
 from tests.unit.colo_helper.test_replication import (
     assert_copy_runs_off_the_network,
     assert_primary_untouched,
@@ -19,9 +19,7 @@ BRIEF_MS = 500
 
 @pytest.fixture
 def pair(monkeypatch):
-    monkeypatch.setattr("colo_helper.replication.decisions.primary.FIRST_RETRY_S", 0.05)
-    monkeypatch.setattr("colo_helper.replication.decisions.primary.LAST_RETRY_S", 0.2)
-    with pairs(timeout_ms=BRIEF_MS) as make:
+    with pairs_that_retry(monkeypatch, BRIEF_MS) as make:
         yield make
 
 
