@@ -71,10 +71,10 @@ bench-packets: setup lab-up ## what a client waits for: unprotected, outputs com
 
 bench: bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-helper bench-replication bench-packets ## all benchmarks, each against a peer in the same run
 
-lab-tests: setup ## the lab itself, the playbooks' error paths and the demo's job, on real Xen
+lab-tests: setup ## the demo's job, the lab itself and what playbooks refuse, on real Xen: about ten minutes
 	$(BIN)/pytest -v --durations=0 --durations-min=1 -m 'not full' tests/lab
 
-lab-full: setup ## the lab's tests with every pairing of save helpers: about half an hour
+lab-full: setup ## every test on the lab: protection, faults, power-offs, pairings of save helpers: hours
 	$(BIN)/pytest -v tests/lab
 
 molecule: setup lab-up ## the roles on the lab's hosts: converge, idempotence, verify

@@ -16,6 +16,7 @@ from lab.guests import Client
 from lab.settings import HOSTS, address, host_number
 
 
+@pytest.mark.full
 def test_ten_resets_in_a_row_give_two_usable_hosts(lab, settings):
     for round_number in range(10):
         lab.reset()
@@ -77,6 +78,7 @@ def test_a_frozen_host_is_silent_and_goes_on_where_it_was(lab, settings):
     assert after.counter >= before.counter
 
 
+@pytest.mark.full
 def test_a_host_without_power_is_off_and_boots_from_its_disk(lab, settings):
     lab.reset()
     ssh.run(settings, "xb", "touch /root/kept && sync")
@@ -99,6 +101,7 @@ def leftovers(settings):
     ]
 
 
+@pytest.mark.full
 def test_nothing_is_left_after_down(lab, settings):
     lab.reset()
     assert leftovers(settings)

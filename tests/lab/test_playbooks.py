@@ -18,6 +18,7 @@ def fresh(lab):
     return lab
 
 
+@pytest.mark.full
 def test_a_dry_run_on_fresh_hosts_predicts_and_changes_nothing(fresh, settings, play):
     dry = play("site", "--check", "--diff")
     assert dry.code == 0
@@ -49,6 +50,7 @@ def test_a_failover_wants_the_name_twice(fresh, play):
     )
 
 
+@pytest.mark.full
 def test_without_the_helper_the_playbooks_say_what_to_run(fresh, settings, play):
     for name in ("protect", "verify", "rotate"):
         played = play(name, "-e", "colo_vm=h1")
@@ -58,6 +60,7 @@ def test_without_the_helper_the_playbooks_say_what_to_run(fresh, settings, play)
     assert ssh.run(settings, "xa", "ls -d /etc/colo 2>/dev/null; true") == "", "no key was made"
 
 
+@pytest.mark.full
 def test_with_the_secondarys_host_down(fresh, play):
     fresh.host("xb").power_off()
     down = "xb does not answer on ssh"

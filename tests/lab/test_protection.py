@@ -1,11 +1,14 @@
 """The life of one protected VM: installed, protected, keys changed, replicators killed, roles swapped, unprotected.
 
-That a second run of protect.yml changes nothing is molecule's to show (colo_vm).
+Only in a full run: molecule's colo_vm and the demo protect a VM too. That a second run of protect.yml changes nothing is
+molecule's to show.
 """
 
 import pytest
 
 from lab.guests import Client
+
+pytestmark = pytest.mark.full
 
 NOTHING = {"localhost": 0, "xa": 0, "xb": 0}
 
@@ -23,7 +26,6 @@ def written(client):
     return client.write("before")
 
 
-@pytest.mark.full  # molecule has the second run of each role
 def test_a_second_run_of_site_changes_nothing(written, play):
     again = play("site")
     assert again.code == 0
@@ -49,7 +51,6 @@ def test_a_primary_that_may_run_is_not_failed_over(play):
     assert "h1 is not failed over, because it may still run on its primary xa" in refused.text
 
 
-@pytest.mark.full
 def test_new_keys_while_the_vm_is_protected(vm, play):
     hosts = ("xa", "xb")
 
@@ -91,7 +92,7 @@ def verified(vm, host):
         assert found["state"][part]["unexplained"] == []
 
 
-@pytest.mark.parametrize("host", ["xb", pytest.param("xa", marks=pytest.mark.full)])
+@pytest.mark.parametrize("host", ["xb", "xa"])
 def test_a_replicator_that_is_killed_is_taken_up_and_only_what_differs_goes_over(client, vm, host):
     before, domains = client.read(), [vm.on(one, "xl domid h1") for one in ("xa", "xb")]
     compared = sum(event["event"] == "compared" for event in vm.events("xa"))
@@ -104,7 +105,6 @@ def test_a_replicator_that_is_killed_is_taken_up_and_only_what_differs_goes_over
     assert client.read().counter > before.counter
 
 
-@pytest.mark.full
 def test_the_roles_are_swapped_and_swapped_back(client, vm, play):
     for source, target in (("xa", "xb"), ("xb", "xa")):
         before = client.write(f"before-{source}-hands-over")

@@ -1,7 +1,7 @@
 """Faults of a save on real Xen: afterwards log-dirty is off and the guest runs on, alone.
 
 A sample: every fault at every phase is injected on the emulated domain (tests/unit/colo_helper/test_helper_faults*.py).
-`make lab-tests` runs one of them, `make lab-full` all.
+Only in a full run.
 """
 
 import json
@@ -14,7 +14,7 @@ import pytest
 from lab.errors import LabError
 from tests.lab.guest_moves import ON_HOST, OURS, MovedGuest, environment, let_hosts_log_in
 
-FULL = pytest.mark.full
+pytestmark = pytest.mark.full
 XL = f"{environment(OURS)} xl -v"
 #: Where a migration is held: in the middle of the guest's memory, in the first live round.
 HELD_AT_BYTES = 8 << 20
@@ -85,9 +85,7 @@ def what_failed(guest, line, host=None):
     return guest.on(host, f"cat {log}")
 
 
-@pytest.mark.parametrize(
-    "fault", [next(iter(FAULTS)), *(pytest.param(fault, marks=FULL) for fault in list(FAULTS)[1:])]
-)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_in_the_middle_of_a_live_migration(h1, fault):
     on, line = FAULTS[fault]
     h1.on(
@@ -107,14 +105,12 @@ def test_in_the_middle_of_a_live_migration(h1, fault):
     assert "igration failed" in said
 
 
-@FULL
 def test_a_full_disk(h1):
     mount = "mount -t tmpfs -o size=16m lab-full /mnt"
     said = what_failed(h1, f"{mount} && {XL} save h1 /mnt/h1.save; rc=$?; umount /mnt; exit $rc")
     assert "No space left on device" in said
 
 
-@FULL
 @pytest.mark.parametrize("callback", ["suspend", "switch_qemu_logdirty"])
 def test_a_parent_that_says_no(h1, callback):
     script = (ON_HOST / "callback_no.py").read_text()
@@ -128,7 +124,6 @@ def test_a_parent_that_says_no(h1, callback):
     assert ("suspend" in found["asked"]) == (callback == "suspend")
 
 
-@FULL
 def test_half_an_image(h1):
     """Restored on the other host: there is an error, and no half a domain."""
     send = f"ssh -i /root/.ssh/id_lab -o BatchMode=yes root@{h1.peer_address} 'cat > /var/tmp/h1.sav'"

@@ -1,6 +1,6 @@
 """Our save helper under real libxl on real Xen, against itself and against Xen's own, in both directions.
 
-`make lab-tests` runs a sample of the pairings; `make lab-full` runs all of them.
+Only in a full run: molecule's colo_host has xl save and restore with it.
 """
 
 import json
@@ -13,8 +13,7 @@ from lab import guests, ssh
 from lab.settings import address, host_number
 from tests.lab.guest_moves import ON_HOST, OURS, PROGRAM, STOCK, MovedGuest, let_hosts_log_in
 
-FULL = pytest.mark.full
-BOTH_OURS, TO_STOCK, FROM_STOCK = (OURS, OURS), (OURS, STOCK), (STOCK, OURS)
+pytestmark = pytest.mark.full
 WORD = "colo-save-helper"
 #: Stands between libxl and our helper on both hosts.
 PAIR = "/root/colo-pair"
@@ -43,27 +42,23 @@ def guest(request):
     return request.getfixturevalue(request.param)
 
 
-def pairings(sample):
-    """Every pairing of both guests; those outside the sample only in a full run."""
-    return [
-        pytest.param(
-            guest,
-            pairing,
-            marks=[] if (guest, pairing) in sample else [FULL],
-            id=f"{guest}-{'-'.join(pairing)}",
-        )
+#: Every pairing of both guests.
+PAIRINGS = pytest.mark.parametrize(
+    ("guest", "pairing"),
+    [
+        pytest.param(guest, pairing, id=f"{guest}-{'-'.join(pairing)}")
         for guest in ("h1", "pvh1")
-        for pairing in (BOTH_OURS, TO_STOCK, FROM_STOCK)
-    ]
+        for pairing in ((OURS, OURS), (OURS, STOCK), (STOCK, OURS))
+    ],
+    indirect=["guest"],
+)
 
 
 def uses_ours(said, pairing):
     return (WORD in said) == (OURS in pairing)
 
 
-@pytest.mark.parametrize(
-    ("guest", "pairing"), pairings({("h1", BOTH_OURS), ("pvh1", FROM_STOCK)}), indirect=["guest"]
-)
+@PAIRINGS
 def test_saved_and_restored_the_guest_is_the_same(guest, pairing):
     before = guest.ask(f"saved-{'-'.join(pairing)}")
     said, differ = guest.save_and_restore(*pairing)
@@ -74,9 +69,7 @@ def test_saved_and_restored_the_guest_is_the_same(guest, pairing):
     assert after.counter >= before.counter
 
 
-@pytest.mark.parametrize(
-    ("guest", "pairing"), pairings({("h1", FROM_STOCK), ("pvh1", BOTH_OURS)}), indirect=["guest"]
-)
+@PAIRINGS
 def test_migrated_while_it_runs_the_guest_goes_on(guest, pairing):
     before = guest.ask(f"migrated-{'-'.join(pairing)}")
     said = guest.migrate(*pairing)
@@ -86,7 +79,7 @@ def test_migrated_while_it_runs_the_guest_goes_on(guest, pairing):
     assert after.counter >= before.counter
 
 
-@pytest.mark.parametrize(("guest", "pairing"), pairings({("h1", TO_STOCK)}), indirect=["guest"])
+@PAIRINGS
 def test_by_remus_nothing_goes_back_behind_a_checkpoint(guest, pairing):
     written = []
     said = guest.remus(*pairing, checkpoints=5, while_protected=lambda: written.append(guest.ask("remus")))
