@@ -372,19 +372,8 @@ class Primary:
             end = replace(
                 end, phase="failed", exit_code=1, sentence=f"{why}; {self.config.vm} runs on unprotected."
             )
-        if cause is Cause.GUEST_DIED:
-            self.packets.discard()  # its copy is kept, and may be the VM yet
-        else:
-            self.packets.release()
-        problems = self.guest.release() if self.guest and end.guest != "hold" else []
-        problems += self._part_with_packets(end)
-        if end.guest == "gone":
-            problems = []  # nothing of it has to be put back
+        problems = self._let_go(cause, end, why)
         sentence = " ".join([end.sentence, *problems])
-        if self.conversation:
-            self._last_words(self.conversation, end.tell, why)
-            self.conversation.close()
-            self.conversation = None
         if end.exit_code is None:
             if end.guest == "gone":
                 self._forget_guest()
@@ -398,6 +387,22 @@ class Primary:
                 self.monitor.event("close", " ".join(problems))
         self.monitor.enter(end.phase, sentence)
         return end.exit_code
+
+    def _let_go(self, cause: Cause, end: PrimaryEnd, why: str) -> list[str]:
+        """Let the guest run, its packets leave, and the peer know; returns what of the guest could not be put back."""
+        if cause is Cause.GUEST_DIED:
+            self.packets.discard()  # its copy is kept, and may be the VM yet
+        elif end.tell != "end":
+            self.packets.release()
+        problems = self.guest.release() if self.guest and end.guest != "hold" else []
+        if self.conversation:
+            self._last_words(self.conversation, end.tell, why)
+            self.conversation.close()
+            self.conversation = None
+        # After an orderly end the copy is gone, and nobody can go on from before what clients are shown now.
+        self.packets.release()
+        problems += self._part_with_packets(end)
+        return [] if end.guest == "gone" else problems
 
     def _part_with_packets(self, end: PrimaryEnd) -> list[str]:
         """Let packets flow by themselves, unless connections need us as long as we stay; returns what went wrong."""

@@ -21,8 +21,10 @@ from colo_helper.replication.decisions.secondary import (
     Step,
     exists_refusal,
     foreign_refusal,
+    not_destroyed,
     secondary_end,
     secondary_start,
+    stopped_end,
 )
 from colo_helper.replication.decisions.session import PROTOCOL, Cause, SessionEndedError
 from colo_helper.replication.guest import LOCAL_ERRORS, Guest, attempt
@@ -157,6 +159,8 @@ class Secondary:
         )
         if end.exit_code is None and self.guest:
             self.inbox.refuse_stops("peer_lost", f"{end.sentence} Look again, then ask again.")
+        if end.copy == "destroy" and problems:
+            end = not_destroyed(end, self.config.vm)
         self.monitor.enter(end.phase or phase, " ".join([end.sentence, *problems]), domid=domid)
         return end
 
@@ -380,10 +384,11 @@ class Secondary:
         elif self.inbox.sessions:
             self.inbox.sessions.pop().close()  # it began before the takeover
         elif self.inbox.stop_requests and not active:
-            problems = self._destroy()
-            sentence = f"{self.inbox.stop_reason} The copy of {self.config.vm} was destroyed."
-            self.monitor.enter("stopped", " ".join([sentence, *problems]), domid=None)
-            return 0
+            end = stopped_end(self.config.vm, self.inbox.stop_reason)
+            if problems := self._destroy():
+                end = not_destroyed(end, self.config.vm)
+            self.monitor.enter(end.phase, " ".join([end.sentence, *problems]), domid=None)
+            return end.exit_code
         elif self.inbox.stop_reason:
             # The service manager ends this program, not the only copy there may be: it runs on, and the next
             # replicator goes on with it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, unique
 from typing import Any
 
@@ -55,10 +55,23 @@ def secondary_end(vm: str, peer: str, step: Step, cause: Cause, why: str) -> Sec
             "unprotected", "run", 0, f"{why}; {vm} runs here, unprotected until {peer} is its secondary."
         )
     if cause is Cause.END:
-        return SecondaryEnd("stopped", "destroy", 0, f"{why}; the copy of {vm} was destroyed.")
+        return stopped_end(vm, why)
     if cause is Cause.RENEW:
         return SecondaryEnd("waiting", "destroy", None, f"{why}; the copy of {vm} was destroyed.")
     return _unplanned_end(vm, peer, step, cause, why)
+
+
+def stopped_end(vm: str, why: str) -> SecondaryEnd:
+    """Decide the end that somebody asked for."""
+    return SecondaryEnd("stopped", "destroy", 0, f"{why.rstrip('.')}; the copy of {vm} was destroyed.")
+
+
+def not_destroyed(end: SecondaryEnd, vm: str) -> SecondaryEnd:
+    """Return what an end comes to whose copy did not go: it says so, and it is no success."""
+    sentence = f"The copy of {vm} was to be destroyed, and may still be here: look with 'xl list'."
+    if end.exit_code is None:
+        return replace(end, sentence=sentence)
+    return replace(end, phase="failed", exit_code=1, sentence=sentence)
 
 
 def _unplanned_end(vm: str, peer: str, step: Step, cause: Cause, why: str) -> SecondaryEnd:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import select
 
 import pytest
 
@@ -11,9 +12,12 @@ from colo_helper.channel.wire import Kind
 from colo_helper.control.protocol import Request
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.monitor.monitor import boot_id
+from colo_helper.replication.host import HostError
 from colo_helper.replication.inbox import Inbox
+from colo_helper.traffic.framing import FrameReader, RawFrame, pack
 from tests.fuzz import seeds
 from tests.unit.colo_helper.emulated_host import RING, EmulatedHost, running_guest
+from tests.unit.colo_helper.proxy.frames import tcp
 from tests.unit.colo_helper.replication_pair import VM, eventually, pairs
 
 #: The timeout of a pair whose line is to be cut: the test waits for it.
@@ -567,13 +571,62 @@ def test_either_side_ends_the_protection_in_order(pair, role):
     assert both.secondary_host.destroyed == [7]
 
 
+def cannot_destroy(domid):
+    raise HostError(f"'xl destroy {domid}' failed with status 1: no.")
+
+
+STILL_THERE = (
+    "The copy of h1 was to be destroyed, and may still be here: look with 'xl list'. "
+    "'xl destroy 7' failed with status 1: no."
+)
+
+
+def test_a_copy_that_cannot_be_destroyed_is_not_said_to_be_gone(pair):
+    both = pair().start().replicating()
+    both.secondary_host.destroy = cannot_destroy
+    both.p_inbox.put_stop("An operator asked to stop.")
+    assert both.phase("primary", "stopped") == "An operator asked to stop; h1 runs on unprotected."
+    assert both.phase("secondary", "failed") == STILL_THERE
+    assert (both.ended("primary"), both.ended("secondary")) == (0, 1)
+    assert "peer_not_told" in [event["event"] for event in both.events("primary")]
+
+
+def test_nor_is_one_that_lost_its_primary(pair):
+    both = pair(timeout_ms=BRIEF_MS).start().replicating()
+    both.cut_line()
+    both.phase("secondary", "peer_lost")
+    both.secondary_host.destroy = cannot_destroy
+    both.ask_without_waiting("secondary", "stop")
+    assert both.ended("secondary") == 1
+    assert both.phase("secondary", "failed") == STILL_THERE
+
+
+def test_what_was_held_leaves_at_an_orderly_end_only_when_the_copy_is_gone(pair):
+    both = pair(output="hold").start().replicating()
+    nic = both.primary_host.filters[both.primary_host.find(VM)].ends[0]
+    destroy = both.secondary_host.destroy
+    at_the_end = []
+
+    def destroying(domid):
+        nic.from_guest.sendall(pack(RawFrame(tcp(1, payload=b"held"), 0)))
+        at_the_end.append(select.select([nic.to_network], [], [], 0.3)[0])
+        destroy(domid)
+
+    both.secondary_host.destroy = destroying
+    both.p_inbox.put_stop("An operator asked to stop.")
+    both.phase("secondary", "stopped")
+    nic.to_network.settimeout(10)
+    assert FrameReader().feed(nic.to_network.recv(1 << 16))[-1].data.endswith(b"held")
+    assert at_the_end == [[]]
+
+
 def test_an_operator_destroys_a_copy_that_lost_its_primary(pair):
     both = pair(timeout_ms=BRIEF_MS).start().replicating()
     both.cut_line()
     both.phase("secondary", "peer_lost")
     both.ask_without_waiting("secondary", "stop")
     assert both.ended("secondary") == 0
-    assert both.phase("secondary", "stopped") == "An operator asked to stop. The copy of h1 was destroyed."
+    assert both.phase("secondary", "stopped") == "An operator asked to stop; the copy of h1 was destroyed."
     assert both.copy is None
 
 
