@@ -12,6 +12,7 @@ import colo_helper
 ROOT = Path(colo_helper.__file__).parent
 #: What a package may import of the others. Modules beside the packages, as `colo_helper.quantiles`, are for all.
 MAY_IMPORT = {
+    "arbiter": set(),
     "channel": set(),
     "control": set(),
     "devices": set(),

@@ -1,0 +1,83 @@
+"""The right to let a VM's output leave, as the replicators ask for it; and the one that operators give by hand."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from colo_helper.arbiter.decisions import Do, Ruling
+
+
+class Right(Protocol):
+    """See Tenure. What asks raises ArbiterError when nobody can tell."""
+
+    #: Whether a copy may go on by itself when its primary is not heard.
+    automatic: bool
+
+    @property
+    def shared(self) -> bool:
+        """Whether a secondary may come to own the VM now."""
+
+    def permits(self) -> bool:
+        """Tell whether output may leave now. Any thread."""
+
+    def must_stand_still(self) -> bool:
+        """Tell whether the guest must not even run. Any thread."""
+
+    def protect(self, secondary: str, generation: str) -> Ruling:
+        """Let a secondary have the right to go on."""
+
+    def alone(self, why: str) -> Ruling:
+        """Go on without a secondary."""
+
+    def hand_over(self, heir: str) -> Ruling:
+        """Make the secondary the owner."""
+
+    def take_over(self, generation: str, why: str) -> Ruling:
+        """Ask for the VM whose primary is not heard."""
+
+    def taken_over(self, generation: str, why: str) -> Ruling:
+        """Have an operator's takeover written down."""
+
+    def close(self) -> None:
+        """Ask no more."""
+
+
+class ByHand:
+    """No arbiter: whoever has the guest runs it, and a copy goes on only when an operator says so."""
+
+    automatic = False
+    shared = False
+
+    def permits(self) -> bool:
+        """See Right."""
+        return True
+
+    def must_stand_still(self) -> bool:
+        """See Right."""
+        return False
+
+    def protect(self, secondary: str, generation: str) -> Ruling:  # noqa: ARG002
+        """See Right."""
+        return _RUN
+
+    def alone(self, why: str) -> Ruling:  # noqa: ARG002
+        """See Right."""
+        return _RUN
+
+    def hand_over(self, heir: str) -> Ruling:  # noqa: ARG002
+        """See Right."""
+        return _RUN
+
+    def take_over(self, generation: str, why: str) -> Ruling:  # noqa: ARG002
+        """See Right: who asks for it is an operator."""
+        return _RUN
+
+    def taken_over(self, generation: str, why: str) -> Ruling:  # noqa: ARG002
+        """See Right."""
+        return _RUN
+
+    def close(self) -> None:
+        """See Right."""
+
+
+_RUN = Ruling(Do.RUN, "No arbiter is asked.")
