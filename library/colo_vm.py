@@ -87,6 +87,37 @@ options:
     description: The bridge of the VM's network cards.
     type: str
     default: xenbr0
+  arbiter:
+    description:
+      - Who says who may run the VM. With it the copy takes over by itself when the primary is gone, and a primary that
+        the arbiter does not know alive says nothing more; both sides are given the same. Without it operators decide.
+    type: dict
+    suboptions:
+      endpoints:
+        description: URLs of etcd 3.4 or newer.
+        type: list
+        elements: str
+        required: true
+      host:
+        description: This host's name there.
+        type: str
+        required: true
+      lease_s:
+        description: How long a primary that is not heard of any more keeps its secondary waiting, in seconds.
+        type: int
+        default: 10
+      ca:
+        description: Path of the CA's certificate on this host, for https.
+        type: path
+        default: ""
+      certificate:
+        description: Path of this host's certificate.
+        type: path
+        default: ""
+      key:
+        description: Path of its key.
+        type: path
+        default: ""
   confirm:
     description: The VM's name once more, where the state cannot be undone.
     type: str
@@ -214,6 +245,17 @@ def main() -> None:
             "peer_timeout_ms": {"type": "int", "default": 5000},
             "heartbeat_misses": {"type": "int", "default": 5},
             "bridge": {"type": "str", "default": "xenbr0"},
+            "arbiter": {
+                "type": "dict",
+                "options": {
+                    "endpoints": {"type": "list", "elements": "str", "required": True},
+                    "host": {"type": "str", "required": True},
+                    "lease_s": {"type": "int", "default": 10},
+                    "ca": {"type": "path", "default": ""},
+                    "certificate": {"type": "path", "default": ""},
+                    "key": {"type": "path", "default": ""},
+                },
+            },
             "confirm": {"type": "str", "default": ""},
             "wait": {"type": "bool", "default": True},
             "wait_checkpoints": {"type": "int", "default": 2},

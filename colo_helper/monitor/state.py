@@ -11,6 +11,7 @@ PRIMARY_PHASES = (
     "copying",
     "resyncing",
     "replicating",
+    "asking",
     "unprotected",
     "awaiting_guest",
     "stopped",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from colo_helper.arbiter.times import LONGEST_S, SHORTEST_S
 from colo_helper.channel.session import DEFAULT_MISSES
 from colo_helper.helper.policy import TARGET_DOWNTIME_MS
 
@@ -22,14 +23,35 @@ VM_NAME = re.compile(r"(?!.*\.\.)[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 _BRIDGE = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
 
 
+_ENDPOINT = re.compile(r"https?://[a-zA-Z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?")
+
 #: When a packet of the guest leaves: when both copies say the same, or after a checkpoint; after a checkpoint only; at once.
 OUTPUTS = ("compare", "hold", "free")
 DEFAULT_LATENCY_MS = 500
 DEFAULT_MIN_INTERVAL_MS = 100
 
 
+DEFAULT_LEASE_S = 10
+
+
 class ConfigError(Exception):
     """The configuration is wrong; the text names the file and the field."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArbiterConfig:
+    """Who says who may run the VM: etcd at ``endpoints`` (URLs). ``host`` is this host's name there.
+
+    ``lease_s`` is how long a primary that was never heard of again keeps its secondary waiting. ``ca``, ``certificate`` and
+    ``key`` are paths of PEM files; https wants all of them.
+    """
+
+    endpoints: tuple[str, ...]
+    host: str
+    lease_s: int = DEFAULT_LEASE_S
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +79,7 @@ class Config:
     output: str = OUTPUTS[0]
     latency_ms: int = DEFAULT_LATENCY_MS
     min_interval_ms: int = DEFAULT_MIN_INTERVAL_MS
+    arbiter: ArbiterConfig | None = None
 
     @property
     def comparing(self) -> bool:
@@ -99,6 +122,13 @@ def parse_config(value: object, vm: str) -> Config:
     if not _BRIDGE.fullmatch(bridge):
         raise ConfigError(f"field 'bridge' is {bridge!r}, which is not the name of an interface.")
     primary = role == "primary"
+    output = _choice(value, "output", OUTPUTS) if primary else OUTPUTS[0]
+    arbiter = _arbiter(value.get("arbiter"))
+    if arbiter and output == "free":
+        raise ConfigError(
+            "field 'output' is 'free', and with an arbiter it cannot be: what leaves at once cannot be stopped when the lease "
+            "ends; 'compare' and 'hold' can."
+        )
     return Config(
         vm=name,
         role=role,
@@ -111,9 +141,36 @@ def parse_config(value: object, vm: str) -> Config:
         peer_heartbeat_address=_heartbeat_address(peer) if primary else "",
         heartbeat_misses=_number(value, "heartbeat_misses", 2, 100, default=DEFAULT_MISSES),
         copy_downtime_ms=_number(value, "copy_downtime_ms", 1, 600_000, default=TARGET_DOWNTIME_MS),
-        output=_choice(value, "output", OUTPUTS) if primary else OUTPUTS[0],
+        output=output,
         latency_ms=_number(value, "latency_ms", 1, 600_000, default=DEFAULT_LATENCY_MS),
         min_interval_ms=_number(value, "min_interval_ms", 10, 3_600_000, default=DEFAULT_MIN_INTERVAL_MS),
+        arbiter=arbiter,
+    )
+
+
+def _arbiter(value: object) -> ArbiterConfig | None:
+    """Validate the arbiter; without one operators decide."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ConfigError("field 'arbiter' is not an object.")
+    endpoints = value.get("endpoints")
+    if not isinstance(endpoints, list) or not endpoints:
+        raise ConfigError(f"field 'arbiter.endpoints' is {endpoints!r}, not a list of URLs.")
+    for url in endpoints:
+        if not isinstance(url, str) or not _ENDPOINT.fullmatch(url):
+            raise ConfigError(
+                f"field 'arbiter.endpoints' has {url!r}, which is not like https://witness:2379."
+            )
+    files = {name: value.get(name, "") for name in ("ca", "certificate", "key")}
+    for name, path in files.items():
+        if not isinstance(path, str) or (not path and endpoints[0].startswith("https:")):
+            raise ConfigError(f"field 'arbiter.{name}' is {path!r}, not the path of a PEM file.")
+    return ArbiterConfig(
+        tuple(endpoints),
+        _text(value, "host", "arbiter.host"),
+        _number(value, "lease_s", SHORTEST_S, LONGEST_S, "arbiter.lease_s", default=DEFAULT_LEASE_S),
+        **files,
     )
 
 

@@ -77,6 +77,23 @@ class Guest:
         self.domain.pause()
         self._stop()
 
+    def hold_still(self) -> None:
+        """Let a guest stand still that may, or may not, be held by whoever was here before."""
+        if self.halted:
+            return
+        if self.domain.info().paused:
+            self.adopt_halt()
+        else:
+            self.halt()
+
+    def put_aside(self) -> list[str]:
+        """Take it off the network and stop it for good, because another one is the VM; returns what went wrong."""
+
+        def unplug() -> None:
+            self.nics.isolate()
+
+        return attempt([unplug, self.hold_still])
+
     def save_devices(self) -> None:
         """Begin to save the state of the stopped devices; memory may be read meanwhile, the devices left alone."""
         self._saving = self._worker.submit(self.devices.save_state)

@@ -19,10 +19,12 @@ from colo_helper.replication.conversation import COPY_TIMEOUT_S, Conversation, n
 from colo_helper.replication.decisions.primary import (
     GuestFacts,
     PrimaryEnd,
+    PrimaryStart,
     PrimaryStep,
     beginning,
     guest_ended,
     guest_refusal,
+    maybe_succeeded,
     not_yet,
     primary_end,
     primary_start,
@@ -35,6 +37,7 @@ from colo_helper.replication.guest import LOCAL_ERRORS, Guest, attempt
 from colo_helper.replication.host import Host
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.moved import left_behind
+from colo_helper.replication.ownership import Ownership
 from colo_helper.replication.primary_epochs import PrimaryEpochs
 from colo_helper.replication.verify import differing_frames
 from colo_helper.traffic.moves import Moves, pack_moves
@@ -57,6 +60,7 @@ class Primary:
     monitor: Monitor
     inbox: Inbox
     connect: Connector
+    ownership: Ownership
     saved: dict[str, Any] | None = None
     guest: Guest | None = None
     conversation: Conversation | None = None
@@ -64,6 +68,10 @@ class Primary:
     #: Whether the guest has ended, and another one of its name is waited for.
     awaiting: bool = False
     packets: PrimarySide | Untouched = field(default_factory=Untouched)
+    #: Whether the guest here was stopped for good, off the network, because another one is the VM.
+    aside: bool = False
+    #: Whether a domain was taken off the network until it is known that it is the VM.
+    silenced: bool = False
 
     def run(self) -> int:
         """Protect the VM until somebody stops it or something fails for good; the guest runs on in every case.
@@ -199,9 +207,14 @@ class Primary:
                 raise SessionEndedError(Cause.GUEST_ENDED, str(error)) from error
             raise
         self.guest = guest
+        before = self._begin(guest, domid)
         self.step = PrimaryStep.PROTECTED if self.awaiting else PrimaryStep.UNPROTECTED
         self.awaiting = False
-        self._recover(guest, domid)
+        if before.crashed:
+            problems = guest.recover()
+            self.monitor.event("recovered", " ".join([before.sentence, *problems]))
+        if before.generation:
+            self.step = PrimaryStep.PROTECTED
         if self.config.output != "free" and (moves := self._moves(guest)):
             self.packets = self._side(guest, to_nobody, moves)
         self.monitor.enter("connecting", f"Connecting to {self.config.peer_name}.", domid=domid)
@@ -223,15 +236,31 @@ class Primary:
             said = True
             self._stop_if_asked()
 
-    def _recover(self, guest: Guest, domid: int) -> None:
-        """Go on where an earlier replicator crashed: the guest runs, and its copy may still be there."""
+    def _begin(self, guest: Guest, domid: int) -> PrimaryStart:
+        """Go on where an earlier replicator ended, once it is known that the guest here is the VM."""
         before = primary_start(self.saved, domid, boot_id())
-        if before.crashed:
-            problems = guest.recover()
-            self.monitor.event("recovered", " ".join([before.sentence, *problems]))
         if before.generation:
-            self.step = PrimaryStep.PROTECTED
-            self.monitor.restore(generation=before.generation, epoch=before.epoch)
+            self.monitor.restore(generation=before.generation, epoch=before.epoch, domid=domid)
+        doubtful = self.silenced or maybe_succeeded(self.saved)
+
+        def waiting() -> list[str]:
+            if not doubtful:
+                self._stop_if_asked()
+                return []
+            problems = attempt([lambda: self._silence(guest)])
+            self.ownership.refuse()
+            return problems
+
+        self.ownership.begin(waiting)
+        if doubtful:
+            off = [tap for tap in guest.nics.taps() if not tap.bridge]
+            guest.nics.connect([replace(tap, bridge=self.config.bridge) for tap in off])
+            self.silenced = False
+        return before
+
+    def _silence(self, guest: Guest) -> None:
+        guest.nics.isolate()
+        self.silenced = True
 
     def _hello(self, guest: Guest) -> dict[str, Any]:
         return {
@@ -242,6 +271,7 @@ class Primary:
             "frames": guest.domain.nr_frames(),
             "pages": guest.domain.info().pages,
             "peer_timeout_ms": self.config.peer_timeout_ms,
+            "arbiter": self.ownership.right.automatic,
             "generation": self.monitor.state.generation,
             "ended": self.monitor.state.ended_generation,
         }
@@ -277,7 +307,8 @@ class Primary:
 
     def _stop_if_asked(self) -> None:
         self.inbox.wait(0)
-        if self.inbox.trouble:  # what moves packets has failed, and the guest must not fall silent
+        # What moves packets has failed, and the guest must not fall silent, unless somebody else may come to own the VM.
+        if self.inbox.trouble and not self.ownership.right.shared:
             self._let_packets_flow()
         if self.inbox.stop_reason:
             raise SessionEndedError(Cause.STOP, self.inbox.stop_reason)
@@ -342,22 +373,68 @@ class Primary:
             comparing=self.config.comparing,
             latency_s=self.config.latency_ms / 1000,
             moves=moves,
+            permits=self.ownership.right.permits,
         )
 
     def _handed_over(self) -> None:
         """From here on this side is the secondary, whatever happens."""
+        self.ownership.hand_over()
         text = f"{self.config.vm} is being handed over to {self.config.peer_name}; it stands still here."
         try:
             self.monitor.enter("handed_over", text, role="secondary")
         except OSError:
-            self.monitor.restore(role="primary")  # not written down, so not done
-            raise
+            if not self.ownership.right.automatic:
+                self.monitor.restore(role="primary")  # not written down, so not done
+                raise
 
     def _protected(self) -> None:
+        """The secondary has a whole copy."""
         self.step = PrimaryStep.PROTECTED
+        self.ownership.share()
         self.monitor.enter(
             "replicating", f"Both copies of {self.config.vm} run; the other is on {self.config.peer_name}."
         )
+
+    def _settled(self, cause: Cause, why: str) -> tuple[Cause, str]:
+        """Return why the session ends once it is known who has the VM."""
+        try:
+            self.ownership.settle(why, self._keep_quiet)
+        except SessionEndedError as error:
+            return error.cause, str(error)
+        if cause is Cause.STOP and not self.inbox.stop_reason:
+            return Cause.PEER_LOST, "The stop that was asked for was refused meanwhile"
+        return cause, why
+
+    def _stand_aside(self) -> None:
+        """Another host has the VM: nothing of this copy reaches the network any more, and it never runs again."""
+        self.packets.discard()
+        self.packets.halting()
+        self.monitor.restore(role="secondary")
+        problems = self.guest.put_aside() if self.guest else []
+        self.aside = not problems
+        for problem in problems:
+            self.monitor.event("stand_aside", problem)
+
+    def _keep_quiet(self, still: bool) -> list[str]:
+        """Nothing of the VM reaches the network but by our hands, and no vCPU runs when ``still``; returns what went wrong.
+
+        A domain that the toolstack has made meanwhile has no filters of ours: it is taken off the network.
+        """
+        try:
+            domid = self.host.find(self.config.vm)
+            guest = self.guest
+            if domid is not None and not (guest and guest.domain.domid == domid):
+                another = self.host.open_guest(domid)
+                try:
+                    self._silence(another)
+                finally:
+                    another.close()
+            elif guest and domid is not None and still:
+                self.packets.halting()
+                guest.hold_still()
+        except LOCAL_ERRORS as error:
+            return [str(error)]
+        return []
 
     # ------------------------------------------------------------------------------------------ the end
 
@@ -367,6 +444,12 @@ class Primary:
         ``last``: nobody tries again.
         """
         lives = cause is not Cause.STOP or self._how_ended() is None
+        cause, why = self._settled(cause, why)
+        if cause is Cause.LEFT:
+            self.monitor.event("left", f"{why} {self.config.vm} is left as it is.")
+            return 0
+        if cause is Cause.SUCCEEDED:
+            self._stand_aside()
         end = primary_end(self.config.vm, self.config.peer_name, self.step, cause, why, lives=lives)
         if last and end.exit_code is None:
             end = replace(
@@ -418,7 +501,9 @@ class Primary:
         return problems + self._let_packets_flow()
 
     def _let_packets_flow(self) -> list[str]:
-        """Take the filters away; returns what went wrong."""
+        """Take the filters away, unless they are all that keeps a guest silent that must be; returns what went wrong."""
+        if not (self.ownership.right.permits() or self.aside):
+            return []
         packets, self.packets = self.packets, Untouched()
         return attempt([packets.close])
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from colo_helper.arbiter.right import ByHand, Right
+from colo_helper.arbiter.tenure import Tenure
+from colo_helper.arbiter.times import times
 from colo_helper.control.protocol import RefusedError, Request
 from colo_helper.control.server import ControlServer
 from colo_helper.hypervisor.interface import HypervisorError
@@ -27,9 +31,13 @@ from colo_helper.replication.config import (
 from colo_helper.replication.decisions.refusals import attach_refusal, role_refusal, verb_refusal
 from colo_helper.replication.guest import LOCAL_ERRORS
 from colo_helper.replication.inbox import Inbox
+from colo_helper.replication.ownership import Ownership
 from colo_helper.replication.primary import Primary
 from colo_helper.replication.secondary import Secondary
+from colo_helper.replication.succession import Succession
 
+#: How long one endpoint of the arbiter is given at least, in seconds.
+_SHORTEST_ASK_S = 0.5
 #: How long an end waits for the answers of those who asked to be written.
 _GOODBYE_S = 2.0
 
@@ -114,7 +122,9 @@ def _serve(
         ready()
         from colo_helper.replication.connect import connect  # noqa: PLC0415  (paramiko: only the primary needs it)
 
-        return Primary(config, host, monitor, inbox, connect, saved).run()
+        with closing(_right(config, monitor, inbox)) as right:
+            ownership = Ownership(config.vm, config.peer_name, monitor, inbox, right)
+            return Primary(config, host, monitor, inbox, connect, ownership, saved).run()
     from colo_helper.channel.listener import AttachListener  # noqa: PLC0415
     from colo_helper.replication.connect import session  # noqa: PLC0415
 
@@ -125,13 +135,27 @@ def _serve(
         lambda name: session(config, monitor, name),
         inbox.put_session,
     )
-    secondary = Secondary(config, host, monitor, inbox, saved)
+    succession = Succession(monitor, _right(config, monitor, inbox))
+    secondary = Secondary(config, host, monitor, inbox, succession, saved)
     listener.start()
     try:
         ready()
         return secondary.run()
     finally:
         listener.close()
+
+
+def _right(config: Config, monitor: Monitor, inbox: Inbox) -> Right:
+    """Return whom to ask who may run the VM."""
+    asked = config.arbiter
+    if asked is None:
+        return ByHand()
+    from colo_helper.arbiter.etcd import EtcdArbiter, Identity  # noqa: PLC0415  (requests: only who asks needs it)
+
+    of = times(asked.lease_s)
+    identity = Identity(asked.ca, asked.certificate, asked.key)
+    arbiter = EtcdArbiter(asked.endpoints, identity, max(_SHORTEST_ASK_S, of.renew_s / len(asked.endpoints)))
+    return Tenure(arbiter, config.vm, asked.host, of, monitor.event, inbox.put_trouble)
 
 
 def _saved(state_dir: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from colo_helper import __version__
+from colo_helper.arbiter.decisions import Do
 from colo_helper.channel.wire import Frame, Kind
 from colo_helper.control.protocol import Request
 from colo_helper.monitor.monitor import Monitor, boot_id
@@ -33,6 +34,7 @@ from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.moved import left_behind
 from colo_helper.replication.packing import PackingError, unpack
 from colo_helper.replication.secondary_epochs import SecondaryEpochs
+from colo_helper.replication.succession import Succession
 from colo_helper.replication.verify import answer_hash
 from colo_helper.traffic.moves import Moves
 from colo_helper.traffic.sides import SecondarySide, Untouched, to_nobody
@@ -40,6 +42,8 @@ from colo_helper.traffic.sides import SecondarySide, Untouched, to_nobody
 _PROGRESS_S = 1.0
 #: How often it is looked whether connections still need their numbers moved after a take-over.
 _FOLLOWED_S = 10.0
+#: How often the arbiter is asked for the VM, in seconds.
+_ASK_AGAIN_S = 0.5
 
 
 @dataclass(slots=True)
@@ -50,6 +54,7 @@ class Secondary:
     host: Host
     monitor: Monitor
     inbox: Inbox
+    succession: Succession
     saved: dict[str, Any] | None = None
     guest: Guest | None = None
     restore: RestoreStream | None = None
@@ -98,7 +103,7 @@ class Secondary:
             problems = guest.let_packets_flow()
         if start.phase in ("torn", *STANDING_BY):
             guest.nics.isolate()
-            self._hold_still(guest)
+            guest.hold_still()
         if start.phase == "active":
             problems += attempt([self._go_on_moving])
         self.monitor.enter(start.phase, " ".join([start.sentence, *problems]), domid=guest.domain.domid)
@@ -113,21 +118,12 @@ class Secondary:
             return 0
         return self._session().exit_code
 
-    @staticmethod
-    def _hold_still(guest: Guest) -> None:
-        """Let a copy stand still that may, or may not, be held by whoever was here before."""
-        if guest.halted:
-            return
-        if guest.domain.info().paused:
-            guest.adopt_halt()
-        else:
-            guest.halt()
-
     # ------------------------------------------------------------------------------------------ one session
 
     def _session(self) -> SecondaryEnd:
         """Serve one session to its end and carry out what becomes of the copy."""
         phase, self.stop_sent_s = self.monitor.state.phase, 0.0
+        self.succession.open()
         self.step = {"torn": Step.TORN, **dict.fromkeys(STANDING_BY, Step.STANDING)}.get(
             phase, Step.RUNNING if self.guest else Step.COPYING
         )
@@ -208,7 +204,7 @@ class Secondary:
         self.monitor.enter(
             "resyncing", f"The copy of {self.config.vm} stands still to be compared and made equal."
         )
-        self._hold_still(guest)
+        guest.hold_still()
         self.step = Step.PARTIAL if self.step is Step.RUNNING else self.step
         guest.nics.isolate()
         conversation.send(Kind.COPIED, self._facts(guest))
@@ -248,6 +244,8 @@ class Secondary:
     def _hello_refusal(self, hello: dict[str, Any]) -> str:
         if hello.get("protocol") != PROTOCOL:
             return f"The primary speaks version {hello.get('protocol')} of the protocol, this host speaks {PROTOCOL}."
+        if bool(hello.get("arbiter")) is not self.succession.right.automatic:
+            return "One side asks an arbiter and the other does not: run playbooks/protect.yml, which tells both the same."
         domid = self.host.find(self.config.vm)
         if self.guest is None and domid is not None:
             return exists_refusal(self.config.vm, domid)
@@ -325,8 +323,9 @@ class Secondary:
         assert self.guest is not None
         for problem in self._let_packets_flow():  # all connections have the same numbers on both sides now
             self.monitor.event("packets_flow", problem)  # and whatever that is, this copy is the VM
-        self._join_network(self.guest)
-        text = f"{self.config.vm} was handed over by {self.config.peer_name}."
+        guest = self.guest
+        problems = attempt([lambda: self._join_network(guest)])  # whatever that is, this copy is the VM
+        text = " ".join([f"{self.config.vm} was handed over by {self.config.peer_name}.", *problems])
         self.monitor.enter("unprotected", text, role="primary")
         self.guest.devices.announce()
 
@@ -393,11 +392,52 @@ class Secondary:
             # The service manager ends this program, not the only copy there may be: it runs on, and the next
             # replicator goes on with it.
             return 0
-        elif active and isinstance(self.packets, SecondarySide):
-            self._keep_in_step(self.packets)
+        elif active:
+            self._be_the_vm()
+        elif self.succession.pending:
+            self._ask_for_the_vm()
         else:
             self.inbox.wait_forever()
         return None
+
+    def _be_the_vm(self) -> None:
+        """What is left to do after a takeover."""
+        if self.succession.unconfirmed:
+            self._confirm()
+        elif isinstance(self.packets, SecondarySide):
+            self._keep_in_step(self.packets)
+        else:
+            self.inbox.wait_forever()
+
+    def _ask_for_the_vm(self) -> None:
+        """Ask the arbiter once whether this copy is to go on, if it can."""
+        problem = self._unable() or self.succession.ask(self._take_over)
+        if problem:
+            self.succession.say(problem)
+            self.inbox.wait(_ASK_AGAIN_S)
+
+    def _unable(self) -> str:
+        """Return why the copy could not go on, whoever allowed it; an empty text when it can."""
+        assert self.guest is not None
+        try:
+            info = self.guest.domain.info()
+        except LOCAL_ERRORS as error:
+            return str(error)
+        if info.shutdown:
+            return f"Domain {info.domid}, the copy, has ended by itself ({info.shutdown_reason})."
+        if info.paused and not self.guest.halted:
+            return f"Domain {info.domid} is paused, and not by us."
+        return ""
+
+    def _confirm(self) -> None:
+        """An operator has let this copy take over without the arbiter: that is to be written down, or undone."""
+        ruling = self.succession.confirm()
+        if ruling is None:
+            self.inbox.wait(_ASK_AGAIN_S)
+        elif ruling.do is Do.STOP and self.guest:
+            self.packets.halting()
+            problems = self.guest.put_aside()
+            self.monitor.enter("standby", " ".join([ruling.sentence, "This copy stands by.", *problems]))
 
     def _keep_in_step(self, packets: SecondarySide) -> None:
         """After a take-over, stay between the guest and its clients as long as a connection needs its numbers moved."""
@@ -418,14 +458,17 @@ class Secondary:
 
     def _answer_takeover(self, request: Request) -> None:
         refusal = verb_refusal(self.config.vm, "secondary", self.monitor.state.phase, request.verb)
-        code, sentence = (refusal.code, refusal.sentence) if refusal else self._take_over()
+        if refusal:
+            code, sentence = refusal.code, refusal.sentence
+        else:
+            code, sentence = self.succession.ask_for_operator(self.config.vm, self._take_over)
         if code:
             self.monitor.event(code, sentence)
             request.refuse(code, sentence)
         else:
             request.succeed(self.monitor.snapshot())
 
-    def _take_over(self) -> tuple[str, str]:
+    def _take_over(self, reason: str) -> tuple[str, str]:
         """Go on alone, on the network; returns (code, sentence) of a failure, or two empty texts."""
         guest = self.guest
         assert guest is not None
@@ -433,13 +476,8 @@ class Secondary:
             # Logging is off since the primary was lost, unless that failed, or an earlier replicator left it on.
             guest.logging = True
             problems = guest.release()
-            info = guest.domain.info()
-            if info.shutdown:
-                problems.append(
-                    f"Domain {info.domid}, the copy, has ended by itself ({info.shutdown_reason})."
-                )
-            if info.paused:
-                problems.append(f"Domain {info.domid} is paused, and not by us.")
+            if unable := self._unable():
+                problems.append(unable)
             if problems:
                 return "takeover_failed", " ".join(problems)
             if isinstance(self.packets, SecondarySide):
@@ -451,11 +489,7 @@ class Secondary:
             guest.devices.announce()
         except LOCAL_ERRORS as error:
             return "takeover_failed", str(error)
-        self.monitor.enter(
-            "active",
-            f"An operator decided that this copy of {self.config.vm} takes over.",
-            followed=self.packets.followed,
-        )
+        self.monitor.enter("active", reason, followed=self.packets.followed)
         return "", ""
 
 

@@ -25,6 +25,8 @@ _BACKLOG_BYTES = 4 << 20
 #: How long a device model may take to read what is to leave before its filters go, in seconds.
 _TAKEN_S = 1.0
 _LOOK_S = 0.001
+#: How often it is looked whether what waits for the network may leave again, in seconds.
+_MUTE_LOOK_S = 0.2
 #: What may wait for the peer, in bytes.
 _QUEUE_BYTES = 4 << 20
 
@@ -145,6 +147,9 @@ def _announcement(frame: RawFrame) -> RawFrame:
 class Pump:
     """Moves the packets of one guest. ``router`` is called by one thread at a time, under ``hold``.
 
+    ``permits`` is asked before each row of packets for the network, and what it does not permit is thrown away: TCP sends
+    it again, and who sends it then is the owner.
+
     ``wanted`` is called when the router asks for a checkpoint, ``failed`` (with a sentence) when the pump cannot go on; by
     the pump's thread or by who gives it packets. Neither may block.
     """
@@ -156,10 +161,14 @@ class Pump:
         send: SendFrames,
         wanted: Callable[[Checkpoint], None],
         failed: Callable[[str], None],
+        permits: Callable[[], bool],
     ) -> None:
         self._ports = [_Port(nic) for nic in nics]
         self._wanted = wanted
         self._failed = failed
+        self._permits = permits
+        #: Packets that were let go and must not leave any more.
+        self.muted = 0
         self._peer = PeerQueue(send)
         self._lock = threading.RLock()
         self._selector = selectors.DefaultSelector()
@@ -179,6 +188,9 @@ class Pump:
 
     def to_network(self, nic: int, frames: Sequence[RawFrame]) -> None:
         """See Outputs."""
+        if not self._permits():
+            self.muted += len(frames)
+            return
         port = self._ports[nic]
         self._write(port, port.nic.to_network, frames)
 
@@ -298,6 +310,8 @@ class Pump:
                 due_s = self._router.expire(time.monotonic())
                 self._choose()
             timeout_s = None if due_s is None else max(0.0, due_s - time.monotonic())
+            if any(port.waiting[port.nic.to_network] for port in self._ports) and not self._permits():
+                timeout_s = min(timeout_s or _MUTE_LOOK_S, _MUTE_LOOK_S)  # nobody tells when it may again
             for key, events in self._selector.select(timeout_s):
                 if key.data is None:
                     with suppress(BlockingIOError):
@@ -307,7 +321,7 @@ class Pump:
                     self._serve(key.fileobj, events, *key.data)  # type: ignore[arg-type]
 
     def _serve(self, end: socket.socket, events: int, number: int, port: _Port) -> None:
-        if events & selectors.EVENT_WRITE:
+        if events & selectors.EVENT_WRITE and self._may_write(port, end):
             port.flush(end)
         if events & selectors.EVENT_READ:
             self._hand_on(number, port, end, port.read(end)[0])
@@ -325,7 +339,12 @@ class Pump:
                 reading = end in port.readers and not (crowded and end is port.nic.from_guest)
                 self._listen(end, selectors.EVENT_READ if reading else 0, (number, port))
             for end, waiting in port.waiting.items():
-                self._listen(end, selectors.EVENT_WRITE if waiting else 0, (number, port))
+                writing = waiting and self._may_write(port, end)
+                self._listen(end, selectors.EVENT_WRITE if writing else 0, (number, port))
+
+    def _may_write(self, port: _Port, end: socket.socket) -> bool:
+        """Whether what waits for an end may be written now."""
+        return end is not port.nic.to_network or self._permits()
 
     def _listen(self, end: socket.socket, events: int, data: tuple[int, _Port]) -> None:
         registered = self._selector.get_map().get(end)

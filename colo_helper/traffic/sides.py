@@ -22,6 +22,11 @@ _GIVEN_S = 0.05
 R = TypeVar("R", bound=Router)
 
 
+def permitted() -> bool:
+    """What leaves is not asked about: a secondary's router lets nothing go before it takes over, and then it is the VM."""
+    return True
+
+
 class Side(Generic[R]):
     """What both sides do alike. ``make`` returns the router of a pump; the filters are attached, and switched on here."""
 
@@ -33,13 +38,14 @@ class Side(Generic[R]):
         send: SendFrames,
         wanted: Callable[[Checkpoint], None],
         failed: Callable[[str], None],
+        permits: Callable[[], bool],
     ) -> None:
         def made(pump: Pump) -> R:
             self._router = make(pump)
             return self._router
 
         self._filters = filters
-        self._pump = Pump(nics, made, send, wanted, failed)
+        self._pump = Pump(nics, made, send, wanted, failed, permits)
         try:
             filters.switch(on=True)
         except BaseException:
@@ -64,7 +70,8 @@ class Side(Generic[R]):
 class PrimarySide(Side[PrimaryRouter]):
     """The packets of the primary's guest; they flow as before until the first ``cut``. Raises DeviceError.
 
-    A packet waits for the secondary ``latency_s`` at most, and then for a checkpoint. ``moves`` are of connections that the
+    A packet waits for the secondary ``latency_s`` at most, and then for a checkpoint, and leaves only while ``permits`` says
+    so. ``moves`` are of connections that the
     guest has taken over from an earlier primary; they are moved as long as this is not closed.
     """
 
@@ -78,6 +85,7 @@ class PrimarySide(Side[PrimaryRouter]):
         comparing: bool,
         latency_s: float,
         moves: Moves,
+        permits: Callable[[], bool] = permitted,
     ) -> None:
         nics = filters.attach(mirror=not any(moves))
         limits = Limits(secondary_s=latency_s, primary_s=2 * latency_s)
@@ -87,7 +95,7 @@ class PrimarySide(Side[PrimaryRouter]):
         def router(pump: Pump) -> PrimaryRouter:
             return PrimaryRouter(len(nics), pump, comparing, limits, moved)
 
-        super().__init__(filters, nics, router, send, wanted, failed)
+        super().__init__(filters, nics, router, send, wanted, failed, permits)
 
     def must_obey(self) -> None:
         """To be called before the device model is asked for something: one that is held back obeys nobody."""
@@ -142,7 +150,7 @@ class PrimarySide(Side[PrimaryRouter]):
     def counters(self) -> dict[str, int]:
         """Return what was counted since the packets were taken hold of; see PrimaryRouter."""
         with self._pump.hold():
-            return {**self._router.counters(), "dropped": self._pump.dropped}
+            return {**self._router.counters(), "dropped": self._pump.dropped, "muted": self._pump.muted}
 
     def moves(self) -> Moves:
         """Return the connections that break when this is closed and nobody goes on with them."""
@@ -227,7 +235,7 @@ class SecondarySide(Side[SecondaryRouter]):
         def router(pump: Pump) -> SecondaryRouter:
             return SecondaryRouter(len(nics), pump, moves)
 
-        super().__init__(filters, nics, router, send, _unasked, failed)
+        super().__init__(filters, nics, router, send, _unasked, failed, permitted)
 
     def halting(self) -> None:
         """The guest is about to be stopped; it has all that it was given by then."""

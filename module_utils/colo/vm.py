@@ -44,6 +44,8 @@ def configuration(params: dict[str, Any]) -> dict[str, Any]:
             config["peer"]["heartbeat_address"] = params["peer"]["heartbeat_address"]
         for key in ("interval_ms", "min_interval_ms", "latency_ms", "copy_downtime_ms", "output"):
             config[key] = params[key]
+    if params.get("arbiter"):
+        config["arbiter"] = {key: value for key, value in params["arbiter"].items() if value}
     return config
 
 

@@ -59,14 +59,14 @@ def primary_start(saved: dict[str, Any] | None, domid: int | None, boot_id: str)
     if saved is None or saved.get("role") != "primary" or saved.get("boot_id") != boot_id:
         return PrimaryStart(False, "", 0, "Nothing is left of an earlier run.")
     phase = str(saved.get("phase"))
-    crashed = phase in ("connecting", "copying", "resyncing", "replicating", "unprotected")
+    crashed = phase in ("connecting", "copying", "resyncing", "replicating", "asking", "unprotected")
     ended = str(saved.get("ended_generation") or "")
     if crashed and domid is not None and saved.get("domid") not in (domid, None):
         ended = str(saved.get("generation") or ended)
         return PrimaryStart(False, "", 0, "The guest has ended since the replicator did.", ended)
     if not crashed:
         return PrimaryStart(False, "", 0, "Nothing is left of an earlier run.", ended)
-    known = phase in ("resyncing", "replicating", "unprotected")
+    known = phase in ("resyncing", "replicating", "asking", "unprotected")
     generation = str(saved.get("generation", "")) if known else ""
     return PrimaryStart(
         crashed,
@@ -75,6 +75,11 @@ def primary_start(saved: dict[str, Any] | None, domid: int | None, boot_id: str)
         f"The replicator before this one ended while {phase}; the guest runs on, not logged.",
         ended,
     )
+
+
+def maybe_succeeded(saved: dict[str, Any] | None) -> bool:
+    """Tell whether somebody else had the right to go on with the VM when an earlier run ended, in this boot or before."""
+    return saved is not None and saved.get("phase") in ("replicating", "asking", "standby", "handed_over")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +162,7 @@ def primary_end(
     ``lives`` False: the guest has ended, and that is not the cause.
     """
     why = why.rstrip(".")
-    if step is PrimaryStep.HANDED_OVER:
+    if step is PrimaryStep.HANDED_OVER or cause is Cause.SUCCEEDED:
         return _handed_over_end(vm, peer, cause, why)
     if cause in (Cause.GUEST_ENDED, Cause.GUEST_DIED):
         return _guest_ended_end(vm, peer, step, why, by_itself=cause is Cause.GUEST_ENDED)
@@ -195,7 +200,7 @@ def _guest_ended_end(vm: str, peer: str, step: PrimaryStep, why: str, by_itself:
 
 
 def _handed_over_end(vm: str, peer: str, cause: Cause, why: str) -> PrimaryEnd:
-    if cause is Cause.SWITCHED:
+    if cause in (Cause.SWITCHED, Cause.SUCCEEDED):
         return PrimaryEnd(
             "standby", "", 0, f"{why}; the copy of {vm} here stands by, off the network.", "hold"
         )

@@ -19,7 +19,7 @@ def role_refusal(vm: str, role: str, saved: dict[str, Any] | None, boot_id: str,
     was, phase = str(saved.get("role")), str(saved.get("phase"))
     held = {
         "secondary": (*STANDING_BY, "torn", "peer_lost", "resyncing", "replicating"),
-        "primary": ("connecting", "copying", "resyncing", "replicating", "unprotected"),
+        "primary": ("connecting", "copying", "resyncing", "replicating", "asking", "unprotected"),
     }
     if was == role or phase not in held.get(was, ()):
         return ""

@@ -26,6 +26,8 @@ class Cause(Enum):
     STOP = "somebody asked this side to stop"
     END = "the primary ended the protection in order"
     ABORT = "the primary gave up and its guest runs on"
+    SUCCEEDED = "the arbiter says that the VM is another host's"
+    LEFT = "the service manager ends this program before the arbiter has answered"
     SWITCHED = "the roles have been swapped"
 
 

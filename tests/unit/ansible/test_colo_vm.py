@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from colo_helper.replication.config import ArbiterConfig, parse_config
 from tests.unit.ansible.module_host import FakeHost, Runner, utility
 
 UNIT = "colo-replicator@h1.service"
@@ -97,6 +98,17 @@ def test_primary_is_protected_and_the_second_run_changes_nothing(starts: FakeHos
     assert starts.ran("systemctl", "start", "--no-block", UNIT)
     second = run("colo_vm", name="h1", role="primary", peer=PEER)
     assert second["changed"] is False
+
+
+@pytest.mark.parametrize("role", ["primary", "secondary"])
+@pytest.mark.usefixtures("helper")
+def test_both_sides_are_told_of_the_arbiter(starts: FakeHost, run: Runner, role: str) -> None:
+    starts.domains = {"Domain-0": (0, "r-----"), **({"h1": (1, "-b----")} if role == "primary" else {})}
+    write_state(starts, "replicating" if role == "primary" else "waiting", role=role)
+    arbiter = {"endpoints": ["http://192.168.78.254:2379"], "host": "xa"}
+    written = run("colo_vm", name="h1", role=role, peer=PEER, arbiter=arbiter)["config"]
+    assert written["arbiter"] == {**arbiter, "lease_s": 10}
+    assert parse_config(written, "h1").arbiter == ArbiterConfig(("http://192.168.78.254:2379",), "xa")
 
 
 @pytest.mark.usefixtures("helper")

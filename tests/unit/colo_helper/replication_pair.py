@@ -19,6 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from colo_helper.arbiter.emulated import EmulatedArbiter
+from colo_helper.arbiter.right import ByHand, Right
+from colo_helper.arbiter.tenure import Tenure
+from colo_helper.arbiter.times import Times
 from colo_helper.channel import attach
 from colo_helper.channel.dialer import ConnectError, Connection, End
 from colo_helper.channel.listener import AttachListener
@@ -37,11 +41,15 @@ from colo_helper.replication.conversation import Conversation
 from colo_helper.replication.decisions.refusals import attach_refusal
 from colo_helper.replication.decisions.session import Cause, SessionEndedError
 from colo_helper.replication.inbox import Inbox
+from colo_helper.replication.ownership import Ownership
 from colo_helper.replication.primary import Primary
 from colo_helper.replication.secondary import Secondary
+from colo_helper.replication.succession import Succession
 from tests.unit.colo_helper.emulated_host import EmulatedHost, running_guest
 
 VM = "h1"
+#: Of a lease, by the arbiter's clock; renewed by the real one.
+TIMES = Times(lease_s=10, renew_s=0.02, mute_s=7, still_s=9)
 PATIENCE_S = 10.0
 INTERVAL_MS = 3_600_000
 
@@ -86,9 +94,7 @@ class Relay:
                         if line.on_cut is line.cut_all:
                             line.frozen.set()  # what follows that frame is not let through meanwhile
                         self._pass_on(frame)
-                        if (
-                            frame.kind is Kind.TAKEN
-                        ):  # the last word: nothing more would follow in that moment
+                        if line.frozen.is_set() or frame.kind is Kind.TAKEN:
                             self._wait_until_heard()
                     line.on_cut()
                     continue
@@ -220,6 +226,9 @@ class Pair:
     saved: dict[str, Any] | None = None
     p_saved: dict[str, Any] | None = None
     only_secondary: bool = False
+    #: Each host's way to the arbiter, by the host's name; None where operators decide.
+    arbiters: dict[str, EmulatedArbiter] | None = None
+    names: dict[str, str] = field(default_factory=lambda: {"primary": "xa", "secondary": "xb"})
     before_link: Callable[[Pair], None] = lambda _pair: None
     sessions: int = 0
 
@@ -237,6 +246,8 @@ class Pair:
             self.s_inbox.put_session,
             group="",
         )
+        #: Whom each side asks who may run.
+        self.rights = {role: self._right(role) for role in ("primary", "secondary")}
         self.line = Line(self.cut_line)
         #: Kinds that have passed, by (channel, way): ``down`` is from the primary to the secondary.
         self.seen: dict[tuple[str, str], list[Kind]] = {
@@ -251,6 +262,23 @@ class Pair:
         directory.mkdir()
         phase = "connecting" if role == "primary" else "waiting"
         return Monitor(directory, State(VM, role, phase, "The test starts.", "peer"), Notifier(""))
+
+    def _right(self, role: str) -> Right:
+        if self.arbiters is None:
+            return ByHand()
+        monitor, inbox = (
+            (self.p_monitor, self.p_inbox) if role == "primary" else (self.s_monitor, self.s_inbox)
+        )
+        name = self.names[role]
+        return Tenure(
+            self.arbiters[name],
+            VM,
+            name,
+            TIMES,
+            monitor.event,
+            inbox.put_trouble,
+            self.arbiters[name].clock,
+        )
 
     # -- wiring
 
@@ -323,6 +351,7 @@ class Pair:
             self.p_monitor,
             self.p_inbox,
             self.connect,
+            Ownership(VM, "xb", self.p_monitor, self.p_inbox, self.rights["primary"]),
             self.p_saved,
         )
         self.secondary = Secondary(
@@ -330,6 +359,7 @@ class Pair:
             self.secondary_host,
             self.s_monitor,
             self.s_inbox,
+            Succession(self.s_monitor, self.rights["secondary"]),
             self.saved,
         )
         self.listener.start()
@@ -399,6 +429,7 @@ class Pair:
             inbox.put_stop("The test goes on without it.")
         for thread in self.threads:
             thread.join(PATIENCE_S)
+        self._close_rights()
         for host, (domains, devices, nics) in zip(hosts, before, strict=True):
             host.domains, host.devices, host.nics = domains, devices, nics
         for domain, pauses, logged in frozen:
@@ -409,6 +440,10 @@ class Pair:
             for devices in host.devices.values():
                 devices.closed = False
 
+    def _close_rights(self) -> None:
+        for right in self.rights.values():
+            right.close()
+
     def close(self) -> None:
         for inbox in (self.p_inbox, self.s_inbox):
             inbox.put_stop("The test ends.")
@@ -417,6 +452,7 @@ class Pair:
         self.cut_line()
         for thread in self.threads:
             thread.join(PATIENCE_S)
+        self._close_rights()
         self.listener.close()
         for relay in self.relays:
             relay.source.close()

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from colo_helper.monitor.state import SECONDARY_PHASES
-from colo_helper.replication.config import ConfigError, load_config, parse_config
+from colo_helper.replication.config import ArbiterConfig, ConfigError, load_config, parse_config
 from colo_helper.replication.decisions.primary import (
     GuestFacts,
     Idle,
@@ -38,6 +38,14 @@ PRIMARY = {
     "peer_timeout_ms": 5000,
     "bridge": "xenbr0",
 }
+ARBITER = {
+    "endpoints": ["https://xc:2379", "https://[fd00::3]"],
+    "host": "xa",
+    "lease_s": 5,
+    "ca": "/etc/colo/arbiter/ca.pem",
+    "certificate": "/etc/colo/arbiter/xa.pem",
+    "key": "/etc/colo/arbiter/xa.key",
+}
 SECONDARY = {key: PRIMARY[key] for key in ("format", "vm", "peer_timeout_ms", "bridge")} | {
     "role": "secondary",
     "peer": {"name": "xa"},
@@ -55,6 +63,10 @@ def test_the_documented_configurations(tmp_path):
         1000,
     )
     assert parse_config(SECONDARY, "h1").peer_name == "xa"
+    for side in (PRIMARY, SECONDARY):
+        assert parse_config(side, "h1").arbiter is None
+        asked = parse_config({**side, "arbiter": ARBITER}, "h1").arbiter
+        assert asked == ArbiterConfig(**{**ARBITER, "endpoints": tuple(ARBITER["endpoints"])})
 
 
 @pytest.mark.parametrize(
@@ -79,6 +91,23 @@ def test_the_documented_configurations(tmp_path):
         (
             {"bridge": "xenbr0; reboot"},
             "field 'bridge' is 'xenbr0; reboot', which is not the name of an interface.",
+        ),
+        ({"arbiter": "xc"}, "field 'arbiter' is not an object."),
+        ({"arbiter": {"endpoints": []}}, "field 'arbiter.endpoints' is [], not a list of URLs."),
+        (
+            {"arbiter": {"endpoints": ["xc:2379"]}},
+            "field 'arbiter.endpoints' has 'xc:2379', which is not like https://witness:2379.",
+        ),
+        ({"arbiter": {**ARBITER, "host": ""}}, "field 'arbiter.host' is '', not a text."),
+        (
+            {"arbiter": {**ARBITER, "lease_s": 2}},
+            "field 'arbiter.lease_s' is 2, not a whole number from 3 to 600.",
+        ),
+        ({"arbiter": {**ARBITER, "key": ""}}, "field 'arbiter.key' is '', not the path of a PEM file."),
+        (
+            {"arbiter": ARBITER, "output": "free"},
+            "field 'output' is 'free', and with an arbiter it cannot be: what leaves at once cannot be stopped when the lease "
+            "ends; 'compare' and 'hold' can.",
         ),
     ],
 )

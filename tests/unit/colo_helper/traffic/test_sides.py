@@ -10,7 +10,7 @@ from colo_helper.devices.interface import DeviceError
 from colo_helper.proxy.packet import parse
 from colo_helper.proxy.rewrite import Move
 from colo_helper.traffic.framing import FrameReader, FramingError, RawFrame, pack
-from colo_helper.traffic.sides import PrimarySide, SecondarySide
+from colo_helper.traffic.sides import PrimarySide, SecondarySide, permitted
 from tests.unit.colo_helper.proxy.frames import tcp, udp
 
 ONE, TWO = udp(b"one"), udp(b"two")
@@ -39,7 +39,7 @@ def silent(end):
 class Pair:
     """A primary and a secondary whose packets for each other go through queues that the test sees."""
 
-    def __init__(self, moves=()):
+    def __init__(self, moves=(), permits=permitted):
         self.filters = [EmulatedFilters(), EmulatedFilters()]
         self.wanted, self.troubles = queue.Queue(), []
         self.primary = PrimarySide(
@@ -50,6 +50,7 @@ class Pair:
             comparing=True,
             latency_s=0.5,
             moves=list(moves),
+            permits=permits,
         )
         self.secondary = SecondarySide(
             self.filters[1], self.primary.from_peer, self.troubles.append, list(moves)
@@ -105,6 +106,23 @@ def test_answers_that_differ_leave_after_a_checkpoint(pair):
     silent(ours.to_network)
     pair.checkpoint(2)
     assert frames(ours.to_network) == [ONE]
+
+
+def test_what_is_let_go_without_the_right_to_speak_is_thrown_away():
+    right = [False]
+    pair = Pair(permits=lambda: right[0])
+    try:
+        pair.checkpoint(1)
+        for word in (ONE, TWO):
+            for end in pair.ends:
+                end.from_guest.sendall(pack(RawFrame(word, 0)))
+            if word == ONE:
+                silent(pair.ends[0].to_network)
+                assert pair.primary.counters()["muted"] == 1
+                right[0] = True
+        assert frames(pair.ends[0].to_network) == [TWO]
+    finally:
+        pair.close()
 
 
 def test_all_that_was_sent_before_the_guest_stood_still_belongs_to_the_checkpoint(pair):
