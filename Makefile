@@ -5,7 +5,7 @@ LAB := $(BIN)/python -m lab
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types unit fuzz stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-helper bench-replication bench-packets lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
+.PHONY: help setup lint types model unit fuzz stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-helper bench-replication bench-packets lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ unit: setup ## unit, property and contract tests: under two minutes, no lab
 fuzz: setup ## every reader of a peer's bytes, coverage-guided, FUZZ_S seconds (60) each
 	$(BIN)/pip install --quiet --constraint constraints.txt --group fuzz
 	$(BIN)/python -m tests.fuzz.fuzz_streams --seconds $(or $(FUZZ_S),60)
+
+model: setup ## who may run, explored exhaustively by spin: seconds
+	model/check
 
 stock: setup ## our save helper against Debian's own, over a shim, without Xen: under two minutes (Debian 12)
 	$(BIN)/pytest -q tests/stock
@@ -71,7 +74,7 @@ bench-packets: setup lab-up ## what a client waits for: unprotected, outputs com
 
 bench: bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-helper bench-replication bench-packets ## all benchmarks, each against a peer in the same run
 
-lab-tests: setup ## the demo's job, the lab itself and what playbooks refuse, on real Xen: about ten minutes
+lab-tests: setup ## the demo's job, that the lab leaves nothing behind, and what playbooks refuse, on real Xen
 	$(BIN)/pytest -v --durations=0 --durations-min=1 -m 'not full' tests/lab
 
 lab-full: setup ## every test on the lab: protection, faults, power-offs, pairings of save helpers: hours
@@ -80,7 +83,7 @@ lab-full: setup ## every test on the lab: protection, faults, power-offs, pairin
 molecule: setup lab-up ## the roles on the lab's hosts: converge, idempotence, verify
 	PATH=$(CURDIR)/$(BIN):$$PATH molecule/run
 
-test: lint types unit stock molecule lab-tests ## all of it: what CI runs
+test: lint types model unit stock molecule lab-tests ## all of it: what CI runs
 
 demo: setup ## the main job on real Xen, from nothing to a failover
 	$(LAB) demo
