@@ -34,6 +34,13 @@ class Asker(threading.Thread):
             with self.answered:
                 self.answered.notify_all()
 
+    def begin(self):
+        """Start, and wait for the first answer."""
+        self.start()
+        with self.answered:
+            self.answered.wait_for(lambda: self.error or self.answers, _ANSWER_TIMEOUT_S)
+        return self
+
     def close(self):
         """Stop asking; returns the counters of all answers. Raises what ended the connection before."""
         self.stopped.set()

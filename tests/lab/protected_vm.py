@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 
 from lab import ssh
+from lab.errors import LabError
 from lab.settings import HOSTS, Settings, address, host_number
 
 HELPER = "/opt/colo-helper/current/bin/colo-helper"
@@ -100,8 +101,22 @@ class ProtectedVm:
             (secondary, {**of_secondary, "peer": {"name": primary}}),
             (primary, {**of_primary, "peer": peer}),
         ):
+            if "arbiter" in new:
+                new["arbiter"]["host"] = host
             text = json.dumps(new)
             self.on(host, f"cat > {config} <<'END'\n{text}\nEND\nsystemctl restart {self.unit}", 120)
+
+    def wait_reachable(self, host):
+        """Wait until a host that boots answers on ssh."""
+        deadline = time.monotonic() + _WAIT_S
+        while True:
+            try:
+                self.on(host, "true")
+            except LabError:
+                assert time.monotonic() < deadline, f"{host} does not answer on ssh"
+                time.sleep(1)  # sshd of a host that boots tells nobody
+            else:
+                return
 
     def _in_phase(self, host, phase):
         now = self.status(host)

@@ -29,6 +29,7 @@ def test_ten_resets_in_a_row_give_two_usable_hosts(lab, settings):
             assert "mark" not in said, f"reset {round_number} kept what the one before wrote"
 
 
+@pytest.mark.full
 def test_each_path_can_be_cut_and_mended_alone(lab, settings):
     lab.reset()
     other = {path: address(path, host_number("xb")) for path in ("data", "mgmt")}
@@ -48,6 +49,7 @@ def test_each_path_can_be_cut_and_mended_alone(lab, settings):
     assert not reaches("mgmt")
 
 
+@pytest.mark.full
 def test_a_narrow_path_is_slow_and_a_widened_one_is_not(lab, settings):
     lab.reset()
     network.narrow(settings, "data", 64_000)
@@ -63,6 +65,7 @@ def test_a_narrow_path_is_slow_and_a_widened_one_is_not(lab, settings):
     assert worst_ms(slow) > 2 * worst_ms(fast)
 
 
+@pytest.mark.full
 def test_a_frozen_host_is_silent_and_goes_on_where_it_was(lab, settings):
     lab.reset(with_guest=True)
     client = Client(settings, "h1", timeout_s=10)

@@ -75,6 +75,7 @@ def test_with_the_secondarys_host_down(fresh, play):
     assert "xb does not answer." in status.text
 
 
+@pytest.mark.full
 def test_with_the_primarys_host_down(fresh, play):
     fresh.reset(with_guest=True)
     fresh.host("xa").power_off()

@@ -20,7 +20,6 @@ import pytest
 from colo_helper.quantiles import nearest_rank
 from lab import guests
 from lab.demo.witness import Witness
-from lab.errors import LabError
 from lab.guests import Client
 from tests.lab.asker import Asker
 from tests.lab.protected_vm import HELPER, ProtectedVm
@@ -83,7 +82,7 @@ def take_over(vm, target):
 
 def protect_the_other_way(vm, play, source, target, *, by_playbook):
     """The host that died has booted: it becomes the secondary. By playbook, as an operator does, costs a minute more."""
-    _wait_ssh(vm, source)
+    vm.wait_reachable(source)
     assert vm.domains(source) == [], "no half domain after the boot"
     if by_playbook:
         vms = {vm.name: {"primary": target, "secondary": source, "peer_timeout_ms": 10000}}
@@ -197,15 +196,3 @@ def test_nothing_that_a_client_has_seen_is_undone(installed, lab, play, settings
         f"{len(silences)} power-offs of {GUEST}'s host, {compared} comparisons without a difference, {len(counters)} answers, "
         f"{work} writes; without answer p50 {nearest_rank(ordered, 0.5)} ms, longest {ordered[-1]} ms"
     )
-
-
-def _wait_ssh(vm, host):
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            vm.on(host, "true")
-        except LabError:
-            assert time.monotonic() < deadline, f"{host} does not answer on ssh"
-            time.sleep(1)  # sshd of a host that boots tells nobody
-        else:
-            return

@@ -1,0 +1,145 @@
+"""Who goes on when hosts or links fail, with a witness: nobody decides by hand, and never do both copies speak.
+
+Only in a full run. Ends with h1 unprotected.
+"""
+
+import json
+import time
+
+import pytest
+
+from lab.demo.witness import Witness
+from lab.settings import HOSTS, address, host_number
+from tests.lab.arbiter import WitnessHost
+from tests.lab.asker import Asker
+from tests.lab.protected_vm import ProtectedVm
+
+pytestmark = pytest.mark.full
+
+LEASE_S = 10
+_ANSWER_TIMEOUT_S = 120
+
+
+@pytest.fixture(scope="module")
+def witness(installed, settings):
+    installed()
+    with WitnessHost(settings).running() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def vm(witness, settings, play):
+    made = ProtectedVm(settings)
+    protected = {
+        "primary": "xa",
+        "secondary": "xb",
+        "peer_timeout_ms": 5000,
+        "arbiter": {"endpoints": [witness.url], "lease_s": LEASE_S},
+    }
+    done = play("protect", "-e", "colo_vm=h1", "-e", json.dumps({"colo_vms": {"h1": protected}}))
+    assert done.code == 0
+    yield made
+    made.on(made.home, "systemctl stop colo-replicator@h1", 120)
+
+
+def other(host):
+    return next(one for one in HOSTS if one != host)
+
+
+def bridged(vm, host):
+    """Whether a guest of a host is on the network."""
+    return len(vm.on(host, "ls /sys/class/net/xenbr0/brif").split()) > 1
+
+
+def kept(witness):
+    record = witness.read("h1").record
+    return record.owner, record.mode
+
+
+def events(vm, host, name):
+    return [event["sentence"] for event in vm.events(host) if event["event"] == name]
+
+
+def protect_from(vm, primary):
+    """Give both hosts their roles; the one that comes back holds the copy."""
+    vm.give_roles(primary, other(primary))
+    vm.home = primary
+    vm.wait_for(primary, "replicating")
+
+
+def test_the_secondary_has_its_right_once_it_has_a_copy(vm, witness):
+    assert kept(witness) == ("xa", "protected")
+    assert witness.read("h1").record.secondary == "xb"
+
+
+def test_a_cut_between_the_hosts_leaves_the_one_that_runs_alone(vm, witness, settings):
+    """Neither hears the other, both hear the witness and the clients."""
+    asker = Asker(settings).begin()
+    cut = time.monotonic()
+    peers = [address(path, host_number("xa")) for path in ("data", "mgmt")]
+    for peer in peers:
+        vm.on("xb", f"ip route add blackhole {peer}/32")
+    try:
+        vm.wait_for("xa", "unprotected")
+        vm.wait_for("xb", "peer_lost")
+        vm.wait_for_event("xb", "takeover_refused", 1)
+        assert kept(witness) == ("xa", "alone")
+        print(f"without answer for {asker.longest_silence(cut):.1f} s")
+        assert bridged(vm, "xa")
+        assert not bridged(vm, "xb")
+    finally:
+        for peer in peers:
+            vm.on("xb", f"ip route del blackhole {peer}/32")
+    vm.wait_for("xa", "replicating")
+    assert kept(witness) == ("xa", "protected")
+    counters = asker.close()
+    assert counters == sorted(counters)
+
+
+def test_a_primary_without_power_is_succeeded_by_itself(vm, witness, lab, settings):
+    watcher, asker = Witness(settings, "h1"), Asker(settings).begin()
+    try:
+        lab.host("xa").power_off()
+        dead = time.monotonic()
+        sighting = watcher.wait_answer(dead, _ANSWER_TIMEOUT_S)
+        assert sighting is not None, "nobody answers"
+        assert watcher.wait_count(sighting.answer.counter, _ANSWER_TIMEOUT_S) is not None, "it hangs"
+    finally:
+        watcher.close()
+    print(f"without answer for {asker.longest_silence(dead):.1f} s")
+    assert vm.wait_for("xb", "active").startswith("The lease of xa has ended.")
+    assert kept(witness) == ("xb", "alone")
+    counters = asker.close()
+    assert counters == sorted(counters)
+    lab.power_on("xa")
+    vm.wait_reachable("xa")
+    protect_from(vm, "xb")
+    assert kept(witness) == ("xb", "protected")
+
+
+def test_a_primary_that_nobody_hears_stands_still_before_it_is_succeeded(vm, witness, lab, settings):
+    """It is cut off from clients, peer and witness, and comes back when the other one is the VM."""
+    primary = vm.home
+    secondary = other(primary)
+    host = lab.host(primary)
+    for path in ("data", "mgmt"):
+        host.set_cable(path, plugged=False)
+    try:
+        vm.wait_for(secondary, "active")
+        assert "p" in vm.on(primary, "xl list h1 | tail -1").split()[4], "it stands still by now"
+        asked = vm.status(primary)
+        assert asked["phase"] == "asking"
+    finally:
+        for path in ("data", "mgmt"):
+            host.set_cable(path, plugged=True)
+    assert f"h1 is {secondary}'s since epoch" in vm.wait_for(primary, "standby")
+    assert not bridged(vm, primary)
+    assert "p" in vm.on(primary, "xl list h1 | tail -1").split()[4]
+    assert kept(witness) == (secondary, "alone")
+    asker = Asker(settings).begin()
+    protect_from(vm, secondary)
+    counters = asker.close()
+    assert counters == sorted(counters)
+    assert kept(witness) == (secondary, "protected")
+    found = vm.verify(secondary)
+    assert found["unexplained"] == []
