@@ -55,9 +55,9 @@ class ProtectedVm:
             for line in self.on(host, f"cat /var/lib/colo/{self.name}/events.jsonl").splitlines()
         ]
 
-    def wait_for(self, host, phase):
+    def wait_for(self, host, phase, timeout_s=_WAIT_S):
         """Wait until the replicator on a host is in a phase; returns its reason."""
-        return self._wait(lambda: self._in_phase(host, phase), f"{host} {phase}")
+        return self._wait(lambda: self._in_phase(host, phase), f"{host} {phase}", timeout_s)
 
     def wait_for_event(self, host, event, count):
         """Wait until a replicator on a host has written an event down so many times; returns its last sentence."""
@@ -122,8 +122,8 @@ class ProtectedVm:
         now = self.status(host)
         return now["reason"] if now["phase"] == phase else None
 
-    def _wait(self, look, what):
-        deadline = time.monotonic() + _WAIT_S
+    def _wait(self, look, what, timeout_s=_WAIT_S):
+        deadline = time.monotonic() + timeout_s
         while (found := look()) is None:
             assert time.monotonic() < deadline, f"never came: {what}; {[self.status(host) for host in HOSTS]}"
             time.sleep(1)  # a program on another host

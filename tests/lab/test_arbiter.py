@@ -18,6 +18,7 @@ pytestmark = pytest.mark.full
 
 LEASE_S = 10
 _ANSWER_TIMEOUT_S = 120
+_COPY_TIMEOUT_S = 400
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def protect_from(vm, primary):
     """Give both hosts their roles; the one that comes back holds the copy."""
     vm.give_roles(primary, other(primary))
     vm.home = primary
-    vm.wait_for(primary, "replicating")
+    vm.wait_for(primary, "replicating", _COPY_TIMEOUT_S)
 
 
 def test_the_secondary_has_its_right_once_it_has_a_copy(vm, witness):

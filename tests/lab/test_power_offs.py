@@ -31,6 +31,7 @@ SEED = int(os.environ.get("COLO_SEED", "1"))
 #: Pauses between two writes of the load in the rounds, in seconds: as fast as the guest answers, and slower.
 PACES_S = (0.0, 0.02, 0.2)
 _ANSWER_TIMEOUT_S = 120
+_COPY_TIMEOUT_S = 400
 _BOOT_S = 600
 #: Connections opened in each round just before the power goes.
 _YOUNG = 3
@@ -181,7 +182,7 @@ def test_nothing_that_a_client_has_seen_is_undone(installed, lab, play, settings
         work += answer.writes
         lab.power_on(source)
         protect_the_other_way(vm, play, source, target, by_playbook=turn == 0)
-        vm.wait_for(target, "replicating")
+        vm.wait_for(target, "replicating", _COPY_TIMEOUT_S)
         print(
             f"turn {turn}: {source} died at epoch {epoch}, {target} took over from {state['epoch']} with "
             f"{state['followed']} connections younger than that; {silences[-1]:.1f} s without answer; the round took "
