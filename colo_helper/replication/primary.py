@@ -241,7 +241,7 @@ class Primary:
         before = primary_start(self.saved, domid, boot_id())
         if before.generation:
             self.monitor.restore(generation=before.generation, epoch=before.epoch, domid=domid)
-        doubtful = self.silenced or maybe_succeeded(self.saved)
+        doubtful = self.ownership.right.automatic and (self.silenced or maybe_succeeded(self.saved))
 
         def waiting() -> list[str]:
             if not doubtful:
