@@ -369,7 +369,7 @@ class Secondary:
         return problems
 
     def _hold(self) -> int | None:
-        """The primary is gone: keep the copy until it comes back, or until an operator decides.
+        """The primary is gone: keep the copy until it comes back, or until it is decided who goes on.
 
         Returns an exit status when that is to be the end.
         """

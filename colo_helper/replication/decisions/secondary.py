@@ -91,7 +91,7 @@ def _unplanned_end(vm: str, peer: str, step: Step, cause: Cause, why: str) -> Se
         return SecondaryEnd("waiting", "destroy", None, sentence)
     gave_up = cause is Cause.ABORT
     what = f"gave up: {why}; its guest runs there" if gave_up else f"was lost: {why}"
-    sentence = f"The primary on {peer} {what}; {_RUN_ON[step]}, off the network, until an operator decides."
+    sentence = f"The primary on {peer} {what}; {_RUN_ON[step]}, off the network, until it is decided who goes on."
     return SecondaryEnd("peer_lost", "run", None, sentence)
 
 
@@ -135,7 +135,7 @@ def secondary_start(
             "hold",
             "peer_lost",
             f"The replicator was started anew; the copy of {vm} (domain {domid}) goes on from its own state, off the network, "
-            "until its primary comes back or an operator decides.",
+            "until its primary comes back or it is decided who goes on.",
         )
     return SecondaryStart("wait", "waiting", exists_refusal(vm, domid))
 

@@ -252,7 +252,7 @@ def test_the_copy_runs_only_where_that_is_right(step, cause):
             "The primary on xa was lost: It is so; "
         )  # fmt: skip
         assert end.sentence.startswith(said)
-        assert end.sentence.endswith(", off the network, until an operator decides.")
+        assert end.sentence.endswith(", off the network, until it is decided who goes on.")
 
 
 def test_a_copy_that_was_handed_over_is_the_vm():

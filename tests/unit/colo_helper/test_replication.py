@@ -249,7 +249,7 @@ def test_the_line_breaks_in_a_checkpoint(pair, direction, kind, passed, secondar
 
     reason = both.phase("secondary", "peer_lost")
     assert secondary_says in reason
-    assert reason.endswith("off the network, until an operator decides.")
+    assert reason.endswith("off the network, until it is decided who goes on.")
     assert_copy_runs_off_the_network(both)
     if (kind, passed) == (Kind.COMMIT, True) or kind in (Kind.RECEIVED, Kind.APPLIED):  # then it is for good
         assert guest_memory(both.copy) == guest_memory(both.guest)
@@ -544,7 +544,7 @@ def test_an_operator_who_stops_the_side_of_a_dead_primary_has_to_look_again(pair
     both.freeze_line()
     answer = both.ask("secondary", "stop")
     assert (answer["ok"], answer["code"]) == (False, "peer_lost")
-    assert answer["error"].endswith("until an operator decides. Look again, then ask again.")
+    assert answer["error"].endswith("until it is decided who goes on. Look again, then ask again.")
     both.phase("secondary", "peer_lost")
     assert_copy_runs_off_the_network(both)
     assert both.ask("secondary", "takeover")["ok"] is True
