@@ -91,7 +91,9 @@ def _unplanned_end(vm: str, peer: str, step: Step, cause: Cause, why: str) -> Se
         return SecondaryEnd("waiting", "destroy", None, sentence)
     gave_up = cause is Cause.ABORT
     what = f"gave up: {why}; its guest runs there" if gave_up else f"was lost: {why}"
-    sentence = f"The primary on {peer} {what}; {_RUN_ON[step]}, off the network, until it is decided who goes on."
+    sentence = (
+        f"The primary on {peer} {what}; {_RUN_ON[step]}, off the network, until it is decided who goes on."
+    )
     return SecondaryEnd("peer_lost", "run", None, sentence)
 
 
