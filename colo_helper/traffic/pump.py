@@ -311,7 +311,8 @@ class Pump:
                 self._choose()
             timeout_s = None if due_s is None else max(0.0, due_s - time.monotonic())
             if any(port.waiting[port.nic.to_network] for port in self._ports) and not self._permits():
-                timeout_s = min(timeout_s or _MUTE_LOOK_S, _MUTE_LOOK_S)  # nobody tells when it may again
+                # Nobody tells when it may again.
+                timeout_s = _MUTE_LOOK_S if timeout_s is None else min(timeout_s, _MUTE_LOOK_S)
             for key, events in self._selector.select(timeout_s):
                 if key.data is None:
                     with suppress(BlockingIOError):
