@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, unique
 
-from colo_helper.arbiter.record import ALONE, PROTECTED, Record, Seen
+from colo_helper.arbiter.record import ALONE, PROTECTED, Lease, Record, Seen
 
 
 @unique
@@ -54,14 +54,14 @@ def primary_lost(seen: Seen, me: str, vm: str, generation: str, why: str, now_s:
             Do.STOP, f"The arbiter knows nothing of {vm}, so nobody was given the right to go on with it."
         )
     if record.owner == me:
-        return Ruling(Do.RUN, f"The copy of {vm} here is the VM ({record.cause}).")
+        return _ours(record)
     if record.mode == ALONE or record.secondary != me or record.generation != generation:
         return Ruling(
             Do.STOP,
             f"{vm} runs on {record.owner} ({record.cause}), and the copy here is not what it was protected by.",
         )
     if lease is not None:
-        return Ruling(Do.WAIT, f"{lease.holder} may still let output of {vm} leave: its lease has not ended.")
+        return _lasting(lease, vm)
     return Ruling(Do.CLAIM, f"The lease of {record.owner} has ended.", _next(seen, vm, me, ALONE, why, now_s))
 
 
@@ -71,12 +71,10 @@ def operator_decided(seen: Seen, me: str, vm: str, generation: str, why: str, no
     It stands, lease or not, unless the owner has gone on alone meanwhile.
     """
     record = seen.record
-    if record is None or record.owner == me:
-        return (
-            primary_lost(seen, me, vm, generation, why, now_s)
-            if record
-            else Ruling(Do.RUN, "Nobody else knows of it.")
-        )
+    if record is None:
+        return Ruling(Do.RUN, "Nobody else knows of it.")
+    if record.owner == me:
+        return _ours(record)
     if record.mode == PROTECTED and (record.secondary, record.generation) == (me, generation):
         return Ruling(Do.CLAIM, why, _next(seen, vm, me, ALONE, why, now_s))
     return Ruling(Do.STOP, f"{vm} runs on {record.owner} ({record.cause}).")
@@ -97,8 +95,16 @@ def _owned(seen: Seen, me: str, vm: str) -> Ruling | None:
     if record is not None and record.owner != me:
         return Ruling(Do.STOP, f"{vm} is {record.owner}'s since epoch {record.epoch} ({record.cause}).")
     if lease is not None and lease.holder != me:
-        return Ruling(Do.WAIT, f"{lease.holder} may still let output of {vm} leave: its lease has not ended.")
+        return _lasting(lease, vm)
     return None
+
+
+def _ours(record: Record) -> Ruling:
+    return Ruling(Do.RUN, f"The copy of {record.vm} here is the VM ({record.cause}).")
+
+
+def _lasting(lease: Lease, vm: str) -> Ruling:
+    return Ruling(Do.WAIT, f"{lease.holder} may still let output of {vm} leave: its lease has not ended.")
 
 
 def _next(

@@ -24,7 +24,6 @@ class EmulatedStore:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self.history: list[Record] = []
         self._kept: dict[str, _Kept] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
@@ -45,7 +44,6 @@ class EmulatedStore:
             )
             kept.seen = Seen(record, next(self._numbers), lease)
             kept.lease_s, kept.until_s = lease_s, self.clock() + lease_s
-            self.history.append(record)
             return kept.seen
 
     def renew(self, lease: Lease) -> bool:
@@ -56,13 +54,6 @@ class EmulatedStore:
                     kept.until_s = self.clock() + kept.lease_s
                     return True
             return False
-
-    def give_back(self, lease: Lease) -> None:
-        """See Arbiter."""
-        with self._lock:
-            for kept in self._kept.values():
-                if kept.seen.lease == lease:
-                    kept.seen = Seen(kept.seen.record, kept.seen.version)
 
     def _look(self, vm: str) -> _Kept:
         kept = self._kept.setdefault(vm, _Kept())
@@ -96,10 +87,6 @@ class EmulatedArbiter:
     def renew(self, lease: Lease) -> bool:
         """See Arbiter."""
         return self._reached().renew(lease)
-
-    def give_back(self, lease: Lease) -> None:
-        """See Arbiter."""
-        self._reached().give_back(lease)
 
     def _reached(self) -> EmulatedStore:
         if self.cut:

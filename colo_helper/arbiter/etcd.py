@@ -52,7 +52,7 @@ class EtcdArbiter:
 
     def read(self, vm: str) -> Seen:
         """See Arbiter."""
-        return _seen(self._transact([], [], [_get(_record_key(vm)), _get(_lease_key(vm))])[1])
+        return _seen(self._transact([], [_get(_record_key(vm)), _get(_lease_key(vm))], [])[1])
 
     def change(self, seen: Seen, record: Record, lease_s: int) -> Seen:
         """See Arbiter."""
@@ -82,10 +82,6 @@ class EtcdArbiter:
         """See Arbiter."""
         return self._ask(lambda etcd: EtcdLease(lease.number, etcd).refresh()) > 0
 
-    def give_back(self, lease: Lease) -> None:
-        """See Arbiter."""
-        self._ask(lambda etcd: EtcdLease(lease.number, etcd).revoke())
-
     def _end(self, number: int) -> None:
         """End a lease that holds no key any more; if that fails it ends by itself."""
         try:
@@ -96,13 +92,11 @@ class EtcdArbiter:
     def _transact(
         self, compare: list[dict[str, Any]], success: list[dict[str, Any]], failure: list[dict[str, Any]]
     ) -> tuple[bool, list[dict[str, Any]]]:
-        if not compare:
-            success = failure
+        """Do ``success`` when all of ``compare`` holds, else ``failure``; returns whether it held, and the answers."""
         body = {"compare": compare, "success": success, "failure": failure}
 
-        # The library's own transaction() would hide whether it succeeded from its types; the path is etcd's.
         def ask(etcd: Etcd3Client) -> tuple[bool, list[dict[str, Any]]]:
-            answer = etcd.post(etcd.get_url("/kv/txn"), json=body)
+            answer: Any = etcd.transaction(body)
             return bool(answer.get("succeeded")), list(answer["responses"])
 
         return self._ask(ask)

@@ -33,6 +33,3 @@ class Arbiter(Protocol):
 
     def renew(self, lease: Lease) -> bool:
         """Let a lease last for its whole time again; False when it has ended."""
-
-    def give_back(self, lease: Lease) -> None:
-        """End a lease now: its holder lets no output leave any more."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from colo_helper.arbiter.decisions import Do, Ruling
 from colo_helper.arbiter.interface import ArbiterError
-from colo_helper.arbiter.right import ByHand, Right
+from colo_helper.arbiter.right import Right
 from colo_helper.monitor.monitor import Monitor
 from colo_helper.replication.decisions.session import Cause, SessionEndedError
 from colo_helper.replication.inbox import Inbox
@@ -25,7 +25,7 @@ class Ownership:
     peer: str
     monitor: Monitor
     inbox: Inbox
-    right: Right = field(default_factory=ByHand)
+    right: Right
 
     def share(self) -> None:
         """The secondary has a whole copy: from now on it may go on when this side is not heard. Raises SessionEndedError."""

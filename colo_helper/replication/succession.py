@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from colo_helper.arbiter.decisions import Do, Ruling
 from colo_helper.arbiter.interface import ArbiterError
-from colo_helper.arbiter.right import ByHand, Right
+from colo_helper.arbiter.right import Right
 from colo_helper.monitor.monitor import Monitor
 
 #: Takes over, for the reason given; returns (code, sentence) of a failure, or two empty texts.
@@ -20,7 +20,7 @@ class Succession:
     """Whether the copy may be the VM. Only the main thread uses it."""
 
     monitor: Monitor
-    right: Right = field(default_factory=ByHand)
+    right: Right
     #: Whether there is an answer for good until the next session.
     _settled: bool = False
     #: Whether the arbiter has written down that the copy here is the VM.

@@ -38,7 +38,7 @@ class Side(Generic[R]):
         send: SendFrames,
         wanted: Callable[[Checkpoint], None],
         failed: Callable[[str], None],
-        permits: Callable[[], bool],
+        permits: Callable[[], bool] = permitted,
     ) -> None:
         def made(pump: Pump) -> R:
             self._router = make(pump)
@@ -235,7 +235,7 @@ class SecondarySide(Side[SecondaryRouter]):
         def router(pump: Pump) -> SecondaryRouter:
             return SecondaryRouter(len(nics), pump, moves)
 
-        super().__init__(filters, nics, router, send, _unasked, failed, permitted)
+        super().__init__(filters, nics, router, send, _unasked, failed)
 
     def halting(self) -> None:
         """The guest is about to be stopped; it has all that it was given by then."""

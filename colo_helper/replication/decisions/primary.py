@@ -51,6 +51,10 @@ class PrimaryStart:
     ended: str = ""
 
 
+#: Phases of a primary whose replicator keeps the guest.
+AT_WORK = ("connecting", "copying", "resyncing", "replicating", "asking", "unprotected")
+
+
 def primary_start(saved: dict[str, Any] | None, domid: int | None, boot_id: str) -> PrimaryStart:
     """Decide what to take over from the state file of an earlier run, which must be of this boot.
 
@@ -59,7 +63,7 @@ def primary_start(saved: dict[str, Any] | None, domid: int | None, boot_id: str)
     if saved is None or saved.get("role") != "primary" or saved.get("boot_id") != boot_id:
         return PrimaryStart(False, "", 0, "Nothing is left of an earlier run.")
     phase = str(saved.get("phase"))
-    crashed = phase in ("connecting", "copying", "resyncing", "replicating", "asking", "unprotected")
+    crashed = phase in AT_WORK
     ended = str(saved.get("ended_generation") or "")
     if crashed and domid is not None and saved.get("domid") not in (domid, None):
         ended = str(saved.get("generation") or ended)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from colo_helper.replication.decisions.primary import AT_WORK
 from colo_helper.replication.decisions.secondary import STANDING_BY
 
 
@@ -19,7 +20,7 @@ def role_refusal(vm: str, role: str, saved: dict[str, Any] | None, boot_id: str,
     was, phase = str(saved.get("role")), str(saved.get("phase"))
     held = {
         "secondary": (*STANDING_BY, "torn", "peer_lost", "resyncing", "replicating"),
-        "primary": ("connecting", "copying", "resyncing", "replicating", "asking", "unprotected"),
+        "primary": AT_WORK,
     }
     if was == role or phase not in held.get(was, ()):
         return ""

@@ -228,7 +228,6 @@ class Pair:
     only_secondary: bool = False
     #: Each host's way to the arbiter, by the host's name; None where operators decide.
     arbiters: dict[str, EmulatedArbiter] | None = None
-    names: dict[str, str] = field(default_factory=lambda: {"primary": "xa", "secondary": "xb"})
     before_link: Callable[[Pair], None] = lambda _pair: None
     sessions: int = 0
 
@@ -266,19 +265,12 @@ class Pair:
     def _right(self, role: str) -> Right:
         if self.arbiters is None:
             return ByHand()
-        monitor, inbox = (
-            (self.p_monitor, self.p_inbox) if role == "primary" else (self.s_monitor, self.s_inbox)
-        )
-        name = self.names[role]
-        return Tenure(
-            self.arbiters[name],
-            VM,
-            name,
-            TIMES,
-            monitor.event,
-            inbox.put_trouble,
-            self.arbiters[name].clock,
-        )
+        name, monitor, inbox = {
+            "primary": ("xa", self.p_monitor, self.p_inbox),
+            "secondary": ("xb", self.s_monitor, self.s_inbox),
+        }[role]
+        arbiter = self.arbiters[name]
+        return Tenure(arbiter, VM, name, TIMES, monitor.event, inbox.put_trouble, arbiter.clock)
 
     # -- wiring
 

@@ -83,6 +83,13 @@ def events(both, role, name):
     return [event["sentence"] for event in both.events(role) if event["event"] == name]
 
 
+def asks_in_vain(both, world, *hosts):
+    """The two lose each other, and those hosts (all of them) the arbiter; the primary's is one of them."""
+    world.cut(*hosts)
+    both.cut_line()
+    return both.phase("primary", "asking")
+
+
 def test_a_secondary_has_its_right_from_the_first_checkpoint_on(both, world):
     assert world.kept == ("xa", PROTECTED)
     record = world.store.read(VM).record
@@ -136,9 +143,7 @@ def test_a_secondary_whose_primary_is_gone_goes_on_by_itself_after_the_lease(bot
 
 
 def test_a_primary_that_finds_the_arbiter_again_in_time_goes_on(both, world):
-    world.cut()
-    both.cut_line()
-    both.phase("primary", "asking")
+    asks_in_vain(both, world)
     world.now += 9
     eventually(lambda: not both.guest.running, "it stands still")
     world.mend()
@@ -148,9 +153,7 @@ def test_a_primary_that_finds_the_arbiter_again_in_time_goes_on(both, world):
 
 
 def test_without_an_arbiter_that_answers_an_operator_may_decide(both, world):
-    world.cut()
-    both.cut_line()
-    both.phase("primary", "asking")
+    asks_in_vain(both, world)
     both.phase("secondary", "peer_lost")
     world.now += 3600
     eventually(lambda: events(both, "secondary", "takeover_waits"), "asked")
@@ -225,9 +228,7 @@ def test_who_comes_back_with_a_guest_that_is_anothers_by_now_stops_it(pair, worl
 def test_an_operator_who_stops_a_primary_that_asks_is_told_so_and_the_service_manager_leaves_it_mute(
     both, world
 ):
-    world.cut()
-    both.cut_line()
-    both.phase("primary", "asking")
+    asks_in_vain(both, world)
     answer = both.ask("primary", "stop")
     assert (answer["ok"], answer["code"]) == (False, "asking")
     assert "is not known. The arbiter does not answer" in answer["error"]
@@ -256,9 +257,7 @@ def assert_aside(both):
 
 
 def test_what_an_operator_decided_without_the_arbiter_is_written_down_when_it_answers(both, world):
-    world.cut()
-    both.cut_line()
-    both.phase("primary", "asking")
+    asks_in_vain(both, world)
     both.phase("secondary", "peer_lost")
     assert both.ask("secondary", "takeover")["ok"] is True
     world.ways["xb"].cut = False
@@ -309,9 +308,7 @@ def test_a_full_disk_does_not_take_a_handover_back(both, world, monkeypatch):
 
 
 def test_a_domain_that_the_toolstack_makes_meanwhile_is_kept_off_the_network(both, world):
-    world.cut("xa")
-    both.cut_line()
-    both.phase("primary", "asking")
+    asks_in_vain(both, world, "xa")
     both.guest.ended = "reboot"
     both.primary_host.add(VM, running_guest(9))
     eventually(lambda: not on_network(both.primary_host), "taken off")
@@ -330,9 +327,7 @@ def test_a_guest_that_does_not_stop_is_stopped_at_the_next_look(both, world, mon
         halt()
 
     monkeypatch.setattr(Guest, "halt", lambda self: stuck() if self is guest else halt())
-    world.cut()
-    both.cut_line()
-    both.phase("primary", "asking")
+    asks_in_vain(both, world)
     world.now += 9
     eventually(lambda: not both.guest.running, "it stands still")
     world.mend()
@@ -374,9 +369,7 @@ def test_a_vm_that_is_alone_does_not_wait_for_an_arbiter_to_be_protected_again(b
 
 
 def test_a_stop_that_was_refused_does_not_happen_later(both, world):
-    world.cut()
-    both.cut_line()
-    both.phase("primary", "asking")
+    asks_in_vain(both, world)
     assert both.ask("primary", "stop")["code"] == "asking"
     world.mend()
     both.mend_line()

@@ -123,13 +123,6 @@ def test_a_lease_that_is_not_renewed_ends_not_before_its_time_and_lets_others_on
     assert theirs.change(theirs.read(pair.vm), after, LEASE_S).record == after
 
 
-def test_a_lease_that_is_given_back_is_over_at_once(arbiters):
-    ours, theirs, pair, _ = arbiters
-    put = ours.change(Seen(), pair, 600)
-    ours.give_back(put.lease)
-    assert theirs.read(pair.vm) == Seen(pair, put.version)
-
-
 def test_no_answer_is_not_no(etcd_url):
     nowhere = f"http://127.0.0.1:{free_port()}"
     lost = EtcdArbiter([nowhere], Identity(), 1.0)
