@@ -125,8 +125,10 @@ class ProtectedVm:
                 return
 
     def _in_phase(self, host, phase):
-        now = self.written(host)
-        return now["reason"] if now.get("phase") == phase else None
+        if self.written(host).get("phase") != phase:
+            return None
+        now = self.status(host)  # what is written may be an earlier replicator's
+        return now["reason"] if now["phase"] == phase else None
 
     def _wait(self, look, what, timeout_s=_WAIT_S):
         deadline = time.monotonic() + timeout_s
