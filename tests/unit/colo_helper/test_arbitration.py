@@ -154,6 +154,17 @@ def test_who_comes_back_with_a_guest_that_is_anothers_by_now_stops_it(pair, worl
     assert not on_network(there)
 
 
+def test_a_replicator_that_is_stuck_renews_nothing_and_is_succeeded(both, world):
+    renewed = both.rights["primary"]
+    renewed._stuck = lambda: "The replicator itself has been stuck for 151 s."
+    eventually(lambda: "151 s" in "".join(events(both, "primary", "lease")), "said")
+    world.now += 10
+    assert not renewed.permits()
+    both.freeze_line()
+    both.phase("secondary", "active")
+    assert world.kept == ("xb", ALONE)
+
+
 def test_an_operator_who_stops_a_primary_that_asks_is_told_so_and_the_service_manager_leaves_it_mute(
     both, world
 ):
