@@ -3,6 +3,8 @@
 The arbiter's clock is the tests' own.
 """
 
+import threading
+
 from colo_helper.arbiter.record import ALONE, PROTECTED, Record
 from colo_helper.hypervisor.interface import HypervisorError
 from colo_helper.monitor.monitor import boot_id
@@ -155,14 +157,17 @@ def test_who_comes_back_with_a_guest_that_is_anothers_by_now_stops_it(pair, worl
 
 
 def test_a_replicator_that_is_stuck_renews_nothing_and_is_succeeded(both, world):
-    renewed = both.rights["primary"]
-    renewed._stuck = lambda: "The replicator itself has been stuck for 151 s."
+    hangs = threading.Event()
+    both.p_inbox.on_look = hangs.wait
+    both.rights["primary"]._stuck = lambda: "The replicator itself has been stuck for 151 s."
     eventually(lambda: "151 s" in "".join(events(both, "primary", "lease")), "said")
     world.now += 10
-    assert not renewed.permits()
+    assert not both.rights["primary"].permits()
     both.freeze_line()
     both.phase("secondary", "active")
     assert world.kept == ("xb", ALONE)
+    hangs.set()
+    assert_aside(both)
 
 
 def test_an_operator_who_stops_a_primary_that_asks_is_told_so_and_the_service_manager_leaves_it_mute(
