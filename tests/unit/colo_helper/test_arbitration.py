@@ -18,7 +18,7 @@ from tests.unit.colo_helper.arbitrated import (
     says,
 )
 from tests.unit.colo_helper.emulated_host import EmulatedHost, running_guest
-from tests.unit.colo_helper.replication_pair import VM, eventually
+from tests.unit.colo_helper.replication_pair import PATIENCE_S, VM, eventually
 
 
 def test_a_secondary_has_its_right_from_the_first_checkpoint_on(both, world):
@@ -157,8 +157,15 @@ def test_who_comes_back_with_a_guest_that_is_anothers_by_now_stops_it(pair, worl
 
 
 def test_a_replicator_that_is_stuck_renews_nothing_and_is_succeeded(both, world):
-    hangs = threading.Event()
-    both.p_inbox.on_look = hangs.wait
+    stuck, freed = threading.Event(), threading.Event()
+
+    def hang():
+        stuck.set()
+        freed.wait()
+
+    both.p_inbox.on_look = hang
+    both.ask_without_waiting("primary", "checkpoint")
+    assert stuck.wait(PATIENCE_S)
     both.rights["primary"]._stuck = lambda: "The replicator itself has been stuck for 151 s."
     eventually(lambda: "151 s" in "".join(events(both, "primary", "lease")), "said")
     world.now += 10
@@ -166,7 +173,7 @@ def test_a_replicator_that_is_stuck_renews_nothing_and_is_succeeded(both, world)
     both.freeze_line()
     both.phase("secondary", "active")
     assert world.kept == ("xb", ALONE)
-    hangs.set()
+    freed.set()
     assert_aside(both)
 
 
