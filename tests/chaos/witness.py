@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
+#: Of how many answers it is known what stood before them.
+_KEPT = 20_000
+
+
 class Heard(NamedTuple):
-    """One answer on the bridge. ``at_s`` is by the clock of the leases, ``real_s`` by the machine's."""
+    """One answer on the bridge; ``at_s`` is by the clock of the leases."""
 
     at_s: float
-    real_s: float
     host: str
     token: int
 
@@ -26,9 +29,8 @@ class Witness:
 
     last: Heard | None = None
     broken: list[str] = field(default_factory=list)
-    #: The longest time between two answers, by the clock of the leases and by the machine's, since ``begin``.
+    #: The longest time between two answers, by the clock of the leases, since ``begin``.
     silence_s: float = 0.0
-    silence_real_s: float = 0.0
     heard: int = 0
     _before: dict[int, int] = field(default_factory=dict)
     #: Who has spoken in an epoch of the record, and is not the one that spoke last.
@@ -36,7 +38,7 @@ class Witness:
 
     def begin(self) -> None:
         """Forget the figures, not what was heard."""
-        self.silence_s = self.silence_real_s = 0.0
+        self.silence_s = 0.0
         self.heard = 0
 
     def forget(self) -> None:
@@ -53,16 +55,19 @@ class Witness:
 
     def hear(self, heard: Heard) -> None:
         """An answer is on the bridge."""
-        last, self.last = self.last, heard
+        last = self.last
         self.heard += 1
         if heard.host in self._silent:
             self.broken.append(
                 f"Both copies speak: {heard.host} says {heard.token} after another one had become the VM."
             )
         if last is None:
+            self.last = heard
             return
         self.silence_s = max(self.silence_s, heard.at_s - last.at_s)
-        self.silence_real_s = max(self.silence_real_s, heard.real_s - last.real_s)
+        if heard.token < last.token and self._follows(last.token, heard.token):
+            return  # it was on its way when a later one overtook it
+        self.last = heard
         if last.host != heard.host:
             self._silent.add(last.host)
         if not self._follows(heard.token, last.token):
@@ -70,7 +75,8 @@ class Witness:
                 f"What a client had heard is undone: {heard.host} says {heard.token} and knows nothing of {last.token} "
                 f"({last.host})."
             )
-        self._before = {token: before for token, before in self._before.items() if token >= last.token}
+        if len(self._before) > 2 * _KEPT:
+            self._before = {token: self._before[token] for token in sorted(self._before)[-_KEPT:]}
 
     def _follows(self, token: int, earlier: int) -> bool:
         while token > earlier:

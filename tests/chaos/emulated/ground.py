@@ -14,9 +14,12 @@ from tests.chaos.ground import NOBODY, OTHER, SAME, Outcome
 from tests.chaos.plan import BOTH, PRIMARY, Fault
 
 #: How fast the clock runs while something is waited for that needs a lease to end.
-_FAST = 40.0
+_FAST = 50.0
 #: How long is waited, in seconds of the machine: for a protected pair; for a step; for an answer.
-_PROTECT_S, _STEP_WAIT_S, _ANSWER_S = 4.0, 0.6, 3.0
+_PROTECT_S, _STEP_WAIT_S, _ANSWER_S = 4.0, 2.0, 3.0
+_CHECKPOINT_S = 1.5
+#: How often a checkpoint is asked for meanwhile.
+_NUDGE_S = 0.05
 #: What systemd waits before it starts a replicator again that was killed.
 _RESTART_S = 0.03
 #: How many times a pair is to be protected again before another is made.
@@ -57,8 +60,9 @@ class EmulatedGround:
         self._bring_about(fault, act, notes)
         exceptions = self._last(fault, act)
         act.mend()
-        exceptions += self._answered_after_mending(fault)
-        runs, silence_s = self._who_runs(before), world.witness.silence_s
+        runs, more = self._answered_after_mending(before)
+        exceptions += more
+        silence_s = world.witness.silence_s
         cause = self._cause(epoch, exceptions)
         exceptions += self._protected_again(notes, runs)
         exceptions += [*dict.fromkeys(world.witness.broken), *world.crashes]
@@ -88,7 +92,7 @@ class EmulatedGround:
         if fault.step:
             if fault.activity == "takeover":
                 world.pace = _FAST
-            if not self._run(_STEP_WAIT_S, lambda: act.injected):
+            if not self._run_busily(_STEP_WAIT_S, lambda: act.injected):
                 notes.append(f"{fault.step} did not come in time")
                 world.trigger = None
                 act.inject()
@@ -105,21 +109,23 @@ class EmulatedGround:
         if fault.stays and self._may_run():
             heard = world.witness.heard
             world.pace = _FAST
-            answered = self._run(_ANSWER_S, lambda: world.witness.heard > heard or not self._may_run())
+            answered = self._run_busily(_ANSWER_S, lambda: world.witness.heard > heard or not self._may_run())
             world.pace = PACE
             if not answered:
                 return [f"{' or '.join(self._may_run())} may run, and nobody answers: {self._say()}"]
         return []
 
-    def _answered_after_mending(self, fault: Fault) -> list[str]:
+    def _answered_after_mending(self, before: str) -> tuple[str, list[str]]:
+        """Return who answers when all is mended, and what must not be."""
         world = self.world
         heard = world.witness.heard
         world.pace = _FAST
-        answered = self._run(_ANSWER_S, lambda: world.witness.heard > heard + 1 or not self._may_run())
+        self._run_busily(_ANSWER_S, lambda: world.witness.heard > heard + 1 or not self._may_run())
         world.pace = PACE
-        if world.witness.heard > heard + 1 or not self._may_run():
-            return []
-        return [] if answered else [f"All is mended, and nobody answers: {self._say()}"]
+        last = world.witness.last
+        if last and world.witness.heard > heard + 1:
+            return SAME if last.host == before else OTHER, []
+        return NOBODY, [f"All is mended, and nobody answers: {self._say()}"] if self._may_run() else []
 
     def _may_run(self) -> list[str]:
         """Return the hosts of which one has to run the VM, as things are now; the other one's word is not asked."""
@@ -129,22 +135,49 @@ class EmulatedGround:
         heir = other(owner)
         works = {host: self._works(host) for host in HOSTS}
         joined = all(works.values()) and not world.line.cut and not world.line.refusing
-        if works[owner] and (not world.ways[owner].cut or (record and record.mode == ALONE)):
+        alone = record is not None and record.mode == ALONE
+        if works[owner] and (alone or not world.ways[owner].cut):
             return [owner]
-        if record and record.mode != ALONE and works[heir] and not world.ways[heir].cut and not joined:
+        if record and not alone and works[heir] and self._asks(heir) and not joined:
             return [heir]
         return []
 
     def _works(self, host: str) -> bool:
+        """Whether there is a copy on a host that can run, and that is not put aside for good."""
         machine = self.world.machines[host]
-        ended = self.world.exits.get(host, CRASHED) in (0, 1, 2) and host not in self.world.processes
-        return machine.lives and bool(machine.domains) and not machine.headless and not ended
+        aside = self._last_phase(host) in ("standby", "handed_over")
+        return machine.lives and bool(machine.domains) and not machine.headless and not aside
+
+    def _asks(self, host: str) -> bool:
+        """Whether a host has somebody who asks for the VM, or will have."""
+        world = self.world
+        return not world.ways[host].cut and (host in world.processes or world.exits.get(host) not in (0, 1, 2))
+
+    def _last_phase(self, host: str) -> str:
+        return self.world.phase(host) or next(
+            (phase for name, phase, _ in reversed(self.world.history) if name == host), ""
+        )
 
     # --------------------------------------------------------------------------------------- what follows it
 
     def _run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         """Let time pass, with a service manager on both hosts that starts what was killed."""
         return self.world.run(seconds, lambda: self._restart_killed() or until())
+
+    def _run_busily(self, seconds: float, until: Callable[[], bool]) -> bool:
+        """As ``_run``; the primary is asked for a checkpoint again and again, so that what waits for one is soon heard."""
+        asked_s = 0.0
+
+        def look() -> bool:
+            nonlocal asked_s
+            if until():
+                return True
+            if self.world.page.monotonic - asked_s > _NUDGE_S:
+                asked_s = self.world.page.monotonic
+                self.world.ask(self.world.primary, "checkpoint")
+            return False
+
+        return self._run(seconds, look)
 
     def _restart_killed(self) -> bool:
         world = self.world
@@ -153,16 +186,10 @@ class EmulatedGround:
             if host in world.processes or code is None or (code >= 0 and code != CRASHED):
                 self._dead.pop(host, None)
             elif world.machines[host].lives:
-                since = self._dead.setdefault(host, time.monotonic())
-                if time.monotonic() - since > _RESTART_S:
+                since = self._dead.setdefault(host, world.page.monotonic)
+                if world.page.monotonic - since > _RESTART_S:
                     world.start(host, world.roles[host])
         return False
-
-    def _who_runs(self, before: str) -> str:
-        last = self.world.witness.last
-        if last is None or self.world.witness.heard == 0 or not self._may_run():
-            return NOBODY
-        return SAME if last.host == before else OTHER
 
     def _cause(self, epoch: int, exceptions: list[str]) -> str:
         """Return what was written down, and say when that is nothing although something was done."""
@@ -201,7 +228,7 @@ class EmulatedGround:
             if not owner:
                 return False
             self._give_roles(owner)
-            if self._run(_PROTECT_S, lambda: self._paired() or self._stuck()) and self._paired():
+            if self._run(_PROTECT_S, lambda: self._paired() or self._stuck()) and self._checkpointed(owner):
                 world.witness.may_speak(other(owner))
                 return True
             self._clear(other(owner))
@@ -217,6 +244,14 @@ class EmulatedGround:
     def _paired(self) -> bool:
         world = self.world
         return all(world.phase(host) == "replicating" for host in HOSTS)
+
+    def _checkpointed(self, owner: str) -> bool:
+        """Whether they really make a checkpoint: what they said of themselves may be old."""
+        world = self.world
+        heard = world.witness.heard
+        return self._run_busily(
+            _CHECKPOINT_S, lambda: world.witness.heard > heard or not self._paired()
+        ) and self._paired()
 
     def _stuck(self) -> bool:
         """Whether a replicator has ended in order, or with an error that nobody cures but an operator."""
@@ -285,7 +320,7 @@ class _Injection:
             world.page.set_wall_offset(machine.index, 0.0)
         if world.line.cut:
             world.line.cut.clear()
-        world.line.refusing, world.line.narrow_bytes = False, 0
+        world.line.refusing, world.line.narrow_bytes = "", 0
 
     def _power_off(self) -> None:
         for host in self.hosts:
@@ -322,7 +357,7 @@ class _Injection:
 
     def _kill_sshd(self) -> None:
         self._world.line.break_all()
-        self._world.line.refusing = True
+        self._world.line.refusing = "R"
 
     def _arbiter_lost(self) -> None:
         for host in self.hosts:
@@ -344,12 +379,12 @@ class _Injection:
             self._world.page.set_wall_offset(self._world.machines[host].index, self._fault.amount)
 
 
-def _rejoin(world: World, _act: _Injection) -> None:
+def _rejoin(world: World, act: _Injection) -> None:
     """The two lose each other and find together again."""
     world.line.break_all()
-    world.line.refusing = True
-    world.run(0.05)
-    world.line.refusing = False
+    world.line.refusing = "N"
+    world.run(0.5, lambda: world.phase(act.primary) == "unprotected")
+    world.line.refusing = ""
 
 
 def _copy(world: World, act: _Injection) -> None:
@@ -369,7 +404,7 @@ def _takeover(world: World, act: _Injection) -> None:
 
 
 _ACTIVITIES: dict[str, Callable[[World, _Injection], None]] = {
-    "checkpoint": lambda _world, _act: None,
+    "checkpoint": lambda world, act: world.ask(act.primary, "checkpoint"),
     "switchover": lambda world, act: world.ask(act.primary, "switchover"),
     "rejoin": _rejoin,
     "copy": _copy,

@@ -6,7 +6,6 @@ no replicator; a host without power has nothing of all that.
 
 from __future__ import annotations
 
-import select
 import socket
 import struct
 import uuid
@@ -30,6 +29,8 @@ VM = "h1"
 TOKEN_FRAME = 1
 _TOKEN = struct.Struct("<Q")
 _WORD = b"token %016d"
+#: What a guest says, up to its word.
+_SPEECH = tcp(1, payload=_WORD % 0)[: -len(_WORD % 0)]
 #: What changes nothing is no step of an epoch.
 QUESTIONS = frozenset(
     "info nr_frames io_state pv_drivers_active saved_by_others special_frames frame_types get_param taps writable_disks "
@@ -82,10 +83,10 @@ class DeviceModelNet:
     def to_network(self) -> list[RawFrame]:
         """Return what the replicator has let go since the last look."""
         frames: list[RawFrame] = []
-        while self.ends and select.select([self.ends[3]], [], [], 0)[0]:
+        while self.ends:
             try:
                 data = self.ends[3].recv(1 << 18)
-            except OSError:
+            except OSError:  # there is nothing, or nobody
                 break
             if not data:
                 break
@@ -212,7 +213,7 @@ class Machine:
             token = next(tokens)
             said(token, token_of(domain))
             domain.guest_write(TOKEN_FRAME, _TOKEN.pack(token))
-            if self.nets[domid].from_guest(RawFrame(tcp(1, payload=_WORD % token), 0)) and self.bridged(domid):
+            if self.nets[domid].from_guest(RawFrame(_SPEECH + _WORD % token, 0)) and self.bridged(domid):
                 heard.append(token)
         return heard
 
@@ -221,7 +222,7 @@ class Machine:
         heard = []
         for domid, net in self.nets.items():
             frames = net.to_network()
-            if self.bridged(domid) and domid not in self.headless:
+            if frames and self.bridged(domid) and domid not in self.headless:
                 heard += [int(frame.data[-16:]) for frame in frames if frame.data[-22:-16] == _WORD[:6]]
         return heard
 

@@ -80,8 +80,9 @@ class Line:
     ) -> None:
         self._watch, self._unwatch, self._step = watch, unwatch, step
         self.cut: set[str] = set()
-        #: No connection can be made, and those who try are told so at once.
-        self.refusing = False
+        #: No connection can be made, and those who try are told so at once: "R" when they may try again, "N" when the key
+        #: is not known any more, which no further attempt cures.
+        self.refusing = ""
         #: Bytes that each connection may pass on in each way and turn; 0 is no limit.
         self.narrow_bytes = 0
         self.connections: list[Connection] = []

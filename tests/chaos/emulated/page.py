@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_NOW, _HOSTS, _HOST_BYTES = 0, 64, 64
+_NOW, _MONOTONIC, _HOSTS, _HOST_BYTES = 0, 8, 64, 64
 _DOUBLE, _COUNT = struct.Struct("<d"), struct.Struct("<q")
 
 
@@ -18,7 +18,7 @@ class SharedPage:
     def __init__(self, start_s: float) -> None:
         self._map = mmap.mmap(-1, mmap.PAGESIZE)
         self._lock = threading.Lock()
-        self.now = start_s
+        self.now = self.monotonic = start_s
 
     @property
     def now(self) -> float:
@@ -28,6 +28,15 @@ class SharedPage:
     @now.setter
     def now(self, value: float) -> None:
         _DOUBLE.pack_into(self._map, _NOW, value)
+
+    @property
+    def monotonic(self) -> float:
+        """Seconds of the clock that peers time out by. It goes no faster than the machine's, and slower when that is busy."""
+        return float(_DOUBLE.unpack_from(self._map, _MONOTONIC)[0])
+
+    @monotonic.setter
+    def monotonic(self, value: float) -> None:
+        _DOUBLE.pack_into(self._map, _MONOTONIC, value)
 
     def wall_offset(self, host: int) -> float:
         """By how many seconds the wall clock of a host is wrong."""

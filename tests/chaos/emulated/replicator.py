@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import select
 import socket
 import sys
 import threading
@@ -34,7 +35,7 @@ from colo_helper.control.protocol import Request
 from colo_helper.devices.interface import FilteredNic, Tap
 from colo_helper.helper.argv import NO_FD
 from colo_helper.helper.callout import HelperProcess
-from colo_helper.hypervisor.interface import PAGE_BYTES, MappedFrames
+from colo_helper.hypervisor.interface import PAGE_BYTES, HypervisorError, MappedFrames
 from colo_helper.monitor import monitor as monitor_module
 from colo_helper.monitor.monitor import Monitor, boot_id
 from colo_helper.monitor.sdnotify import Notifier
@@ -45,7 +46,7 @@ from colo_helper.replication.conversation import Conversation
 from colo_helper.replication.decisions import primary as primary_decisions
 from colo_helper.replication.decisions.refusals import attach_refusal, role_refusal, verb_refusal
 from colo_helper.replication.decisions.session import Cause, SessionEndedError
-from colo_helper.replication.guest import Guest, Mark
+from colo_helper.replication.guest import LOCAL_ERRORS, Guest, Mark
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.moved import MovesFile
 from colo_helper.replication.ownership import Ownership
@@ -63,6 +64,7 @@ VM = "h1"
 CRASHED = 70
 #: How long a connection may take, in seconds.
 _DIAL_S = 0.4
+_LOOK_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,16 @@ def _run(birth: Birth) -> int:
     monitor = Monitor(state_dir, state, _Status(birth.control))
     inbox = Inbox()
     threading.Thread(target=_obey, args=(birth, monitor, inbox), daemon=True, name="control").start()
+    try:
+        return _serve(birth, host, monitor, inbox, saved)
+    except (*LOCAL_ERRORS, HypervisorError) as error:  # as replication.runner does
+        monitor.enter("failed", str(error))
+        return 1
+
+
+def _serve(
+    birth: Birth, host: RemoteHost, monitor: Monitor, inbox: Inbox, saved: dict[str, Any] | None
+) -> int:
     arbiter = RemoteArbiter(Caller(birth.arbiter))
     clock = functools.partial(getattr, birth.page, "now")
     right = Tenure(arbiter, VM, birth.host, birth.times, monitor.event, inbox.put_trouble, clock)
@@ -211,6 +223,7 @@ def _arrange(birth: Birth) -> None:
     monitor_module.BOOT_ID = birth.directory / "boot_id"
     wall = time.time
     time.time = lambda: wall() + page.wall_offset(index)
+    time.monotonic = lambda: page.monotonic
     for name in ("write_json", "append_line"):
         setattr(monitor_module, name, _unless_full(getattr(monitor_module, name), page, index))
 
@@ -478,19 +491,23 @@ class WorldDialer:
     def open(self, channel: str, timeout_s: float) -> Connection:
         """See Dialer."""
         number = os.getpid() * 1000 + next(self._numbers)
+        deadline = time.monotonic() + timeout_s
         end = socket.socket(socket.AF_UNIX)
-        end.settimeout(timeout_s)
         try:
             end.connect(self._path)
             end.sendall(f"{channel} {number}\n".encode().ljust(64))
+            while not select.select([end], [], [], _LOOK_S)[0]:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("timed out")
             answer = end.recv(1)
         except OSError as error:
             end.close()
             raise ConnectError("unreachable", f"There is no way to the peer: {error}.") from error
         if answer != b"K":
             end.close()
+            if answer == b"N":
+                raise ConnectError("auth_refused", "The peer does not know the key.")
             raise ConnectError("unreachable", "Connection refused.")
-        end.settimeout(None)
         return Connection(number, channel, end, "none", "none", 0)
 
     def why(self, number: int) -> End | None:

@@ -11,6 +11,8 @@ import struct
 import threading
 from typing import Any
 
+from colo_helper.arbiter.interface import RefusedError
+
 _LENGTH = struct.Struct("<I")
 
 
@@ -71,6 +73,8 @@ class Caller:
         kind, value = pickle.loads(self._exactly(length))
         if kind == "error":
             raise value
+        if kind == "refused":  # by the arbiter; what it says does not survive a pickle
+            raise RefusedError(value)
         if kind == "killed":
             raise KilledError
         return value
