@@ -335,6 +335,32 @@ def test_a_guest_that_does_not_stop_is_stopped_at_the_next_look(both, world, mon
     assert both.guest.running
 
 
+def test_a_primary_that_fails_and_cannot_ask_does_not_keep_its_secondary_waiting(both, world):
+    """Both still hear each other's channels, and no checkpoint comes any more."""
+    world.cut("xa")
+    both.guest.faults["get_context"] = 0
+    both.ask_without_waiting("primary", "checkpoint")
+    both.phase("primary", "asking")
+    both.phase("secondary", "peer_lost")
+    world.now += 10
+    both.phase("secondary", "active")
+    assert on_network(both.secondary_host)
+    world.mend()
+    assert_aside(both)
+
+
+def test_a_guest_that_ended_is_not_brought_back_while_nobody_can_ask(both, world):
+    world.cut("xa")
+    both.guest.ended = "poweroff"
+    both.ask_without_waiting("primary", "checkpoint")
+    both.phase("primary", "asking")
+    world.now += 10
+    assert both.s_monitor.state.phase == "replicating"
+    world.mend()
+    both.phase("primary", "awaiting_guest")
+    both.phase("secondary", "waiting")
+
+
 def test_a_copy_that_has_ended_does_not_claim_the_vm(both, world):
     world.cut("xa")
     both.cut_line()
