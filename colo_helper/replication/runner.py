@@ -90,7 +90,7 @@ def run(vm: str) -> int:
     notifier = Notifier()
     phase = "connecting" if config.role == "primary" else "waiting"
     state = State(vm, config.role, phase, "The replicator starts.", config.peer_name)
-    monitor = Monitor(state_dir, state, notifier)
+    monitor = Monitor(state_dir, state, notifier, decides=config.arbiter is None)
     inbox = Inbox()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: inbox.put_stop(_stopped_by(received)))

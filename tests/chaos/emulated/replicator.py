@@ -142,7 +142,7 @@ def _run(birth: Birth) -> int:
         return 2
     phase = "connecting" if birth.role == "primary" else "waiting"
     state = State(VM, birth.role, phase, "The replicator starts.", birth.peer)
-    monitor = Monitor(state_dir, state, _Status(birth.control))
+    monitor = Monitor(state_dir, state, _Status(birth.control), decides=False)
     inbox = Inbox()
     threading.Thread(target=_obey, args=(birth, monitor, inbox), daemon=True, name="control").start()
     try:
