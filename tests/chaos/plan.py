@@ -83,9 +83,9 @@ CUTS: tuple[tuple[str, ...], ...] = (
 #: How long a fault lasts: (least, most) of the lease's seconds, and of the machine's milliseconds. The lease is 10 s, output
 #: ends 8.4 s after the last renewal; peers time out after 150 ms.
 LASTING: dict[str, tuple[tuple[float, float], tuple[int, int]]] = {
-    "short": ((0.2, 4.0), (10, 70)),
-    "deadlines": ((7.5, 11.0), (80, 220)),
-    "long": ((14.0, 25.0), (250, 350)),
+    "short": ((0.2, 4.0), (10, 60)),
+    "deadlines": ((7.5, 11.0), (80, 200)),
+    "long": ((14.0, 25.0), (200, 260)),
 }
 
 

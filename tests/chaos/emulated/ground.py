@@ -14,12 +14,14 @@ from tests.chaos.ground import NOBODY, OTHER, SAME, Outcome
 from tests.chaos.plan import BOTH, PRIMARY, Fault
 
 #: How fast the clock runs while something is waited for that needs a lease to end.
-_FAST = 50.0
+_FAST = 100.0
 #: How long is waited, in seconds of the machine: for a protected pair; for a step; for an answer.
 _PROTECT_S, _STEP_WAIT_S, _ANSWER_S = 4.0, 2.0, 3.0
 _CHECKPOINT_S = 1.5
 #: How often a checkpoint is asked for meanwhile.
 _NUDGE_S = 0.05
+#: Phases of a host that does not know whether it owns the VM, whatever the record says.
+_DOUBT = ("connecting", "asking", "peer_lost")
 #: What systemd waits before it starts a replicator again that was killed.
 _RESTART_S = 0.03
 #: How many times a pair is to be protected again before another is made.
@@ -136,7 +138,8 @@ class EmulatedGround:
         works = {host: self._works(host) for host in HOSTS}
         joined = all(works.values()) and not world.line.cut and not world.line.refusing
         alone = record is not None and record.mode == ALONE
-        if works[owner] and (alone or not world.ways[owner].cut):
+        knows = alone and self._last_phase(owner) not in _DOUBT
+        if works[owner] and (knows or not world.ways[owner].cut):
             return [owner]
         if record and not alone and works[heir] and self._asks(heir) and not joined:
             return [heir]

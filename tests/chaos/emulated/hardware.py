@@ -19,14 +19,17 @@ from colo_helper.devices.emulated import EmulatedDevices, EmulatedNics
 from colo_helper.devices.interface import DeviceError
 from colo_helper.hypervisor import abi
 from colo_helper.hypervisor.emulated import EmulatedDomain
-from colo_helper.hypervisor.interface import PAGE_BYTES
+from colo_helper.hypervisor.interface import PAGE_BYTES, SpecialFrame
 from colo_helper.traffic.framing import FrameReader, RawFrame, pack
-from tests.unit.colo_helper.emulated_host import RING, RING_FRAME, running_guest
 from tests.unit.colo_helper.proxy.frames import tcp
 
 VM = "h1"
 #: The frame in which a guest keeps the token of what it said last.
 TOKEN_FRAME = 1
+#: A guest is small, so that it is quickly copied: its pages, and one that belongs to its host.
+_PAGES = 24
+_RING = _PAGES
+_RING_FRAME = SpecialFrame(_RING, "xenstore ring", "Each host's xenstored keeps its own indexes in this page.")
 _TOKEN = struct.Struct("<Q")
 _WORD = b"token %016d"
 #: What a guest says, up to its word.
@@ -133,7 +136,10 @@ class Machine:
 
     def start_vm(self) -> None:
         """Start the VM as the toolstack does."""
-        self._add(running_guest(self.next_domid))
+        domain = _domain(self.next_domid)
+        for gfn in range(_PAGES):
+            domain.guest_write(gfn, b"page %d" % gfn)
+        self._add(domain)
 
     def find(self, _vm: str = VM) -> int | None:
         """Return the number of the VM's domain, or None."""
@@ -141,11 +147,9 @@ class Machine:
 
     def build(self, pages: dict[int, bytes]) -> int:
         """Build a copy, paused and on the bridge, as ``xl restore -p`` does."""
-        domain = EmulatedDomain(self.next_domid, pause_count=1)
-        domain.memory = {gfn: bytearray(page) for gfn, page in pages.items()}
-        domain.memory[RING] = bytearray(b"\1" * PAGE_BYTES)
-        domain.specials = {RING: RING_FRAME}
-        domain.params = {abi.PARAM_STORE_PFN: RING}
+        domain = _domain(self.next_domid)
+        domain.pause_count = 1
+        domain.memory |= {gfn: bytearray(page) for gfn, page in pages.items() if gfn != _RING}
         return self._add(domain)
 
     def destroy(self, domid: int) -> None:
@@ -229,6 +233,14 @@ class Machine:
     def bridged(self, domid: int) -> bool:
         """Whether a domain is on the network."""
         return any(tap.bridge for tap in self.nics[domid].taps())
+
+
+def _domain(domid: int) -> EmulatedDomain:
+    domain = EmulatedDomain(domid, size_frames=_PAGES + 8)
+    domain.memory[_RING] = bytearray(b"%d" % domid).ljust(PAGE_BYTES, b"\0")
+    domain.specials = {_RING: _RING_FRAME}
+    domain.params = {abi.PARAM_STORE_PFN: _RING}
+    return domain
 
 
 def token_of(domain: EmulatedDomain) -> int:

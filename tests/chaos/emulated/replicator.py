@@ -6,12 +6,14 @@ and waits between attempts, which are shorter so that a hundred thousand faults 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import io
 import itertools
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -33,6 +35,7 @@ from colo_helper.channel.opening import Opening
 from colo_helper.channel.stream import ChannelLostError
 from colo_helper.control.protocol import Request
 from colo_helper.devices.interface import FilteredNic, Tap
+from colo_helper.helper import restore, save
 from colo_helper.helper.argv import NO_FD
 from colo_helper.helper.callout import HelperProcess
 from colo_helper.hypervisor.interface import PAGE_BYTES, HypervisorError, MappedFrames
@@ -60,8 +63,12 @@ from tests.chaos.emulated.rpc import Caller, KilledError
 from tests.unit.colo_helper.emulated_host import ThreadHelper
 
 VM = "h1"
+#: Imported before the fork, not by each helper.
+ENGINES = (restore, save)
 #: Exit status of a replicator that ended by an error that nobody expected.
 CRASHED = 70
+#: prctl(2).
+_PR_SET_PDEATHSIG = 1
 #: How long a connection may take, in seconds.
 _DIAL_S = 0.4
 _LOOK_S = 0.02
@@ -92,9 +99,10 @@ class Birth:
 
 
 def live(birth: Birth) -> NoReturn:
-    """Be the replicator, in a process that was just forked, to its end."""
+    """Be the replicator, in a process that was just forked, to its end, or to its parent's."""
     code = CRASHED
     try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         _keep_only(birth)
         code = _run(birth)
     except KilledError:
@@ -279,11 +287,18 @@ class RemoteDomain:
         self.domid = domid
         self.own_pauses = 0
         self.xen_version = (4, 17)
+        self._params: dict[int, int] = {}
 
     def __getattr__(self, method: str) -> Any:
         if method.startswith("_"):
             raise AttributeError(method)
         return functools.partial(self._ask, "dom", self.domid, method)
+
+    def get_param(self, index: int) -> int:
+        """See Domain. Nobody changes one here, so it is asked for once."""
+        if index not in self._params:
+            self._params[index] = self._ask("dom", self.domid, "get_param", index)
+        return self._params[index]
 
     def pause(self) -> None:
         """See Domain."""

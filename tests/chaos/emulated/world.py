@@ -45,7 +45,7 @@ INTERVAL_MS = 150
 #: How often guests speak and the clock moves, in seconds of the machine.
 _TICK_S = 0.004
 #: By how much the clock moves at once, in its seconds: less than what is between an owner's silence and its lease's end.
-_STEP_S = 0.2
+_STEP_S = 0.4
 #: How fast the clock runs beside the machine's when nobody says otherwise.
 PACE = 5.0
 
@@ -460,7 +460,7 @@ class World:
     def _tick(self) -> None:
         self._ticks += 1
         for machine in self.machines.values():
-            if machine.lives and self._ticks % 2 == 0:
+            if machine.lives and self._ticks % 3 == 0:
                 for token in machine.speak(self._tokens, self.witness.said):
                     self._hear(machine.name, token)
         self.line.flow()
