@@ -31,7 +31,9 @@ def main(arguments: list[str]) -> int:
     about = {"ground": asked.ground, "seed": asked.seed, "plant": asked.plant}
     try:
         journal = Journal(asked.journal, about)
-        campaign = Campaign(asked.seed, asked.faults, make, asked.jobs, _Teller(asked.faults, len(journal.done)))
+        campaign = Campaign(
+            asked.seed, asked.faults, make, asked.jobs, _Teller(asked.faults, len(journal.done))
+        )
         try:
             campaign.run(journal, time.monotonic() + asked.seconds)
         finally:
@@ -41,7 +43,9 @@ def main(arguments: list[str]) -> int:
         return 2
     outcomes = [one for one in read(asked.journal) if one.number < asked.faults]
     title = f"Fault campaign, {asked.ground} ground, seed {asked.seed}"
-    asked.report.write_text(report(f"{title}, planted: {asked.plant}" if asked.plant else title, outcomes, repeat))
+    asked.report.write_text(
+        report(f"{title}, planted: {asked.plant}" if asked.plant else title, outcomes, repeat)
+    )
     wrong = sum(1 for one in outcomes if one.exceptions)
     print(f"{len(outcomes)} of {asked.faults} faults, {wrong} with exceptions: {asked.report}")
     return int(wrong > 0)
@@ -73,7 +77,9 @@ def _ground(name: str, plant: str) -> MakeGround:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Run a fault campaign.")
     parser.add_argument("--ground", choices=["emulated"], default="emulated")
-    parser.add_argument("--faults", type=int, default=1000, help="how many in all, those in the journal included")
+    parser.add_argument(
+        "--faults", type=int, default=1000, help="how many in all, those in the journal included"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="grounds at the same time")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no fault after so many")

@@ -38,7 +38,9 @@ def run(seed: int, numbers: Iterable[int], make: MakeGround) -> Iterator[Outcome
                 except Exception as error:
                     failures += 1
                     if failures >= _PATIENCE:
-                        raise CampaignError(f"The ground failed {failures} times in a row: {error!r}") from error
+                        raise CampaignError(
+                            f"The ground failed {failures} times in a row: {error!r}"
+                        ) from error
                     traceback.print_exc()
                     ground.close()
                     ground = make()

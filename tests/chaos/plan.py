@@ -13,10 +13,19 @@ PRIMARY, SECONDARY, BOTH = "primary", "secondary", "both"
 #: A fault comes before such a step is taken, or after it.
 STEPS: dict[str, tuple[tuple[str, str], ...]] = {
     "checkpoint": (
-        *(("line", f"line.{kind}") for kind in ("SUSPEND>", "BACK<", "STREAM>", "COMMIT>", "RECEIVED<", "APPLIED<")),
-        *((PRIMARY, f"dom.{call}") for call in ("pause", "clean_dirty", "map", "get_context", "get_tsc", "unpause")),
+        *(
+            ("line", f"line.{kind}")
+            for kind in ("SUSPEND>", "BACK<", "STREAM>", "COMMIT>", "RECEIVED<", "APPLIED<")
+        ),
+        *(
+            (PRIMARY, f"dom.{call}")
+            for call in ("pause", "clean_dirty", "map", "get_context", "get_tsc", "unpause")
+        ),
         *((PRIMARY, f"dev.{call}") for call in ("stop", "save_state", "cont")),
-        *((SECONDARY, f"dom.{call}") for call in ("pause", "clean_dirty", "unmap", "set_context", "set_tsc", "unpause")),
+        *(
+            (SECONDARY, f"dom.{call}")
+            for call in ("pause", "clean_dirty", "unmap", "set_context", "set_tsc", "unpause")
+        ),
         *((SECONDARY, f"dev.{call}") for call in ("stop", "load_state", "cont")),
     ),
     "switchover": (

@@ -37,7 +37,13 @@ def report(title: str, outcomes: Iterable[Outcome], repeat: str) -> str:
     ]
     for one in wrong:
         lines += [f"### {one.number}: {one.sentence}", "", *(f"- {text}" for text in one.exceptions)]
-        lines += ["", f"Written down: {one.cause or 'nothing'}", "", f"    {repeat.format(number=one.number)}", ""]
+        lines += [
+            "",
+            f"Written down: {one.cause or 'nothing'}",
+            "",
+            f"    {repeat.format(number=one.number)}",
+            "",
+        ]
     if not wrong:
         lines += ["None.", ""]
     return "\n".join(lines)
@@ -59,4 +65,9 @@ def _notes(outcomes: Sequence[Outcome]) -> list[str]:
             counts[note] += 1
     if not counts:
         return []
-    return ["| note | faults |", "|---|---|", *(f"| {note} | {counts[note]} |" for note in sorted(counts)), ""]
+    return [
+        "| note | faults |",
+        "|---|---|",
+        *(f"| {note} | {counts[note]} |" for note in sorted(counts)),
+        "",
+    ]

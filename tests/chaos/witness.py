@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-
 #: Of how many answers it is known what stood before them.
 _KEPT = 20_000
 

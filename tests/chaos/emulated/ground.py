@@ -154,7 +154,9 @@ class EmulatedGround:
     def _asks(self, host: str) -> bool:
         """Whether a host has somebody who asks for the VM, or will have."""
         world = self.world
-        return not world.ways[host].cut and (host in world.processes or world.exits.get(host) not in (0, 1, 2))
+        return not world.ways[host].cut and (
+            host in world.processes or world.exits.get(host) not in (0, 1, 2)
+        )
 
     def _last_phase(self, host: str) -> str:
         return self.world.phase(host) or next(
@@ -212,7 +214,9 @@ class EmulatedGround:
 
     def _say(self) -> str:
         world = self.world
-        return "; ".join(f"{host} {phase}: {reason}" for host, phase, reason in world.history[-4:]) or "no word"
+        return (
+            "; ".join(f"{host} {phase}: {reason}" for host, phase, reason in world.history[-4:]) or "no word"
+        )
 
     # ------------------------------------------------------------------------------------------ the operator
 
@@ -252,22 +256,25 @@ class EmulatedGround:
         """Whether they really make a checkpoint: what they said of themselves may be old."""
         world = self.world
         heard = world.witness.heard
-        return self._run_busily(
-            _CHECKPOINT_S, lambda: world.witness.heard > heard or not self._paired()
-        ) and self._paired()
+        return (
+            self._run_busily(_CHECKPOINT_S, lambda: world.witness.heard > heard or not self._paired())
+            and self._paired()
+        )
 
     def _stuck(self) -> bool:
         """Whether a replicator has ended in order, or with an error that nobody cures but an operator."""
         world = self.world
-        return any(
-            host not in world.processes and world.exits.get(host) in (0, 1, 2) for host in HOSTS
-        )
+        return any(host not in world.processes and world.exits.get(host) in (0, 1, 2) for host in HOSTS)
 
     def _give_roles(self, owner: str) -> None:
         """Let both hosts have the replicators of their roles, as the playbooks do."""
         world = self.world
         heir = other(owner)
-        if world.primary != owner or world.roles.get(owner) != "primary" or world.roles.get(heir) != "secondary":
+        if (
+            world.primary != owner
+            or world.roles.get(owner) != "primary"
+            or world.roles.get(heir) != "secondary"
+        ):
             for host in HOSTS:
                 world.ask(host, "service-stop")
             self._run(1.0, lambda: not world.processes)
@@ -300,8 +307,10 @@ class _Injection:
     @property
     def hosts(self) -> tuple[str, ...]:
         """Whom it befalls."""
-        return HOSTS if self._fault.target == BOTH else (
-            self.primary if self._fault.target == PRIMARY else self.secondary,
+        return (
+            HOSTS
+            if self._fault.target == BOTH
+            else (self.primary if self._fault.target == PRIMARY else self.secondary,)
         )
 
     def inject(self) -> None:

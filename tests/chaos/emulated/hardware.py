@@ -29,19 +29,20 @@ TOKEN_FRAME = 1
 #: A guest is small, so that it is quickly copied: its pages, and one that belongs to its host.
 _PAGES = 24
 _RING = _PAGES
-_RING_FRAME = SpecialFrame(_RING, "xenstore ring", "Each host's xenstored keeps its own indexes in this page.")
+_RING_FRAME = SpecialFrame(
+    _RING, "xenstore ring", "Each host's xenstored keeps its own indexes in this page."
+)
 _TOKEN = struct.Struct("<Q")
 _WORD = b"token %016d"
 #: What a guest says, up to its word.
 _SPEECH = tcp(1, payload=_WORD % 0)[: -len(_WORD % 0)]
 #: What changes nothing is no step of an epoch.
 QUESTIONS = frozenset(
-    "info nr_frames io_state pv_drivers_active saved_by_others special_frames frame_types get_param taps writable_disks "
-    "find why read".split()
+    (
+        *("info", "nr_frames", "io_state", "pv_drivers_active", "saved_by_others", "special_frames"),
+        *("frame_types", "get_param", "taps", "writable_disks", "find", "why", "read"),
+    )
 )
-
-#: Called with (host, token) when a copy says something, and with (host, token) when the bridge hears it.
-Said = Callable[[str, int], None]
 
 
 @dataclass

@@ -119,6 +119,7 @@ def _keep_only(birth: Birth) -> None:
     log = os.open(birth.directory / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 (as long as the process)
     keep = {0, 1, 2, *(end.fileno() for end in birth.sockets)}
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd not in keep:
@@ -460,9 +461,7 @@ class RemoteHost:
         """See Host."""
         return RemoteRestore(self.ask)
 
-    def start_helper(
-        self, request: Any, stream_fd: int, back_fd: int, downtime_ms: int = 0
-    ) -> HelperProcess:
+    def start_helper(self, request: Any, stream_fd: int, back_fd: int, downtime_ms: int = 0) -> HelperProcess:
         """See Host. The helper is a thread here, which asks the hypervisor under its own name."""
         domain = RemoteDomain(self.ask, request.domid)
         back = NO_FD if back_fd == NO_FD else os.dup(back_fd)

@@ -39,7 +39,7 @@ LEASE_S = 10
 #: Times of the product, renewed by the machine's clock.
 TIMES = replace(times(LEASE_S), renew_s=0.03)
 #: As TIMES, but output leaves for longer than the lease lasts: what a campaign must find.
-LATE_TIMES = replace(TIMES, mute_s=LEASE_S + 5.0, still_s=LEASE_S + 6.0)
+LATE_TIMES = replace(TIMES, mute_s=4.0 * LEASE_S, still_s=4.1 * LEASE_S)
 TIMEOUT_MS = 150
 INTERVAL_MS = 150
 #: How often guests speak and the clock moves, in seconds of the machine.
@@ -183,7 +183,11 @@ class World:
         for _, theirs in pairs.values():
             theirs.close()
         process = Process(
-            pid, host, role, {name: ours for name, (ours, _) in pairs.items()}, {n: rpc.Reader() for n in pairs}
+            pid,
+            host,
+            role,
+            {name: ours for name, (ours, _) in pairs.items()},
+            {n: rpc.Reader() for n in pairs},
         )
         self.processes[host] = process
         self.exits.pop(host, None)
@@ -306,19 +310,21 @@ class World:
     ) -> tuple[str, Any]:
         try:
             if group == "arbiter":
-                return "ok", getattr(self.ways[machine.name], method)(*arguments)
-            if group == "line":
-                return "ok", self.line.why(*arguments)
-            if (group, method) == ("flt", "attach"):
+                value = getattr(self.ways[machine.name], method)(*arguments)
+            elif group == "line":
+                value = self.line.why(*arguments)
+            elif (group, method) == ("flt", "attach"):
                 sockets += machine.serve(group, domid, method, ())
-                return "ok", ["net0"]
-            return "ok", machine.serve(group, domid, method, arguments)
+                value = ["net0"]
+            else:
+                value = machine.serve(group, domid, method, arguments)
         except RefusedError as no:
             return "refused", no.seen
         except (ArbiterError, DeviceError) as error:
             return "error", error
         except HypervisorError as error:
-            return "error", Refusal(str(error), error.operation, error.errno_name)
+            return "error", PlainHypervisorError(str(error), error.operation, error.errno_name)
+        return "ok", value
 
     @staticmethod
     def _reply(end: socket.socket, answer: tuple[str, Any], sockets: list[socket.socket]) -> None:
@@ -380,7 +386,11 @@ class World:
         if self.steps is not None:
             self.steps.append((host, step))
         trigger = self.trigger
-        if trigger and (trigger.host in ("", host) or not host) and (trigger.step, trigger.when) == (step, when):
+        if (
+            trigger
+            and (trigger.host in ("", host) or not host)
+            and (trigger.step, trigger.when) == (step, when)
+        ):
             trigger.nth -= 1
             if trigger.nth <= 0:
                 self.trigger = None
@@ -506,7 +516,7 @@ class World:
         return record.cause if record else ""
 
 
-class Refusal(HypervisorError):
+class PlainHypervisorError(HypervisorError):
     """A HypervisorError that can be pickled."""
 
     def __init__(self, sentence: str, operation: str, errno_name: str) -> None:
