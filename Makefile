@@ -5,7 +5,7 @@ LAB := $(BIN)/python -m lab
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types model unit fuzz stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-helper bench-replication bench-packets lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
+.PHONY: help setup lint types model unit fuzz chaos stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-helper bench-replication bench-packets lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ unit: setup ## unit, property and contract tests: under two minutes, no lab
 fuzz: setup ## every reader of a peer's bytes, coverage-guided, FUZZ_S seconds (60) each
 	$(BIN)/pip install --quiet --constraint constraints.txt --group fuzz
 	$(BIN)/python -m tests.fuzz.fuzz_streams --seconds $(or $(FUZZ_S),60)
+
+chaos: setup ## CHAOS_FAULTS (1000) faults of CHAOS_SEED (1) on emulated hosts, on CHAOS_JOBS (2) at a time; goes on where it ended
+	$(BIN)/python -m tests.chaos --faults $(or $(CHAOS_FAULTS),1000) --seed $(or $(CHAOS_SEED),1) --jobs $(or $(CHAOS_JOBS),2) \
+		--journal build/chaos-$(or $(CHAOS_SEED),1).jsonl --report build/chaos-$(or $(CHAOS_SEED),1).md
 
 model: setup ## who may run, explored exhaustively by spin: seconds
 	model/check

@@ -29,9 +29,15 @@ def boot_id() -> str:
 
 
 class Monitor:
-    """The state, kept in memory and written on every change. May be read by other threads at any time."""
+    """The state, kept in memory and written on every change. May be read by other threads at any time.
 
-    def __init__(self, directory: Path, state: State, notifier: Notifier) -> None:
+    What cannot be written, because the disk is full, is said in the journal, and the next change is written again. A phase that
+    cannot be written raises OSError when ``decides``: then the file tells the next replicator, and nobody else does, who has
+    the VM.
+    """
+
+    def __init__(self, directory: Path, state: State, notifier: Notifier, *, decides: bool = True) -> None:
+        self._decides = decides
         self._directory = directory
         self._notifier = notifier
         self._lock = threading.Lock()
@@ -56,12 +62,15 @@ class Monitor:
         }
 
     def enter(self, phase: str, reason: str, **changes: Any) -> None:  # noqa: ANN401  (fields of State)
-        """Enter a phase for a reason (one sentence): state file, event and systemd's status line."""
+        """Enter a phase for a reason (one sentence): state file, event and systemd's status line.
+
+        Raises OSError, see Monitor; the phase is then the one before in the file, and the new one here.
+        """
         with self._lock:
             if phase != self._state.phase:
                 self._since = now_utc()
             self._state = replace(self._state, phase=phase, reason=reason, **{"progress": None, **changes})
-            write_json(self._directory / "state.json", self.snapshot())
+            self._write("state.json", self.snapshot(), must=self._decides)
         self.event(phase, reason)
         self._notifier.status(f"{phase}: {reason}")
 
@@ -85,7 +94,7 @@ class Monitor:
         with self._lock:
             progress = {"step": step, "bytes": moved_bytes, "elapsed_s": round(elapsed_s, 1), **more}
             self._state = replace(self._state, progress=progress)
-            write_json(self._directory / "state.json", self.snapshot())
+            self._write("state.json", self.snapshot())
 
     def checkpoint(
         self,
@@ -108,16 +117,30 @@ class Monitor:
                 packets=packets,
                 interval=interval,
             )
-            write_json(self._directory / "state.json", self.snapshot())
+            self._write("state.json", self.snapshot())
 
     def verification(self, result: dict[str, Any]) -> None:
         """Write ``verify.json``."""
-        write_json(self._directory / "verify.json", {"format": 1, **result, "completed": now_utc()})
+        self._write("verify.json", {"format": 1, **result, "completed": now_utc()})
 
     def event(self, event: str, sentence: str, **fields: Any) -> None:  # noqa: ANN401  (any JSON value)
         """Append to ``events.jsonl`` and to the journal (stderr)."""
         state = self._state
         line = {"time": now_utc(), "event": event, "sentence": sentence, "epoch": state.epoch, **fields}
-        append_line(self._directory / "events.jsonl", line)
-        sys.stderr.write(f"{state.vm} {event}: {sentence}\n")
+        try:
+            append_line(self._directory / "events.jsonl", line)
+        except OSError as error:
+            self._say(f"an event was not kept: {error}")
+        self._say(f"{event}: {sentence}")
+
+    def _write(self, name: str, value: dict[str, Any], *, must: bool = False) -> None:
+        try:
+            write_json(self._directory / name, value)
+        except OSError as error:
+            if must:
+                raise
+            self._say(f"{name} was not written: {error}")
+
+    def _say(self, sentence: str) -> None:
+        sys.stderr.write(f"{self._state.vm} {sentence}\n")
         sys.stderr.flush()

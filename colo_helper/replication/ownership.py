@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from colo_helper.arbiter.decisions import Do, Ruling
@@ -168,10 +167,7 @@ class Ownership:
                 pause = ruling.sentence
             pause = " ".join([pause, *problems])
             if pause != said:
-                with suppress(OSError):  # a full disk is no reason to speak
-                    self.monitor.enter(
-                        "asking", f"{why}; whether {self.vm} may go on here is not known. {pause}"
-                    )
+                self.monitor.enter("asking", f"{why}; whether {self.vm} may go on here is not known. {pause}")
             said = pause
             problems = waiting()
             if self._unwritten:

@@ -403,13 +403,27 @@ class Primary:
 
     def _settled(self, cause: Cause, why: str) -> tuple[Cause, str]:
         """Return why the session ends once it is known who has the VM."""
+
+        def unanswered(still: bool) -> list[str]:
+            problems = self._keep_quiet(still)
+            # The secondary, which hears us, would wait for a checkpoint that never comes; it may have to go on itself.
+            # But not with a guest that has ended.
+            if cause not in (Cause.GUEST_ENDED, Cause.GUEST_DIED):
+                self._hang_up()
+            return problems
+
         try:
-            self.ownership.settle(why, self._keep_quiet)
+            self.ownership.settle(why, unanswered)
         except SessionEndedError as error:
             return error.cause, str(error)
         if cause is Cause.STOP and not self.inbox.stop_reason:
             return Cause.PEER_LOST, "The stop that was asked for was refused meanwhile"
         return cause, why
+
+    def _hang_up(self) -> None:
+        if self.conversation:
+            self.conversation.close()
+            self.conversation = None
 
     def _stand_aside(self) -> None:
         """Another host has the VM: nothing of this copy reaches the network any more, and it never runs again."""
@@ -486,8 +500,7 @@ class Primary:
         problems = self.guest.release() if self.guest and end.guest != "hold" else []
         if self.conversation:
             self._last_words(self.conversation, end.tell, why)
-            self.conversation.close()
-            self.conversation = None
+            self._hang_up()
         # After an orderly end the copy is gone, and nobody can go on from before what clients are shown now.
         self.packets.release()
         problems += self._part_with_packets(end)

@@ -97,7 +97,7 @@ def run(vm: str) -> int:
     notifier = Notifier()
     phase = "connecting" if config.role == "primary" else "waiting"
     state = State(vm, config.role, phase, "The replicator starts.", config.peer_name)
-    monitor = Monitor(state_dir, state, notifier)
+    monitor = Monitor(state_dir, state, notifier, decides=config.arbiter is None)
     watch = Watch(notifier)
     inbox = Inbox(on_look=watch.look)
     for number in (signal.SIGTERM, signal.SIGINT):

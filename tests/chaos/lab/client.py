@@ -54,7 +54,9 @@ def undone(before: Answer, token: str, answer: Answer) -> str:
     """Return what is wrong with the answer to a write of ``token`` that followed ``before``; an empty text if nothing."""
     expected = (before.writes + 1, token, zlib.crc32(token.encode(), before.chain))
     if (answer.writes, answer.last, answer.chain) != expected:
-        return f"What a client had heard is undone: after {before} and 'write {token}' the guest says {answer}."
+        return (
+            f"What a client had heard is undone: after {before} and 'write {token}' the guest says {answer}."
+        )
     if answer.counter < before.counter:
         return f"What a client had heard is undone: the guest's clock went from {before.counter} to {answer.counter}."
     return ""

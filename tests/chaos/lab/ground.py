@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -123,7 +122,12 @@ class LabGround:
     def _judge(self, injection: Injection, turns: list[str], *, answers: bool) -> list[str]:
         """Return what must not be, seen from where the clients are."""
         found = []
-        if turns not in ([injection.primary], [injection.secondary], [injection.primary, injection.secondary], []):
+        if turns not in (
+            [injection.primary],
+            [injection.secondary],
+            [injection.primary, injection.secondary],
+            [],
+        ):
             found.append(f"Both copies speak: {', then '.join(turns)}.")
         assert self._writer
         if self._writer.problem and not injection.guest_killed:
@@ -190,8 +194,12 @@ class LabGround:
     def _give_roles(self, owner: str) -> None:
         """Have both replicators run in the roles that they have now; one that does is left alone."""
         unit = self._vm.unit
-        roles = {host: json.loads(self._vm.on(host, f"cat /etc/colo/vms/{VM}.json"))["role"] for host in HOSTS}
-        runs = all(self._vm.on(host, f"systemctl is-active {unit} || true").strip() == "active" for host in HOSTS)
+        roles = {
+            host: json.loads(self._vm.on(host, f"cat /etc/colo/vms/{VM}.json"))["role"] for host in HOSTS
+        }
+        runs = all(
+            self._vm.on(host, f"systemctl is-active {unit} || true").strip() == "active" for host in HOSTS
+        )
         if not (runs and roles[owner] == "primary"):
             self._vm.give_roles(owner, other(owner))
 
@@ -201,7 +209,9 @@ class LabGround:
             self._writer.close()
             self._writer = None
         for host in HOSTS:
-            self._vm.on(host, f"systemctl stop {self._vm.unit}; xl destroy {VM}; rm -rf /var/lib/colo/{VM}; true", 180)
+            self._vm.on(
+                host, f"systemctl stop {self._vm.unit}; xl destroy {VM}; rm -rf /var/lib/colo/{VM}; true", 180
+            )
         self._witness.forget()
         first, second = injection.primary, injection.secondary
         guests.create(self._settings, VM, first)
@@ -218,5 +228,3 @@ class LabGround:
             *arguments,
         ]
         subprocess.run(command, cwd=self._settings.checkout, check=True)
-
-

@@ -260,7 +260,8 @@ class Pair:
         directory = self.directory / role
         directory.mkdir()
         phase = "connecting" if role == "primary" else "waiting"
-        return Monitor(directory, State(VM, role, phase, "The test starts.", "peer"), Notifier(""))
+        state = State(VM, role, phase, "The test starts.", "peer")
+        return Monitor(directory, state, Notifier(""), decides=self.arbiters is None)
 
     def _right(self, role: str) -> Right:
         if self.arbiters is None:

@@ -5,8 +5,11 @@ The arbiter's clock is the tests' own.
 
 import threading
 
+import pytest
+
 from colo_helper.arbiter.record import ALONE, PROTECTED, Record
 from colo_helper.hypervisor.interface import HypervisorError
+from colo_helper.monitor import monitor
 from colo_helper.monitor.monitor import boot_id
 from colo_helper.replication.guest import Guest
 from tests.unit.colo_helper.arbitrated import (
@@ -244,19 +247,55 @@ def test_a_primary_that_learns_by_its_lease_that_it_was_succeeded_never_speaks_a
     assert both.primary_host.filters[3].ends == []
 
 
-def test_a_full_disk_does_not_take_a_handover_back(both, world, monkeypatch):
-    enter = both.p_monitor.enter
-
-    def full(phase, reason, **changes):
-        if phase == "handed_over":
-            raise OSError(28, "No space left on device")
-        enter(phase, reason, **changes)
-
-    monkeypatch.setattr(both.p_monitor, "enter", full)
+def test_a_full_disk_does_not_take_a_handover_back(both, world, full):
+    full.set()
     assert both.ask("primary", "switchover")["ok"] is True
     assert_aside(both)
     assert on_network(both.secondary_host)
     assert world.kept == ("xb", ALONE)
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """Both hosts' disks, once it is set: nothing can be written."""
+    full = threading.Event()
+
+    def on_disk(write):
+        def written(path, value):
+            if full.is_set():
+                raise OSError(28, "No space left on device")
+            write(path, value)
+
+        return written
+
+    for name in ("write_json", "append_line"):
+        monkeypatch.setattr(monitor, name, on_disk(getattr(monitor, name)))
+    return full
+
+
+def test_a_full_disk_ends_no_protection(both, full):
+    full.set()
+    for _ in range(2):
+        assert both.ask("primary", "checkpoint")["ok"] is True
+    both.cut_line()
+    both.phase("primary", "unprotected")
+    both.phase("secondary", "peer_lost")
+    both.mend_line()
+    both.replicating()
+    assert both.exit_codes == {}
+    full.clear()
+    assert both.ask("primary", "checkpoint")["ok"] is True
+    assert both.saved_by("primary")["epoch"] == both.p_monitor.state.epoch
+
+
+def test_a_full_disk_takes_no_takeover_back(both, world, full):
+    full.set()
+    asks_in_vain(both, world, "xa")
+    world.now += 10
+    both.phase("secondary", "active")
+    assert on_network(both.secondary_host)
+    world.mend()
+    assert_aside(both)
 
 
 def test_a_domain_that_the_toolstack_makes_meanwhile_is_kept_off_the_network(both, world):
@@ -285,6 +324,32 @@ def test_a_guest_that_does_not_stop_is_stopped_at_the_next_look(both, world, mon
     world.mend()
     both.phase("primary", "unprotected")
     assert both.guest.running
+
+
+def test_a_primary_that_fails_and_cannot_ask_does_not_keep_its_secondary_waiting(both, world):
+    """Both still hear each other's channels, and no checkpoint comes any more."""
+    world.cut("xa")
+    both.guest.faults["get_context"] = 0
+    both.ask_without_waiting("primary", "checkpoint")
+    both.phase("primary", "asking")
+    both.phase("secondary", "peer_lost")
+    world.now += 10
+    both.phase("secondary", "active")
+    assert on_network(both.secondary_host)
+    world.mend()
+    assert_aside(both)
+
+
+def test_a_guest_that_ended_is_not_brought_back_while_nobody_can_ask(both, world):
+    world.cut("xa")
+    both.guest.ended = "poweroff"
+    both.ask_without_waiting("primary", "checkpoint")
+    both.phase("primary", "asking")
+    world.now += 10
+    assert both.s_monitor.state.phase == "replicating"
+    world.mend()
+    both.phase("primary", "awaiting_guest")
+    both.phase("secondary", "waiting")
 
 
 def test_a_copy_that_has_ended_does_not_claim_the_vm(both, world):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -104,6 +105,30 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
         files.write_json(path, {"epoch": 2})
     assert files.read_json(path) == {"epoch": 1}
     assert os.listdir(tmp_path) == ["state.json"]
+
+
+@pytest.mark.parametrize("decides", [False, True])
+def test_a_full_disk_matters_only_to_a_phase_that_nobody_else_knows(tmp_path, monkeypatch, capsys, decides):
+    monitor = Monitor(
+        tmp_path, State("h1", "primary", "connecting", "It starts.", "xb"), Notifier(""), decides=decides
+    )
+
+    def full(_path, _value):
+        raise OSError(28, "No space left on device")
+
+    for name in ("write_json", "append_line"):
+        monkeypatch.setattr(f"colo_helper.monitor.monitor.{name}", full)
+    monitor.event("lease", "It was not renewed.")
+    monitor.checkpoint(RECORD, CHANNELS)
+    monitor.progress("copy", 7, 1.26)
+    assert monitor.state.epoch == 1
+    with pytest.raises(OSError, match="No space") if decides else nullcontext():
+        monitor.enter("replicating", "Both run.")
+    assert monitor.state.phase == "replicating"
+    said = capsys.readouterr().err
+    assert "h1 lease: It was not renewed.\n" in said
+    assert "h1 state.json was not written: [Errno 28] No space left on device\n" in said
+    assert ("h1 replicating: Both run." in said) is not decides
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path):

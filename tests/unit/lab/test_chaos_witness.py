@@ -11,7 +11,6 @@ from tests.chaos.lab.listener import Heard, is_answer, longest_silence, speakers
 from tests.unit.colo_helper.proxy.frames import tcp
 
 
-
 def chained(writes, token, before, counter=100):
     return Answer(counter, writes, token, zlib.crc32(token.encode(), before))
 

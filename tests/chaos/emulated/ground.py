@@ -1,0 +1,424 @@
+"""The emulated ground: faults on a pair of real replicators in an emulated world."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from colo_helper.arbiter.record import ALONE
+from tests.chaos.emulated.hardware import VM
+from tests.chaos.emulated.line import WAYS
+from tests.chaos.emulated.replicator import CRASHED
+from tests.chaos.emulated.world import HOSTS, LATE_TIMES, LEASE_S, PACE, TIMES, World, other
+from tests.chaos.ground import NOBODY, OTHER, SAME, Outcome
+from tests.chaos.plan import BOTH, PRIMARY, Fault
+
+#: How fast the clock runs while something is waited for that needs a lease to end.
+_FAST = 100.0
+#: How long is waited, in seconds of the machine: for a protected pair; for a step; for an answer.
+_PROTECT_S, _STEP_WAIT_S, _ANSWER_S = 4.0, 2.0, 3.0
+_CHECKPOINT_S = 1.5
+#: How often a checkpoint is asked for meanwhile.
+_NUDGE_S = 0.05
+#: Phases of a host that does not know whether it owns the VM, whatever the record says.
+_DOUBT = ("connecting", "asking", "peer_lost")
+#: What systemd waits before it starts a replicator again that was killed.
+_RESTART_S = 0.03
+#: How many times a pair is to be protected again before another is made.
+_TRIES = 2
+
+
+class EmulatedGround:
+    """See Ground. ``late`` plants the bug: an owner whose output leaves after its lease has ended."""
+
+    def __init__(self, *, late: bool = False) -> None:
+        self.world = World(LATE_TIMES if late else TIMES)
+        self._fresh = True
+        self._dead: dict[str, float] = {}
+
+    def close(self) -> None:
+        """See Ground."""
+        self.world.close()
+
+    def run(self, fault: Fault) -> Outcome:
+        """See Ground."""
+        began = time.monotonic()
+        world, notes = self.world, []
+        if self._fresh:
+            world.reset()
+        if not self._protect(_TRIES):
+            world.reset()
+            notes.append("a new pair at the beginning")
+            if not self._protect(1):
+                raise RuntimeError(f"No pair comes to be: {world.history[-6:]}")
+        self._fresh = False
+        world.history.clear()
+        world.crashes.clear()
+        self._dead.clear()
+        world.witness.broken.clear()
+        world.witness.begin()
+        before, epoch = world.owner, self._epoch
+        act = _Injection(world, fault, before)
+        self._bring_about(fault, act, notes)
+        exceptions = self._last(fault, act)
+        act.mend()
+        runs, more = self._answered_after_mending(before)
+        exceptions += more
+        silence_s = world.witness.silence_s
+        cause = self._cause(epoch, exceptions)
+        exceptions += self._protected_again(notes, runs)
+        exceptions += [*dict.fromkeys(world.witness.broken), *world.crashes]
+        if exceptions:
+            self._fresh = True
+        took_ms = int((time.monotonic() - began) * 1000)
+        return Outcome(
+            fault.number,
+            fault.label,
+            fault.sentence,
+            runs,
+            round(silence_s, 2),
+            took_ms,
+            cause,
+            tuple(exceptions),
+            tuple(notes),
+        )
+
+    # -------------------------------------------------------------------------------------------- the fault
+
+    def _bring_about(self, fault: Fault, act: _Injection, notes: list[str]) -> None:
+        world = self.world
+        if fault.step:
+            host = {"line": "", PRIMARY: act.primary}.get(fault.step_of, act.secondary)
+            world.arm(host, fault.step, fault.when, fault.nth, act.inject)
+        _ACTIVITIES[fault.activity](world, act)
+        if fault.step:
+            if fault.activity == "takeover":
+                world.pace = _FAST
+            if not self._run_busily(_STEP_WAIT_S, lambda: act.injected):
+                notes.append(f"{fault.step} did not come in time")
+                world.trigger = None
+                act.inject()
+        else:
+            self._run(fault.delay_ms / 1000)
+            act.inject()
+
+    def _last(self, fault: Fault, act: _Injection) -> list[str]:
+        """Let it last; returns what must not be."""
+        world = self.world
+        world.pace = fault.lasting_s / (fault.lasting_ms / 1000)
+        self._run(fault.lasting_ms / 1000)
+        world.pace = PACE
+        if fault.stays and self._may_run():
+            heard = world.witness.heard
+            world.pace = _FAST
+            answered = self._run_busily(_ANSWER_S, lambda: world.witness.heard > heard or not self._may_run())
+            world.pace = PACE
+            if not answered:
+                return [f"{' or '.join(self._may_run())} may run, and nobody answers: {self._say()}"]
+        return []
+
+    def _answered_after_mending(self, before: str) -> tuple[str, list[str]]:
+        """Return who answers when all is mended, and what must not be."""
+        world = self.world
+        heard = world.witness.heard
+        world.pace = _FAST
+        self._run_busily(_ANSWER_S, lambda: world.witness.heard > heard + 1 or not self._may_run())
+        world.pace = PACE
+        last = world.witness.last
+        if last and world.witness.heard > heard + 1:
+            return SAME if last.host == before else OTHER, []
+        return NOBODY, [f"All is mended, and nobody answers: {self._say()}"] if self._may_run() else []
+
+    def _may_run(self) -> list[str]:
+        """Return the hosts of which one has to run the VM, as things are now; the other one's word is not asked."""
+        world = self.world
+        record = world.store.read(VM).record
+        owner = record.owner if record else world.primary
+        heir = other(owner)
+        works = {host: self._works(host) for host in HOSTS}
+        joined = all(works.values()) and not world.line.cut and not world.line.refusing
+        alone = record is not None and record.mode == ALONE
+        knows = alone and self._last_phase(owner) not in _DOUBT
+        if works[owner] and (knows or not world.ways[owner].cut):
+            return [owner]
+        if record and not alone and works[heir] and self._asks(heir) and not joined:
+            return [heir]
+        return []
+
+    def _works(self, host: str) -> bool:
+        """Whether there is a copy on a host that can run, and that is not put aside for good."""
+        machine = self.world.machines[host]
+        aside = self._last_phase(host) in ("standby", "handed_over")
+        return machine.lives and bool(machine.domains) and not machine.headless and not aside
+
+    def _asks(self, host: str) -> bool:
+        """Whether a host has somebody who asks for the VM, or will have."""
+        world = self.world
+        return not world.ways[host].cut and (
+            host in world.processes or world.exits.get(host) not in (0, 1, 2)
+        )
+
+    def _last_phase(self, host: str) -> str:
+        return self.world.phase(host) or next(
+            (phase for name, phase, _ in reversed(self.world.history) if name == host), ""
+        )
+
+    # --------------------------------------------------------------------------------------- what follows it
+
+    def _run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
+        """Let time pass, with a service manager on both hosts that starts what was killed."""
+        return self.world.run(seconds, lambda: self._restart_killed() or until())
+
+    def _run_busily(self, seconds: float, until: Callable[[], bool]) -> bool:
+        """As ``_run``; the primary is asked for a checkpoint again and again, so that what waits for one is soon heard."""
+        asked_s = 0.0
+
+        def look() -> bool:
+            nonlocal asked_s
+            if until():
+                return True
+            if self.world.page.monotonic - asked_s > _NUDGE_S:
+                asked_s = self.world.page.monotonic
+                self.world.ask(self.world.primary, "checkpoint")
+            return False
+
+        return self._run(seconds, look)
+
+    def _restart_killed(self) -> bool:
+        world = self.world
+        for host in HOSTS:
+            code = world.exits.get(host)
+            if host in world.processes or code is None or (code >= 0 and code != CRASHED):
+                self._dead.pop(host, None)
+            elif world.machines[host].lives:
+                since = self._dead.setdefault(host, world.page.monotonic)
+                if world.page.monotonic - since > _RESTART_S:
+                    world.start(host, world.roles[host])
+        return False
+
+    def _cause(self, epoch: int, exceptions: list[str]) -> str:
+        """Return what was written down, and say when that is nothing although something was done."""
+        world = self.world
+        if any(not reason for _, _, reason in world.history):
+            exceptions.append(f"A phase was entered without a reason: {world.history}")
+        if self._epoch != epoch:
+            if not world.record_cause:
+                exceptions.append("The record has changed, and does not say why.")
+            return world.record_cause
+        return next((reason for _, phase, reason in world.history if phase != "replicating"), "")
+
+    @property
+    def _epoch(self) -> int:
+        record = self.world.store.read(VM).record
+        return record.epoch if record else 0
+
+    def _say(self) -> str:
+        world = self.world
+        return (
+            "; ".join(f"{host} {phase}: {reason}" for host, phase, reason in world.history[-4:]) or "no word"
+        )
+
+    # ------------------------------------------------------------------------------------------ the operator
+
+    def _protected_again(self, notes: list[str], runs: str) -> list[str]:
+        if self._protect(_TRIES):
+            return []
+        self._fresh = True
+        notes.append("a new pair after it" if runs != NOBODY else "a new pair after it, for nobody ran")
+        return []
+
+    def _protect(self, tries: int) -> bool:
+        """Do what an operator does until both copies run; tells whether they do."""
+        world = self.world
+        for _ in range(tries):
+            owner = self._owner()
+            if not owner:
+                return False
+            self._give_roles(owner)
+            if self._run(_PROTECT_S, lambda: self._paired() or self._stuck()) and self._checkpointed(owner):
+                world.witness.may_speak(other(owner))
+                return True
+            self._clear(other(owner))
+        return False
+
+    def _owner(self) -> str:
+        """Who has the VM: the arbiter says it, or whoever has a domain when it does not know."""
+        world = self.world
+        owner = world.owner or world.primary
+        machine = world.machines[owner]
+        return owner if machine.domains and not machine.headless else ""
+
+    def _paired(self) -> bool:
+        world = self.world
+        return all(world.phase(host) == "replicating" for host in HOSTS)
+
+    def _checkpointed(self, owner: str) -> bool:
+        """Whether they really make a checkpoint: what they said of themselves may be old."""
+        world = self.world
+        heard = world.witness.heard
+        return (
+            self._run_busily(_CHECKPOINT_S, lambda: world.witness.heard > heard or not self._paired())
+            and self._paired()
+        )
+
+    def _stuck(self) -> bool:
+        """Whether a replicator has ended in order, or with an error that nobody cures but an operator."""
+        world = self.world
+        return any(host not in world.processes and world.exits.get(host) in (0, 1, 2) for host in HOSTS)
+
+    def _give_roles(self, owner: str) -> None:
+        """Let both hosts have the replicators of their roles, as the playbooks do."""
+        world = self.world
+        heir = other(owner)
+        if (
+            world.primary != owner
+            or world.roles.get(owner) != "primary"
+            or world.roles.get(heir) != "secondary"
+        ):
+            for host in HOSTS:
+                world.ask(host, "service-stop")
+            self._run(1.0, lambda: not world.processes)
+            for host in HOSTS:
+                world.kill(host)
+            world.primary = owner
+        for host, role in ((heir, "secondary"), (owner, "primary")):
+            if host not in world.processes:
+                world.start(host, role)
+
+    def _clear(self, host: str) -> None:
+        """Remove what a host still has of a copy: the owner's copy is the VM."""
+        world = self.world
+        for one in HOSTS:
+            world.kill(one)
+        machine = world.machines[host]
+        for domid in list(machine.domains):
+            machine.destroy(domid)
+        (machine.directory / "disk" / "state.json").unlink(missing_ok=True)
+
+
+class _Injection:
+    """One fault on the world, and its end."""
+
+    def __init__(self, world: World, fault: Fault, primary: str) -> None:
+        self._world, self._fault = world, fault
+        self.primary, self.secondary = primary, other(primary)
+        self.injected = False
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Whom it befalls."""
+        return (
+            HOSTS
+            if self._fault.target == BOTH
+            else (self.primary if self._fault.target == PRIMARY else self.secondary,)
+        )
+
+    def inject(self) -> None:
+        """Let it happen."""
+        self.injected = True
+        getattr(self, f"_{self._fault.kind}")()
+
+    def mend(self) -> None:
+        """Put everything in order that no replicator does."""
+        world = self._world
+        world.trigger = None
+        for host, machine in world.machines.items():
+            if machine.frozen:
+                world.thaw(host)
+            if not machine.powered:
+                world.power_on(host)
+            world.ways[host].cut = False
+            world.page.set_disk_full(machine.index, False)
+            world.page.set_wall_offset(machine.index, 0.0)
+        if world.line.cut:
+            world.line.cut.clear()
+        world.line.refusing, world.line.narrow_bytes = "", 0
+
+    def _power_off(self) -> None:
+        for host in self.hosts:
+            self._world.power_off(host)
+
+    def _freeze(self) -> None:
+        for host in self.hosts:
+            self._world.freeze(host)
+
+    def _cut(self) -> None:
+        self._world.line.cut |= set(self._fault.ways)
+
+    def _isolate(self) -> None:
+        self._world.line.cut |= set(WAYS)
+        self._arbiter_lost()
+
+    def _narrow(self) -> None:
+        self._world.line.narrow_bytes = int(self._fault.amount)
+
+    def _kill_replicator(self) -> None:
+        for host in self.hosts:
+            self._world.kill(host)
+
+    def _kill_helper(self) -> None:
+        for host in self.hosts:
+            self._world.machines[host].helper_killed = True
+
+    def _kill_device_model(self) -> None:
+        for host in self.hosts:
+            machine = self._world.machines[host]
+            machine.headless |= set(machine.domains)
+            for net in machine.nets.values():
+                net.detach()
+
+    def _kill_sshd(self) -> None:
+        self._world.line.break_all()
+        self._world.line.refusing = "R"
+
+    def _arbiter_lost(self) -> None:
+        for host in self.hosts:
+            self._world.ways[host].cut = True
+
+    def _arbiter_restart(self) -> None:
+        """Every lease counts anew from a new leader on."""
+        for host in HOSTS:
+            self._world.ways[host].cut = True
+        for kept in self._world.store._kept.values():
+            kept.until_s = self._world.page.now + LEASE_S
+
+    def _disk_full(self) -> None:
+        for host in self.hosts:
+            self._world.page.set_disk_full(self._world.machines[host].index, True)
+
+    def _clock_step(self) -> None:
+        for host in self.hosts:
+            self._world.page.set_wall_offset(self._world.machines[host].index, self._fault.amount)
+
+
+def _rejoin(world: World, act: _Injection) -> None:
+    """The two lose each other and find together again."""
+    world.line.break_all()
+    world.line.refusing = "N"
+    world.run(0.5, lambda: world.phase(act.primary) == "unprotected")
+    world.line.refusing = ""
+
+
+def _copy(world: World, act: _Injection) -> None:
+    """The copy is gone, and another one is made."""
+    world.kill(act.secondary)
+    machine = world.machines[act.secondary]
+    for domid in list(machine.domains):
+        machine.destroy(domid)
+    (machine.directory / "disk" / "state.json").unlink(missing_ok=True)
+    world.start(act.secondary, "secondary")
+
+
+def _takeover(world: World, act: _Injection) -> None:
+    """The primary is cut off from everybody, so that the secondary takes over."""
+    world.ways[act.primary].cut = True
+    world.line.cut |= set(WAYS)
+
+
+_ACTIVITIES: dict[str, Callable[[World, _Injection], None]] = {
+    "checkpoint": lambda world, act: world.ask(act.primary, "checkpoint"),
+    "switchover": lambda world, act: world.ask(act.primary, "switchover"),
+    "rejoin": _rejoin,
+    "copy": _copy,
+    "takeover": _takeover,
+}

@@ -1,0 +1,536 @@
+"""A replicator of the campaign: the product's own, in a process of its own, on a host that the world emulates.
+
+What is not the product's: the hypervisor, device model and taps (asked for over a socket), the arbiter's client, the dialer,
+and waits between attempts, which are shorter so that a hundred thousand faults end before the machine does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import io
+import itertools
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from colo_helper.arbiter.record import Lease, Record, Seen
+from colo_helper.arbiter.tenure import Tenure
+from colo_helper.arbiter.times import Times
+from colo_helper.channel.dialer import ConnectError, Connection, End
+from colo_helper.channel.listener import AttachListener
+from colo_helper.channel.opening import Opening
+from colo_helper.channel.stream import ChannelLostError
+from colo_helper.control.protocol import Request
+from colo_helper.devices.interface import FilteredNic, Tap
+from colo_helper.helper import restore, save
+from colo_helper.helper.argv import NO_FD
+from colo_helper.helper.callout import HelperProcess
+from colo_helper.hypervisor.interface import PAGE_BYTES, HypervisorError, MappedFrames
+from colo_helper.monitor import monitor as monitor_module
+from colo_helper.monitor.monitor import Monitor, boot_id
+from colo_helper.monitor.sdnotify import Notifier
+from colo_helper.monitor.state import State
+from colo_helper.replication import connect, ownership, secondary
+from colo_helper.replication.config import Config
+from colo_helper.replication.conversation import Conversation
+from colo_helper.replication.decisions import primary as primary_decisions
+from colo_helper.replication.decisions.refusals import attach_refusal, role_refusal, verb_refusal
+from colo_helper.replication.decisions.session import Cause, SessionEndedError
+from colo_helper.replication.guest import LOCAL_ERRORS, Guest, Mark
+from colo_helper.replication.inbox import Inbox
+from colo_helper.replication.moved import MovesFile
+from colo_helper.replication.ownership import Ownership
+from colo_helper.replication.primary import Primary
+from colo_helper.replication.secondary import Secondary
+from colo_helper.replication.succession import Succession
+from colo_helper.stream.walk import Pages, walk_xl
+from colo_helper.traffic import pump
+from tests.chaos.emulated.page import SharedPage
+from tests.chaos.emulated.rpc import Caller, KilledError
+from tests.unit.colo_helper.emulated_host import ThreadHelper
+
+VM = "h1"
+#: Imported before the fork, not by each helper.
+ENGINES = (restore, save)
+#: Exit status of a replicator that ended by an error that nobody expected.
+CRASHED = 70
+#: prctl(2).
+_PR_SET_PDEATHSIG = 1
+#: How long a connection may take, in seconds.
+_DIAL_S = 0.4
+_LOOK_S = 0.02
+
+
+@dataclass(frozen=True)
+class Birth:
+    """All that a new replicator is given. ``directory`` has ``disk`` (outlives the host's boots) and ``run`` (does not)."""
+
+    host: str
+    peer: str
+    index: int
+    role: str
+    directory: Path
+    page: SharedPage
+    times: Times
+    timeout_ms: int
+    interval_ms: int
+    output: str
+    hardware: socket.socket
+    arbiter: socket.socket
+    control: socket.socket
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The ends that are the replicator's."""
+        return self.hardware, self.arbiter, self.control
+
+
+def live(birth: Birth) -> NoReturn:
+    """Be the replicator, in a process that was just forked, to its end, or to its parent's."""
+    code = CRASHED
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _keep_only(birth)
+        code = _run(birth)
+    except KilledError:
+        code = CRASHED
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _keep_only(birth: Birth) -> None:
+    """Close what is the world's, so that everybody's ends are seen when somebody dies."""
+    log = os.open(birth.directory / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 (as long as the process)
+    keep = {0, 1, 2, *(end.fileno() for end in birth.sockets)}
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd not in keep:
+            try:
+                os.close(fd)
+            except OSError:
+                continue  # that of the list itself
+
+
+class _Status(Notifier):
+    """What systemd would be told, told to the world."""
+
+    def __init__(self, control: socket.socket) -> None:
+        super().__init__("")
+        self._control = control
+
+    def status(self, sentence: str) -> None:
+        """See Notifier."""
+        self._control.send(sentence.encode()[:60_000])
+
+
+def _run(birth: Birth) -> int:
+    _arrange(birth)
+    state_dir = birth.directory / "disk"
+    saved = _saved(state_dir)
+    host = RemoteHost(Caller(birth.hardware), birth.directory / "run")
+    if refusal := role_refusal(VM, birth.role, saved, boot_id(), host.find(VM)):
+        birth.control.send(f"refused: {refusal}".encode())
+        return 2
+    phase = "connecting" if birth.role == "primary" else "waiting"
+    state = State(VM, birth.role, phase, "The replicator starts.", birth.peer)
+    monitor = Monitor(state_dir, state, _Status(birth.control), decides=False)
+    inbox = Inbox()
+    threading.Thread(target=_obey, args=(birth, monitor, inbox), daemon=True, name="control").start()
+    try:
+        return _serve(birth, host, monitor, inbox, saved)
+    except (*LOCAL_ERRORS, HypervisorError) as error:  # as replication.runner does
+        monitor.enter("failed", str(error))
+        return 1
+
+
+def _serve(
+    birth: Birth, host: RemoteHost, monitor: Monitor, inbox: Inbox, saved: dict[str, Any] | None
+) -> int:
+    arbiter = RemoteArbiter(Caller(birth.arbiter))
+    clock = functools.partial(getattr, birth.page, "now")
+    right = Tenure(arbiter, VM, birth.host, birth.times, monitor.event, inbox.put_trouble, clock)
+    config = Config(
+        VM,
+        birth.role,
+        birth.peer,
+        birth.timeout_ms,
+        "xenbr0",
+        "192.0.2.1",
+        22,
+        birth.interval_ms,
+        output=birth.output,
+        latency_ms=200,
+        min_interval_ms=20,
+    )
+    if birth.role == "primary":
+        return _primary(birth, config, host, monitor, inbox, right, saved)
+    listener = AttachListener(
+        birth.directory / "attach.sock",
+        VM,
+        lambda: attach_refusal(VM, monitor.state.phase),
+        lambda name: connect.session(config, monitor, name),
+        inbox.put_session,
+        group="",
+    )
+    copy = Secondary(config, host, monitor, inbox, Succession(monitor, right), saved)
+    listener.start()
+    return copy.run()
+
+
+def _primary(
+    birth: Birth,
+    config: Config,
+    host: RemoteHost,
+    monitor: Monitor,
+    inbox: Inbox,
+    right: Tenure,
+    saved: dict[str, Any] | None,
+) -> int:
+    numbers = itertools.count(1)
+    dialer = WorldDialer(birth, host.ask)
+
+    def connector(_config: Config, _monitor: Monitor, _inbox: Inbox) -> Conversation:
+        session = connect.session(
+            config, monitor, f"session {os.getpid()}.{next(numbers)}", Opening(VM, dialer, _DIAL_S)
+        )
+        try:
+            session.open()
+        except ChannelLostError as error:
+            session.close()
+            raise SessionEndedError(Cause.PEER_LOST, str(error)) from error
+        return Conversation(session, inbox)
+
+    with closing(right):
+        owner = Ownership(VM, birth.peer, monitor, inbox, right)
+        return Primary(config, host, monitor, inbox, connector, owner, saved).run()
+
+
+def _arrange(birth: Birth) -> None:
+    """Shorten what the product waits, and let the host's clock, disk and boot be the world's."""
+    primary_decisions.FIRST_RETRY_S, primary_decisions.LAST_RETRY_S = 0.03, 0.1
+    ownership._ASK_AGAIN_S = secondary._ASK_AGAIN_S = 0.02
+    pump._MUTE_LOOK_S = 0.01
+    page, index = birth.page, birth.index
+    monitor_module.BOOT_ID = birth.directory / "boot_id"
+    wall = time.time
+    time.time = lambda: wall() + page.wall_offset(index)
+    time.monotonic = lambda: page.monotonic
+    for name in ("write_json", "append_line"):
+        setattr(monitor_module, name, _unless_full(getattr(monitor_module, name), page, index))
+
+    # Between a look at the clock and the packet that follows it a host may freeze: the architecture says that nothing
+    # here closes that. The world does not freeze a host, and moves no clock far, in such a moment.
+    for cls, name in ((pump.Pump, "to_network"), (pump._Port, "flush"), (Primary, "_let_packets_flow")):
+        setattr(cls, name, _marked(getattr(cls, name), page, index))
+
+
+def _unless_full(write: Callable[..., None], page: SharedPage, index: int) -> Callable[..., None]:
+    def written(path: Path, value: dict[str, Any]) -> None:
+        if page.disk_full(index):
+            raise OSError(28, "No space left on device", str(path))
+        write(path, value)
+
+    return written
+
+
+def _marked(method: Callable[..., Any], page: SharedPage, index: int) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def marked(*arguments: Any, **named: Any) -> Any:
+        with page.lets_go(index):
+            return method(*arguments, **named)
+
+    return marked
+
+
+def _saved(state_dir: Path) -> dict[str, Any] | None:
+    try:
+        value: dict[str, Any] = json.loads((state_dir / "state.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return value
+
+
+def _obey(birth: Birth, monitor: Monitor, inbox: Inbox) -> None:
+    """Carry out what the world, as operator or service manager, asks for."""
+    while verb := birth.control.recv(64).decode():
+        if verb == "service-stop":
+            inbox.put_stop("The service manager stopped the replicator.")
+        elif not verb_refusal(VM, birth.role, monitor.state.phase, verb):
+            inbox.put_request(Request(verb))
+
+
+# ------------------------------------------------------------------------------------------------ the host from afar
+
+
+class RemoteDomain:
+    """See Domain. Which of its pauses are ours is this program's to know, as in libxc."""
+
+    def __init__(self, ask: Caller, domid: int) -> None:
+        self._ask = ask
+        self.domid = domid
+        self.own_pauses = 0
+        self.xen_version = (4, 17)
+        self._params: dict[int, int] = {}
+
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("_"):
+            raise AttributeError(method)
+        return functools.partial(self._ask, "dom", self.domid, method)
+
+    def get_param(self, index: int) -> int:
+        """See Domain. Nobody changes one here, so it is asked for once."""
+        if index not in self._params:
+            self._params[index] = self._ask("dom", self.domid, "get_param", index)
+        return self._params[index]
+
+    def pause(self) -> None:
+        """See Domain."""
+        self._ask("dom", self.domid, "pause")
+        self.own_pauses += 1
+
+    def unpause(self) -> None:
+        """See Domain."""
+        self._ask("dom", self.domid, "unpause")
+        self.own_pauses -= 1
+
+    def adopt_pause(self) -> None:
+        """See Domain."""
+        self._ask("dom", self.domid, "adopt_pause")
+        self.own_pauses += 1
+
+    @contextmanager
+    def map_frames(self, gfns: array[int], *, writable: bool) -> Iterator[MappedFrames]:
+        """See Domain. What is written is there when the mapping ends."""
+        data, failed = self._ask("dom", self.domid, "map", gfns, writable)
+        buffer = bytearray(data)
+        with memoryview(buffer) as view:
+            yield MappedFrames(view, failed)
+        if writable:
+            self._ask("dom", self.domid, "unmap", gfns, bytes(buffer))
+
+    def close(self) -> None:
+        """See Domain."""
+
+
+class RemoteThing:
+    """A device model, or taps: every method is asked for."""
+
+    def __init__(self, ask: Caller, group: str, domid: int) -> None:
+        self._ask, self._group, self._domid = ask, group, domid
+
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("_"):
+            raise AttributeError(method)
+        return functools.partial(self._ask, self._group, self._domid, method)
+
+    def close(self) -> None:
+        """End the conversation; the device model goes on."""
+
+
+class RemoteNics(RemoteThing):
+    """See Nics."""
+
+    def connect(self, taps: list[Tap]) -> None:
+        """See Nics."""
+        self._ask(self._group, self._domid, "connect", taps)
+
+
+class RemoteFilters:
+    """See Filters."""
+
+    def __init__(self, ask: Caller, domid: int) -> None:
+        self._ask, self._domid = ask, domid
+        self._attached: list[FilteredNic] = []
+
+    def attach(self, *, mirror: bool) -> list[FilteredNic]:
+        """See Filters."""
+        self._close()
+        names, ends = self._ask.with_sockets(4, "flt", self._domid, "attach", mirror)
+        for at, name in enumerate(names):
+            from_network, to_guest, from_guest, to_network = ends[at * 4 : at * 4 + 4]
+            for end in (from_network, to_guest, from_guest, to_network):
+                end.setblocking(False)
+            if mirror:
+                to_guest.close()
+            nic = FilteredNic(name, from_network, None if mirror else to_guest, from_guest, to_network)
+            self._attached.append(nic)
+        return list(self._attached)
+
+    def detach(self) -> None:
+        """See Filters."""
+        self._ask("flt", self._domid, "detach")
+        self._close()
+
+    def switch(self, *, on: bool) -> None:
+        """See Filters."""
+        self._ask("flt", self._domid, "switch_on" if on else "switch_off")
+
+    def _close(self) -> None:
+        for nic in self._attached:
+            nic.close()
+        self._attached.clear()
+
+
+class RemoteRestore:
+    """See RestoreStream."""
+
+    def __init__(self, ask: Caller) -> None:
+        self._ask = ask
+        self._data = bytearray()
+
+    def write(self, data: bytes) -> None:
+        """See RestoreStream."""
+        self._data += data
+
+    def finish(self) -> int:
+        """See RestoreStream."""
+        stream = io.BytesIO(self._data)
+
+        def read_exact(length: int) -> bytes:
+            piece = stream.read(length)
+            if len(piece) != length:
+                raise EOFError
+            return piece
+
+        pages: dict[int, bytes] = {}
+        for found in walk_xl(read_exact):
+            if isinstance(found, Pages):
+                for at, gfn in enumerate(found.gfns):
+                    pages[gfn] = found.data[at * PAGE_BYTES : (at + 1) * PAGE_BYTES]
+        domid: int = self._ask("host", 0, "build", pages)
+        return domid
+
+    def abandon(self) -> None:
+        """See RestoreStream."""
+
+
+class RemoteHost:
+    """See Host."""
+
+    release = "4.17"
+
+    def __init__(self, ask: Caller, run_dir: Path) -> None:
+        self.ask = ask
+        self._run_dir = run_dir
+
+    def find(self, vm: str) -> int | None:
+        """See Host."""
+        found: int | None = self.ask("host", 0, "find", vm)
+        return found
+
+    def open_guest(self, domid: int) -> Guest:
+        """See Host."""
+        held, torn = (Mark(self._run_dir / name) for name in ("held", "torn"))
+        return Guest(
+            RemoteDomain(self.ask, domid),
+            RemoteThing(self.ask, "dev", domid),
+            RemoteNics(self.ask, "nics", domid),
+            RemoteFilters(self.ask, domid),
+            held=held,
+            torn=torn,
+            moved=MovesFile(self._run_dir / "moved.json", domid),
+        )
+
+    def configuration(self, vm: str) -> bytes:
+        """See Host."""
+        return json.dumps({"c_info": {"name": vm}}).encode()
+
+    def device_model_entries(self, _domid: int) -> list[tuple[bytes, bytes]]:
+        """See Host."""
+        return [(b"physmap/0/size", b"1000")]
+
+    def restore(self, _vm: str) -> RemoteRestore:
+        """See Host."""
+        return RemoteRestore(self.ask)
+
+    def start_helper(self, request: Any, stream_fd: int, back_fd: int, downtime_ms: int = 0) -> HelperProcess:
+        """See Host. The helper is a thread here, which asks the hypervisor under its own name."""
+        domain = RemoteDomain(self.ask, request.domid)
+        back = NO_FD if back_fd == NO_FD else os.dup(back_fd)
+        return HelperProcess(ThreadHelper(domain, request, os.dup(stream_fd), back), "colo-save-helper")
+
+    def destroy(self, domid: int) -> None:
+        """See Host."""
+        self.ask("host", 0, "destroy", domid)
+
+
+class RemoteArbiter:
+    """See Arbiter."""
+
+    def __init__(self, ask: Caller) -> None:
+        self._ask = ask
+
+    def read(self, vm: str) -> Seen:
+        """See Arbiter."""
+        seen: Seen = self._ask("arbiter", 0, "read", vm)
+        return seen
+
+    def change(self, seen: Seen, record: Record, lease_s: int) -> Seen:
+        """See Arbiter."""
+        found: Seen = self._ask("arbiter", 0, "change", seen, record, lease_s)
+        return found
+
+    def renew(self, lease: Lease) -> bool:
+        """See Arbiter."""
+        renewed: bool = self._ask("arbiter", 0, "renew", lease)
+        return renewed
+
+
+class WorldDialer:
+    """What Dialer, sshd and the forced command do: a socket to the world, which hands its other end to the peer."""
+
+    def __init__(self, birth: Birth, ask: Caller) -> None:
+        self._path = str(birth.directory / "line.sock")
+        self._ask = ask
+        self._numbers = itertools.count(1)
+
+    def open(self, channel: str, timeout_s: float) -> Connection:
+        """See Dialer."""
+        number = os.getpid() * 1000 + next(self._numbers)
+        deadline = time.monotonic() + timeout_s
+        end = socket.socket(socket.AF_UNIX)
+        try:
+            end.connect(self._path)
+            end.sendall(f"{channel} {number}\n".encode().ljust(64))
+            while not select.select([end], [], [], _LOOK_S)[0]:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("timed out")
+            answer = end.recv(1)
+        except OSError as error:
+            end.close()
+            raise ConnectError("unreachable", f"There is no way to the peer: {error}.") from error
+        if answer != b"K":
+            end.close()
+            if answer == b"N":
+                raise ConnectError("auth_refused", "The peer does not know the key.")
+            raise ConnectError("unreachable", "Connection refused.")
+        return Connection(number, channel, end, "none", "none", 0)
+
+    def why(self, number: int) -> End | None:
+        """See Dialer."""
+        refusal = self._ask("line", 0, "why", number)
+        return End("refused", refusal) if refusal else None
+
+    def idle(self) -> None:
+        """See Dialer."""
+
+    def close(self) -> None:
+        """See Dialer."""
