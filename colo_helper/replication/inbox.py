@@ -188,8 +188,8 @@ class Inbox:
             continue
 
     def next_frame(self, deadline_s: float) -> Frame | None:
-        """Return the next frame; None when something else came first, the session is lost, or at the deadline."""
-        if not self.frames and not self.loss:
+        """Return the next frame; None when something else came first, the session is lost or in trouble, or at the deadline."""
+        if not (self.frames or self.loss or self.trouble):
             self.wait(deadline_s - time.monotonic())
         return self.frames.popleft() if self.frames else None
 
