@@ -33,6 +33,10 @@ def dispatch(arguments: Sequence[str]) -> int:
     ctl = commands.add_parser("ctl", help="ask the replicator of a VM for something; prints its JSON answer")
     ctl.add_argument("vm")
     ctl.add_argument("verb", choices=VERBS)
+    ctl.add_argument("--reason", default="", help="why, for the record")
+    ctl.add_argument(
+        "--forced", action="store_true", help="you answer for it that no other copy of the VM runs"
+    )
     probe = commands.add_parser("probe", help="measure the way to the peer of a VM, or say why there is none")
     _add_probe_arguments(probe)
     chosen = parser.parse_args(arguments)
@@ -45,7 +49,7 @@ def dispatch(arguments: Sequence[str]) -> int:
 
         return receive()
     if chosen.command == "ctl":
-        return _ctl(chosen.vm, chosen.verb)
+        return _ctl(chosen)
     if chosen.command == "probe":
         return _probe(chosen)
     return _status(chosen.vm, as_json=chosen.json)
@@ -127,12 +131,12 @@ def _probed(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _ctl(vm: str, verb: str) -> int:
+def _ctl(chosen: argparse.Namespace) -> int:
     from colo_helper.control.client import ask  # noqa: PLC0415
     from colo_helper.control.protocol import RefusedError, refusal  # noqa: PLC0415
 
     try:
-        answer = ask(vm, verb)
+        answer = ask(chosen.vm, chosen.verb, reason=chosen.reason, forced=chosen.forced)
     except RefusedError as error:
         answer = refusal(error.code, str(error))
     _say(json.dumps(answer, indent=1))
@@ -187,6 +191,8 @@ def _line(state: dict[str, Any]) -> str:
 def details(state: dict[str, Any]) -> list[str]:
     """Say in sentences why the last checkpoint was made, when the next one comes, and what became of the packets."""
     lines = []
+    if reason := state.get("maintenance"):
+        lines.append(f"  Maintenance: {reason}. Nobody takes over by itself.")
     if why := (state.get("last") or {}).get("why"):
         lines.append(f"  Last checkpoint: {why}")
     if interval := state.get("interval"):

@@ -207,6 +207,59 @@ def discard_confirmation(vm: str, confirm: str, primary: Mapping[str, Any] | Non
     return vm if confirm == vm or (primary is not None and primary["domain"]) else ""
 
 
+def maintenance_problems(
+    vms: Mapping[str, Any], hosts: Sequence[str], vm: str, host: str, reason: str | None
+) -> list[str]:
+    """Why ``-e colo_vm=VM|all``, ``-e colo_host=HOST`` and ``-e colo_reason=TEXT`` cannot be meant; None: none is needed."""
+    problems = []
+    if not vm and not host:
+        problems.append(
+            "Say which VMs: -e colo_vm=NAME, -e colo_vm=all, or all of a host: -e colo_host=NAME."
+        )
+    if vm not in ("", "all"):
+        problems += selection_problems(vms, vm)
+    if host and host not in hosts:
+        problems.append(f"colo_hosts has no host {host}; it has: {', '.join(sorted(hosts)) or 'none yet'}.")
+    if reason is not None and not reason.strip():
+        problems.append(
+            "Say why, for the record: -e colo_reason='new disks'. To end it: -e colo_maintenance=false."
+        )
+    return problems
+
+
+def maintenance_names(
+    report: Mapping[str, Any] | None, vms: Mapping[str, Any], vm: str, host: str, role: str
+) -> list[str]:
+    """VMs whose replicator on one host has ``role`` and is to be told, out of its result of colo_vm_info.
+
+    ``vm`` names one, or all of them; ``host`` leaves those that it takes part in.
+    """
+    return [
+        name
+        for name, entry in sorted((_entries(report) or {}).items())
+        if vm in ("", "all", name)
+        and host in ("", *(str((vms.get(name) or {}).get(side, "")) for side in ("primary", "secondary")))
+        and entry["alive"]
+        and (entry["state"] or {}).get("role") == role
+    ]
+
+
+def maintenance_failures(variables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What could not be told: ``variables`` are each host's, with what playbooks/maintenance.yml registered."""
+    problems = []
+    for host, known in variables.items():
+        told = [known.get(f"colo_told_{sides}") or {} for sides in ("secondaries", "primaries")]
+        if _entries(known.get("colo_look")) is None or any(result.get("unreachable") for result in told):
+            problems.append(f"{host} does not answer, so not all of its VMs were told.")
+        problems += [
+            f"{item['item']} on {host}: {item['msg']}"
+            for result in told
+            for item in result.get("results", [])
+            if item.get("failed") and not item.get("unreachable")
+        ]
+    return problems
+
+
 def status_table(reports: Mapping[str, Any], vms: Mapping[str, Any]) -> str:
     """One line for each VM of the inventory and for each that a host knows besides.
 
@@ -288,6 +341,8 @@ def _reason(
     if first and second and second["protection"] == "active" and first["may_run_vm"]:
         return f"TWO COPIES may be running: {hosts[1]} took over, and {hosts[0]} may still run {name}."
     sentences = [] if vm else [f"{name} is not in the inventory's colo_vms."]
+    reasons = {(side["state"] or {}).get("maintenance") for side in sides if side and not side["stale"]}
+    sentences += [f"In maintenance: {reason}." for reason in sorted(filter(None, reasons))]
     sentences += [f"{host} does not answer." for host in hosts if host != "-" and known.get(host) is None]
     if (
         first
@@ -316,5 +371,8 @@ class FilterModule:
             "colo_failover_problems": failover_problems,
             "colo_switch_plan": switch_plan,
             "colo_discard_confirmation": discard_confirmation,
+            "colo_maintenance_problems": maintenance_problems,
+            "colo_maintenance_names": maintenance_names,
+            "colo_maintenance_failures": maintenance_failures,
             "colo_status_table": status_table,
         }

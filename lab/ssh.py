@@ -35,8 +35,17 @@ def command(settings: Settings, host: str, *words: str) -> list[str]:
     return ["ssh", "-F", str(config_path(settings)), host, *words]
 
 
-def run(settings: Settings, host: str, line: str, timeout_s: float = 60) -> str:
-    """Run a shell line on a host and return what it printed; a failure is a LabError with its last words."""
+#: One connection for all commands within half a minute: a handshake costs an emulated host a second of its only CPU.
+#: A host that has lost its power is noticed after six seconds.
+_KEPT = ("ControlMaster=auto", "ControlPersist=30", "ServerAliveInterval=2", "ServerAliveCountMax=3")
+
+
+def run(settings: Settings, host: str, line: str, timeout_s: float = 60, *, kept: bool = False) -> str:
+    """Run a shell line on a host and return what it printed; a failure is a LabError with its last words.
+
+    ``kept``: over a connection that stays open for the next one.
+    """
+    options = [*_KEPT, f"ControlPath={settings.state_dir}/kept-%n"] if kept else []
     words = [
         "ssh",
         "-F",
@@ -45,6 +54,7 @@ def run(settings: Settings, host: str, line: str, timeout_s: float = 60) -> str:
         f"ConnectTimeout={int(timeout_s)}",
         "-o",
         "BatchMode=yes",
+        *(word for option in options for word in ("-o", option)),
         host,
         line,
     ]

@@ -122,6 +122,16 @@ options:
     description: The VM's name once more, where the state cannot be undone.
     type: str
     default: ""
+  reason:
+    description: Why the copy shall take over, for the record.
+    type: str
+    default: ""
+  override:
+    description:
+      - Take over although the arbiter says no; needs O(reason), and means that you answer for it that no other copy runs. A
+        lease that lasts says that one does, so this is refused until it has ended.
+    type: bool
+    default: false
   wait:
     description: Wait until the protection protects.
     type: bool
@@ -257,6 +267,8 @@ def main() -> None:
                 },
             },
             "confirm": {"type": "str", "default": ""},
+            "reason": {"type": "str", "default": ""},
+            "override": {"type": "bool", "default": False},
             "wait": {"type": "bool", "default": True},
             "wait_checkpoints": {"type": "int", "default": 2},
             "wait_timeout_s": {"type": "int", "default": 300},

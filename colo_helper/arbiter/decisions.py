@@ -80,6 +80,20 @@ def operator_decided(seen: Seen, me: str, vm: str, generation: str, why: str, no
     return Ruling(Do.STOP, f"{vm} runs on {record.owner} ({record.cause}).")
 
 
+def overridden(seen: Seen, me: str, vm: str, why: str, now_s: int) -> Ruling:
+    """Decide for a secondary that has no right, and whose operator answers for it that no other copy runs.
+
+    A lease that lasts tells that one does.
+    """
+    record, lease = seen.record, seen.lease
+    if lease is not None and lease.holder != me:
+        return _lasting(lease, vm)
+    if record is None or record.owner == me:
+        return Ruling(Do.RUN, "Nobody else has it.")
+    cause = f"{why} Before that it was {record.owner}'s ({record.cause})."
+    return Ruling(Do.CLAIM, cause, _next(seen, vm, me, ALONE, cause, now_s))
+
+
 def handed_over(seen: Seen, me: str, vm: str, heir: str, now_s: int) -> Ruling:
     """Decide whether the primary, whose guest stands still for good, may make its secondary the owner."""
     ruling = _owned(seen, me, vm)

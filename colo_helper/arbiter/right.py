@@ -38,6 +38,12 @@ class Right(Protocol):
     def taken_over(self, generation: str, why: str) -> Ruling:
         """Have an operator's takeover written down."""
 
+    def override(self, why: str) -> Ruling:
+        """Have the VM although the arbiter says no, because an operator wants it."""
+
+    def decided(self) -> None:
+        """Keep the VM although nobody can tell, because an operator wants it."""
+
     def close(self) -> None:
         """Ask no more."""
 
@@ -75,6 +81,13 @@ class ByHand:
     def taken_over(self, generation: str, why: str) -> Ruling:  # noqa: ARG002
         """See Right."""
         return _RUN
+
+    def override(self, why: str) -> Ruling:  # noqa: ARG002
+        """See Right."""
+        return _RUN
+
+    def decided(self) -> None:
+        """See Right."""
 
     def close(self) -> None:
         """See Right."""

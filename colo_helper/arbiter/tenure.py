@@ -12,6 +12,7 @@ from colo_helper.arbiter.decisions import (
     Ruling,
     handed_over,
     operator_decided,
+    overridden,
     primary_lost,
     protected_by,
     secondary_lost,
@@ -131,6 +132,15 @@ class Tenure:
         return self._settle(
             lambda seen: operator_decided(seen, self._me, self._vm, generation, why, int(time.time()))
         )
+
+    def override(self, why: str) -> Ruling:
+        """Make this host the owner although it has no right, as an operator wants it. Raises ArbiterError."""
+        return self._settle(lambda seen: overridden(seen, self._me, self._vm, why, int(time.time())))
+
+    def decided(self) -> None:
+        """An operator has decided, without the arbiter, that the VM stays here."""
+        with self._settling:
+            self._now(None, None, None)
 
     def close(self) -> None:
         """Renew no more. A lease that lasts ends by itself, or who comes after this takes it up."""

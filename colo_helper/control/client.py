@@ -9,14 +9,25 @@ from typing import Any
 from colo_helper.control.protocol import CONTROL_SOCKET, RefusedError
 
 
-def ask(vm: str, verb: str, path: str | None = None, timeout_s: float | None = None) -> dict[str, Any]:
-    """Send one verb to a VM's replicator and return its answer; raises RefusedError when there is none."""
+def ask(
+    vm: str,
+    verb: str,
+    path: str | None = None,
+    timeout_s: float | None = None,
+    *,
+    reason: str = "",
+    forced: bool = False,
+) -> dict[str, Any]:
+    """Send one request (see protocol.Request) to a VM's replicator and return its answer.
+
+    Raises RefusedError when there is none.
+    """
     where = path or CONTROL_SOCKET.format(vm=vm)
     with socket.socket(socket.AF_UNIX) as channel:
         channel.settimeout(timeout_s)
         try:
             channel.connect(where)
-            channel.sendall(json.dumps({"verb": verb}).encode() + b"\n")
+            channel.sendall(json.dumps({"verb": verb, "reason": reason, "forced": forced}).encode() + b"\n")
             with channel.makefile("rb") as file:
                 line = file.readline()
         except OSError as error:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-VERBS = ("status", "checkpoint", "verify", "switchover", "takeover", "stop")
+VERBS = ("status", "checkpoint", "verify", "switchover", "takeover", "maintenance", "automatic", "stop")
+#: Of a reason, in characters.
+LONGEST_REASON = 200
 MAX_LINE_BYTES = 64 << 10
 CONTROL_SOCKET = "/run/colo/{vm}/control.sock"
 
@@ -22,9 +24,14 @@ class RefusedError(Exception):
 
 @dataclass(slots=True)
 class Request:
-    """A verb that waits for its answer."""
+    """A verb that waits for its answer.
+
+    ``reason`` is an operator's, for the record. ``forced``: the operator answers for it that no other copy of the VM runs.
+    """
 
     verb: str
+    reason: str = ""
+    forced: bool = False
     _answer: SimpleQueue[dict[str, Any]] = field(default_factory=SimpleQueue)
 
     def succeed(self, result: dict[str, Any]) -> None:
@@ -45,8 +52,8 @@ def refusal(code: str, sentence: str) -> dict[str, Any]:
     return {"ok": False, "error": sentence, "code": code}
 
 
-def parse_request(line: bytes) -> str:
-    """Return the verb of a request line; raises RefusedError."""
+def parse_request(line: bytes) -> Request:
+    """Read a request line; raises RefusedError."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -55,4 +62,15 @@ def parse_request(line: bytes) -> str:
         raise RefusedError("bad_request", "The request has no 'verb'.")
     if value["verb"] not in VERBS:
         raise RefusedError("unknown_verb", f"'{value['verb']}' is none of {', '.join(VERBS)}.")
-    return str(value["verb"])
+    reason, forced = value.get("reason", ""), value.get("forced", False)
+    if (
+        not isinstance(reason, str)
+        or len(reason) > LONGEST_REASON
+        or not (reason.isprintable() or not reason)
+    ):
+        raise RefusedError("bad_request", f"A reason is one line of {LONGEST_REASON} characters at most.")
+    if not isinstance(forced, bool):
+        raise RefusedError("bad_request", "'forced' is true or false.")
+    if not reason.strip() and (forced or value["verb"] == "maintenance"):
+        raise RefusedError("no_reason", f"Say why: '{value['verb']}' needs a reason, which is recorded.")
+    return Request(value["verb"], reason.strip(), forced)

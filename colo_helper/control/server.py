@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from colo_helper.control.protocol import MAX_LINE_BYTES, RefusedError, parse_request, refusal
+from colo_helper.control.protocol import MAX_LINE_BYTES, RefusedError, Request, parse_request, refusal
 
 
 class _Handler(socketserver.StreamRequestHandler):
@@ -39,7 +39,7 @@ class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, path: str, serve: Callable[[str], dict[str, Any]]) -> None:
+    def __init__(self, path: str, serve: Callable[[Request], dict[str, Any]]) -> None:
         self.serve = serve
         self.busy = 0
         self.quiet = threading.Condition()
@@ -64,9 +64,9 @@ class _Server(socketserver.ThreadingUnixStreamServer):
 
 
 class ControlServer:
-    """Answers requests; ``serve`` gets the verb, returns the answer, and may raise RefusedError."""
+    """Answers requests; ``serve`` gets a request, returns the answer, and may raise RefusedError."""
 
-    def __init__(self, path: Path, serve: Callable[[str], dict[str, Any]]) -> None:
+    def __init__(self, path: Path, serve: Callable[[Request], dict[str, Any]]) -> None:
         self._path = path
         path.unlink(missing_ok=True)
         self._server = _Server(str(path), serve)

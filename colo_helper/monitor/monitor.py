@@ -79,6 +79,16 @@ class Monitor:
         with self._lock:
             self._state = replace(self._state, **known)
 
+    def note(self, **known: Any) -> None:  # noqa: ANN401  (fields of State)
+        """Write down what is known from now on, in the same phase; when that fails (OSError) it is not known."""
+        with self._lock:
+            before, self._state = self._state, replace(self._state, **known)
+            try:
+                write_json(self._directory / "state.json", self.snapshot())
+            except OSError:
+                self._state = before
+                raise
+
     def progress(self, step: str, moved_bytes: int, elapsed_s: float, **more: float | None) -> None:
         """Say how far a long step is."""
         with self._lock:

@@ -103,6 +103,8 @@ class State:
     generation: str = ""
     #: The generation whose guest has ended: a copy of it is worth nothing any more.
     ended_generation: str = ""
+    #: Why nobody takes over by itself; empty when somebody may.
+    maintenance: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the object without ``since``, ``updated``, ``updated_monotonic_s`` and ``boot_id``."""

@@ -107,6 +107,8 @@ class Inbox:
     frames: deque[Frame] = field(default_factory=deque)
     loss: str = ""
     requests: deque[Request] = field(default_factory=deque)
+    #: What operators want of who may run.
+    wishes: deque[Request] = field(default_factory=deque)
     sessions: deque[Session] = field(default_factory=deque)
     stop_reason: str = ""
     #: The checkpoint that the packets need; whoever makes it takes it away.
@@ -199,6 +201,8 @@ class Inbox:
             case Request(verb="stop"):
                 self.stop_requests.append(item)
                 self.stop_reason = self.stop_reason or "An operator asked to stop."
+            case Request(verb="maintenance" | "automatic"):
+                self.wishes.append(item)
             case Request():
                 self.requests.append(item)
             case Session():

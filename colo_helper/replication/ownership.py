@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from colo_helper.arbiter.decisions import Do, Ruling
 from colo_helper.arbiter.interface import ArbiterError
 from colo_helper.arbiter.right import Right
+from colo_helper.control.protocol import Request
 from colo_helper.monitor.monitor import Monitor
 from colo_helper.replication.decisions.session import Cause, SessionEndedError
 from colo_helper.replication.inbox import Inbox
@@ -25,14 +26,23 @@ class Ownership:
     monitor: Monitor
     inbox: Inbox
     right: Right
+    #: Whether the secondary has a whole copy that is kept equal.
+    _copied: bool = False
+    #: What an operator has decided, and the arbiter has not been told.
+    _unwritten: str = ""
 
     def share(self) -> None:
-        """The secondary has a whole copy: from now on it may go on when this side is not heard. Raises SessionEndedError."""
-        self._require(lambda: self.right.protect(self.peer, self.monitor.state.generation))
+        """The secondary has a whole copy: from now on it may go on when this side is not heard, but for maintenance.
+
+        Raises SessionEndedError.
+        """
+        self._require(self._keep_alone if self.monitor.state.maintenance else self._protect)
+        self._copied, self._unwritten = True, ""
 
     def hand_over(self) -> None:
         """The secondary's copy is the VM from now on. Raises SessionEndedError when that is not written down."""
         self._require(lambda: self.right.hand_over(self.peer))
+        self._copied = False
 
     def begin(self, waiting: Callable[[], list[str]]) -> None:
         """Wait until it is known that the guest here is the VM; raises SessionEndedError when it is not.
@@ -53,16 +63,89 @@ class Ownership:
             self.refuse()
             return problems
 
+        self._copied = False
         if self.right.shared:
             self._settled(why.rstrip("."), waiting)
 
+    def obey(self) -> None:
+        """Carry out what operators want of who may run. Raises SessionEndedError when another has the VM."""
+        while self.inbox.wishes:
+            request = self.inbox.wishes.popleft()
+            try:
+                refusal = self._maintain(request) if request.verb == "maintenance" else self._automatic()
+            except SessionEndedError as error:
+                request.refuse("succeeded", str(error))
+                raise
+            except OSError as error:
+                refusal = f"That cannot be written down: {error.strerror}."
+            if refusal:
+                request.refuse("no_answer", refusal)
+            else:
+                request.succeed(self.monitor.snapshot())
+
+    def confirm(self) -> None:
+        """Have written down what an operator decided without the arbiter; raises SessionEndedError when another has the VM."""
+        if self._unwritten:
+            try:
+                self._require(self._keep_alone)
+            except SessionEndedError as error:
+                if error.cause is Cause.SUCCEEDED:
+                    raise
+            else:
+                self._unwritten = ""
+
+    def _keep_alone(self) -> Ruling:
+        return self.right.alone(f"maintenance: {self.monitor.state.maintenance}")
+
+    def _protect(self) -> Ruling:
+        return self.right.protect(self.peer, self.monitor.state.generation)
+
+    def _maintain(self, request: Request) -> str:
+        """Let nobody take over by itself from now on; returns why that cannot be."""
+        before = self.monitor.state.maintenance
+        self.monitor.note(maintenance=request.reason)
+        try:
+            self._require(self._keep_alone)
+        except SessionEndedError as error:
+            if error.cause is Cause.SUCCEEDED or not request.forced:
+                self.monitor.note(maintenance=before)
+            if error.cause is Cause.SUCCEEDED:
+                raise
+            if not request.forced:
+                return (
+                    f"{error} Nothing was changed. An operator who knows that the copy on {self.peer} does not run, and shall "
+                    "not, can say so (colo_confirm)."
+                )
+            self._unwritten = f"maintenance: {request.reason}"
+            self.right.decided()
+        told = " The arbiter does not know yet." if self._unwritten else ""
+        self.monitor.event(
+            "maintenance",
+            f"{self.vm} stays here, whatever happens, until maintenance ends: {request.reason}.{told}",
+        )
+        return ""
+
+    def _automatic(self) -> str:
+        """End maintenance; returns why that cannot be."""
+        if self._copied and not self.right.shared:
+            try:
+                self._require(self._protect)
+            except SessionEndedError as error:
+                if error.cause is Cause.SUCCEEDED:
+                    raise
+                return f"{error} The maintenance of {self.vm} goes on."
+        self.monitor.note(maintenance="")
+        self.monitor.event("automatic", f"Maintenance of {self.vm} has ended.")
+        return ""
+
     def refuse(self) -> None:
-        """Refuse what operators ask for while nobody can tell who may run.
+        """Refuse what operators ask for while nobody can tell who may run, but what makes an end of that.
 
         When the service manager ends this program the cause is LEFT: everything stays as it is, and the next one asks.
         """
         sentence = self.monitor.state.reason
         self.inbox.refuse_stops("asking", sentence)
+        self.obey()
         while self.inbox.requests:
             self.inbox.requests.popleft().refuse("asking", sentence)
         if self.inbox.stop_reason:
@@ -87,6 +170,8 @@ class Ownership:
                 self.monitor.enter("asking", f"{why}; whether {self.vm} may go on here is not known. {pause}")
             said = pause
             problems = waiting()
+            if self._unwritten:
+                return
             self.inbox.wait(_ASK_AGAIN_S)
 
     def _require(self, ask: Callable[[], Ruling]) -> None:

@@ -79,7 +79,8 @@ class Primary:
         A secondary that was lost is looked for again and again.
         """
         before = primary_start(self.saved, self.host.find(self.config.vm), boot_id())
-        self.monitor.restore(ended_generation=before.ended)
+        maintenance = str((self.saved or {}).get("maintenance", ""))
+        self.monitor.restore(ended_generation=before.ended, maintenance=maintenance)
         self.awaiting = (self.saved or {}).get("phase") == "awaiting_guest" and before.ended != ""
         wait_s = 0.0
         while True:
@@ -88,6 +89,7 @@ class Primary:
                 self._stop_if_asked()
                 if ended := self._how_ended():
                     raise ended
+                self.ownership.confirm()
                 guest = self.guest or self._open_guest()
                 cause, why = self._replicate(guest, self._protect(guest))
             except SessionEndedError as error:
@@ -115,9 +117,11 @@ class Primary:
             return guest_ended(self.config.vm, None) if error.errno_name == "ESRCH" else None
 
     def _rest(self, seconds: float) -> None:
-        """Wait before the next attempt; a stop ends that."""
+        """Wait before the next attempt; a stop ends that, and what operators want of who may run."""
         deadline = time.monotonic() + seconds
         while not self.inbox.stop_reason and self.inbox.wait(deadline - time.monotonic()):
+            if self.inbox.wishes:
+                return
             if self.inbox.trouble:
                 self._let_packets_flow()
 
@@ -307,6 +311,7 @@ class Primary:
 
     def _stop_if_asked(self) -> None:
         self.inbox.wait(0)
+        self.ownership.obey()
         # What moves packets has failed, and the guest must not fall silent, unless somebody else may come to own the VM.
         if self.inbox.trouble and not self.ownership.right.shared:
             self._let_packets_flow()
@@ -329,6 +334,7 @@ class Primary:
             self.packets,
             self._protected,
             self._handed_over,
+            self.ownership.obey,
             differing,
             self.monitor.state.epoch,
         )

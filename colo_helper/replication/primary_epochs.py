@@ -48,7 +48,8 @@ class PrimaryEpochs(SavingParent):
     """Serves the saving helper; see helper.callout.Callbacks.
 
     The first checkpoint makes the copy equal: it has all that the guest's log has and what is in ``differing``. It goes on
-    with the number ``epoch`` and is not recorded. ``on_running`` is called when both copies run.
+    with the number ``epoch`` and is not recorded. ``on_running`` is called when both copies run, and ``on_idle`` again and
+    again while they do.
     """
 
     config: Config
@@ -60,6 +61,7 @@ class PrimaryEpochs(SavingParent):
     packets: PrimarySide | Untouched
     on_running: Callable[[], None]
     on_handover: Callable[[], None]
+    on_idle: Callable[[], None]
     differing: DirtyBitmap
     epoch: int
     _first: bool = True
@@ -238,6 +240,7 @@ class PrimaryEpochs(SavingParent):
             self._record(apply_ms)
         while True:
             self.inbox.wait(0)
+            self.on_idle()
             requested = self.inbox.requests[0].verb if self.inbox.requests else ""
             wanted = self.inbox.wanted.sentence if self.inbox.wanted else ""
             caught = self.guest.caught_in_io

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from colo_helper.arbiter.fencing import FENCING, Fenced, FencingError, fence, load_fencing
 from colo_helper.arbiter.right import ByHand, Right
 from colo_helper.arbiter.tenure import Tenure
 from colo_helper.arbiter.times import times
@@ -51,14 +52,19 @@ class Desk:
         self._inbox = inbox
         self._waiting: list[Request] = []
 
-    def serve(self, verb: str) -> dict[str, Any]:
+    def serve(self, request: Request) -> dict[str, Any]:
         """Answer one request; called by the control server's threads. Raises RefusedError."""
-        if verb == "status":
+        if request.verb == "status":
             return {"ok": True, **self._monitor.snapshot()}
-        refusal = verb_refusal(self._config.vm, self._config.role, self._monitor.state.phase, verb)
+        refusal = verb_refusal(
+            self._config.vm,
+            self._config.role,
+            self._monitor.state.phase,
+            request.verb,
+            arbiter=self._config.arbiter is not None,
+        )
         if refusal:
             raise RefusedError(refusal.code, refusal.sentence)
-        request = Request(verb)
         self._waiting.append(request)
         self._inbox.put_request(request)
         return request.wait()
@@ -135,7 +141,7 @@ def _serve(
         lambda name: session(config, monitor, name),
         inbox.put_session,
     )
-    succession = Succession(monitor, _right(config, monitor, inbox))
+    succession = Succession(monitor, _right(config, monitor, inbox), lambda: _fence(config))
     secondary = Secondary(config, host, monitor, inbox, succession, saved)
     listener.start()
     try:
@@ -156,6 +162,15 @@ def _right(config: Config, monitor: Monitor, inbox: Inbox) -> Right:
     identity = Identity(asked.ca, asked.certificate, asked.key)
     arbiter = EtcdArbiter(asked.endpoints, identity, max(_SHORTEST_ASK_S, of.renew_s / len(asked.endpoints)))
     return Tenure(arbiter, config.vm, asked.host, of, monitor.event, inbox.put_trouble)
+
+
+def _fence(config: Config) -> Fenced | None:
+    """Switch the primary's host off, as far as somebody has said how."""
+    try:
+        fencing = load_fencing(Path(FENCING.format(host=config.peer_name)), config.peer_name)
+    except FencingError as error:
+        return Fenced(False, False, str(error))
+    return fence(fencing, config.vm) if fencing else None
 
 
 def _saved(state_dir: Path) -> dict[str, Any] | None:

@@ -34,7 +34,7 @@ from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.moved import left_behind
 from colo_helper.replication.packing import PackingError, unpack
 from colo_helper.replication.secondary_epochs import SecondaryEpochs
-from colo_helper.replication.succession import Succession
+from colo_helper.replication.succession import ASK_AGAIN_S, Succession
 from colo_helper.replication.verify import answer_hash
 from colo_helper.traffic.moves import Moves
 from colo_helper.traffic.sides import SecondarySide, Untouched, to_nobody
@@ -42,8 +42,6 @@ from colo_helper.traffic.sides import SecondarySide, Untouched, to_nobody
 _PROGRESS_S = 1.0
 #: How often it is looked whether connections still need their numbers moved after a take-over.
 _FOLLOWED_S = 10.0
-#: How often the arbiter is asked for the VM, in seconds.
-_ASK_AGAIN_S = 0.5
 
 
 @dataclass(slots=True)
@@ -64,6 +62,7 @@ class Secondary:
 
     def run(self) -> int:
         """Wait for sessions, and serve them, until somebody stops it or something fails."""
+        self.monitor.restore(maintenance=str((self.saved or {}).get("maintenance", "")))
         domid = self.host.find(self.config.vm)
         guest = self.host.open_guest(domid) if domid is not None and self._is_ours(domid) else None
         start = secondary_start(
@@ -111,6 +110,7 @@ class Secondary:
     def _wait(self) -> int | None:
         """Wait for a primary and serve it; returns an exit status when that is to be the end."""
         while not (self.inbox.sessions or self.inbox.stop_reason):
+            self.succession.obey(self.inbox)
             self._refuse_waiting("no_copy", f"There is no copy of {self.config.vm} here.")
             self.inbox.wait_forever()
         if self.inbox.stop_reason:
@@ -336,6 +336,7 @@ class Secondary:
         """Return what asks the primary for an orderly end, once, when somebody stops this side."""
 
         def interrupted() -> None:
+            self.succession.obey(self.inbox)
             if self.inbox.stop_reason and not self.stop_sent_s:
                 self.stop_sent_s = time.monotonic()
                 conversation.send(Kind.STOP, {"reason": self.inbox.stop_reason})
@@ -374,6 +375,7 @@ class Secondary:
         Returns an exit status when that is to be the end.
         """
         active = self.monitor.state.phase == "active"
+        self.succession.obey(self.inbox)
         if active:
             self._note_moves()
         if self.inbox.requests:
@@ -411,10 +413,12 @@ class Secondary:
 
     def _ask_for_the_vm(self) -> None:
         """Ask the arbiter once whether this copy is to go on, if it can."""
-        problem = self._unable() or self.succession.ask(self._take_over)
+        problem, wait_s = self._unable(), ASK_AGAIN_S
+        if not problem:
+            problem, wait_s = self.succession.ask(self._take_over)
         if problem:
             self.succession.say(problem)
-            self.inbox.wait(_ASK_AGAIN_S)
+            self.inbox.wait(wait_s)
 
     def _unable(self) -> str:
         """Return why the copy could not go on, whoever allowed it; an empty text when it can."""
@@ -433,7 +437,7 @@ class Secondary:
         """An operator has let this copy take over without the arbiter: that is to be written down, or undone."""
         ruling = self.succession.confirm()
         if ruling is None:
-            self.inbox.wait(_ASK_AGAIN_S)
+            self.inbox.wait(ASK_AGAIN_S)
         elif ruling.do is Do.STOP and self.guest:
             self.packets.halting()
             problems = self.guest.put_aside()
@@ -457,11 +461,17 @@ class Secondary:
                 self.monitor.event("moved_connections", problem)
 
     def _answer_takeover(self, request: Request) -> None:
-        refusal = verb_refusal(self.config.vm, "secondary", self.monitor.state.phase, request.verb)
+        refusal = verb_refusal(
+            self.config.vm,
+            "secondary",
+            self.monitor.state.phase,
+            request.verb,
+            arbiter=self.succession.right.automatic,
+        )
         if refusal:
             code, sentence = refusal.code, refusal.sentence
         else:
-            code, sentence = self.succession.ask_for_operator(self.config.vm, self._take_over)
+            code, sentence = self.succession.ask_for_operator(self.config.vm, self._take_over, request)
         if code:
             self.monitor.event(code, sentence)
             request.refuse(code, sentence)

@@ -6,13 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from colo_helper.arbiter.decisions import Do, Ruling
+from colo_helper.arbiter.fencing import Fenced
 from colo_helper.arbiter.interface import ArbiterError
 from colo_helper.arbiter.right import Right
+from colo_helper.control.protocol import Request
 from colo_helper.monitor.monitor import Monitor
+from colo_helper.replication.inbox import Inbox
 
 #: Takes over, for the reason given; returns (code, sentence) of a failure, or two empty texts.
 TakeOver = Callable[[str], tuple[str, str]]
+#: Switches the primary's host off; None when nobody has said how.
+Fence = Callable[[], Fenced | None]
 _REFUSED = "takeover_refused"
+#: How often the arbiter is asked for the VM, and how often it is tried to switch the primary's host off, in seconds.
+ASK_AGAIN_S, FENCE_AGAIN_S = 0.5, 10.0
 
 
 @dataclass(slots=True)
@@ -21,11 +28,14 @@ class Succession:
 
     monitor: Monitor
     right: Right
+    fence: Fence = lambda: None
     #: Whether there is an answer for good until the next session.
     _settled: bool = False
     #: Whether the arbiter has written down that the copy here is the VM.
     _written: bool = False
     _said: str = ""
+    #: Why an operator wants the VM here although the arbiter says no.
+    _override: str = ""
 
     def open(self) -> None:
         """There is a primary: what was said before says nothing any more."""
@@ -34,40 +44,76 @@ class Succession:
     @property
     def pending(self) -> bool:
         """Whether the arbiter is to be asked without anybody asking for it."""
-        return self.right.automatic and not self._settled and self.monitor.state.phase == "peer_lost"
+        state = self.monitor.state
+        return (
+            self.right.automatic
+            and not self._settled
+            and not state.maintenance
+            and state.phase == "peer_lost"
+        )
 
     @property
     def unconfirmed(self) -> bool:
         """Whether a copy that has taken over is not known to the arbiter, as far as we know."""
         return self.right.automatic and not self._written
 
-    def ask(self, take_over: TakeOver) -> str:
-        """Ask once, and take over when that is the answer; returns what is in the way and may pass."""
+    def obey(self, inbox: Inbox) -> None:
+        """Carry out what operators want: whether the copy here may take over by itself."""
+        while inbox.wishes:
+            request = inbox.wishes.popleft()
+            try:
+                self.monitor.note(maintenance=request.reason if request.verb == "maintenance" else "")
+            except OSError as error:
+                request.refuse("failed", f"That cannot be written down: {error.strerror}.")
+                continue
+            self.monitor.event(
+                request.verb,
+                f"The copy here does not take over by itself until maintenance ends: {request.reason}."
+                if request.verb == "maintenance"
+                else "Maintenance has ended: the copy here may take over by itself.",
+            )
+            request.succeed(self.monitor.snapshot())
+
+    def ask(self, take_over: TakeOver) -> tuple[str, float]:
+        """Ask once, and take over when that is the answer.
+
+        Returns what is in the way and may pass, and when to ask again, in seconds.
+        """
         ruling, sentence = self._ask(self.right.take_over)
         if ruling is None or ruling.do is Do.WAIT:
-            return sentence
+            return sentence, ASK_AGAIN_S
         if ruling.do is Do.STOP:
             self._settled = True
             self.monitor.event(_REFUSED, sentence)
-            return ""
-        self._written = True
-        return take_over(sentence)[1]
+            return "", 0.0
+        self._written = True  # from here on no other copy comes to run: the primary's is to be silent, and fencing makes sure
+        fenced = self.fence()
+        if fenced:
+            self.monitor.event("fencing", fenced.sentence)
+            if not fenced.may_go_on:
+                return fenced.sentence, FENCE_AGAIN_S
+            sentence = f"{sentence} {fenced.sentence}"
+        return take_over(sentence)[1], ASK_AGAIN_S
 
-    def ask_for_operator(self, vm: str, take_over: TakeOver) -> tuple[str, str]:
+    def ask_for_operator(self, vm: str, take_over: TakeOver, request: Request) -> tuple[str, str]:
         """Ask because an operator wants it, who says by that that the primary is off: no answer is no hindrance then.
 
         Returns (code, sentence) of a refusal or a failure, or two empty texts.
         """
+        self._override = f"An operator decided: {request.reason}." if request.forced else ""
         ruling, sentence = self._ask(self.right.take_over)
+        if self._override and ruling is not None and ruling.do is Do.STOP:
+            ruling, sentence = self._ask(self._ask_to_override)
         if ruling is not None and ruling.do is not Do.RUN:
             return _REFUSED, sentence
         self._written = ruling is not None
-        decided = f"An operator decided that this copy of {vm} takes over."
+        why = f": {request.reason}" if request.reason else ""
+        decided = f"An operator decided that this copy of {vm} takes over{why}."
         return take_over(f"{decided} {sentence}" if self.right.automatic else decided)
 
     def confirm(self) -> Ruling | None:
         """Have written down that the copy here is the VM; None when there is no answer."""
-        ruling, sentence = self._ask(self.right.taken_over)
+        ruling, sentence = self._ask(self._ask_to_override if self._override else self.right.taken_over)
         if ruling is None or ruling.do is Do.WAIT:
             self.say(sentence)
             return None
@@ -79,6 +125,9 @@ class Succession:
         if sentence != self._said:
             self.monitor.event("takeover_waits", sentence)
         self._said = sentence
+
+    def _ask_to_override(self, _generation: str, _why: str) -> Ruling:
+        return self.right.override(self._override)
 
     def _ask(self, ask: Callable[[str, str], Ruling]) -> tuple[Ruling | None, str]:
         state = self.monitor.state

@@ -35,15 +35,19 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"colo_helper.{name}")
 
 
-def request(vm: str, verb: str, timeout_s: float) -> dict[str, Any]:
+def request(
+    vm: str, verb: str, timeout_s: float, *, reason: str = "", forced: bool = False
+) -> dict[str, Any]:
     """Ask the replicator of ``vm`` on this host one thing; the answer has ``ok``.
+
+    ``reason`` is the operator's, for the record; with ``forced`` they answer for it that no other copy of the VM runs.
 
     Raises Failure when nobody answers. The only place that knows the client of the control socket.
     """
     client = load("control.client")
     refused = load("control.protocol").RefusedError
     try:
-        answer: dict[str, Any] = client.ask(vm, verb, timeout_s=timeout_s)
+        answer: dict[str, Any] = client.ask(vm, verb, timeout_s=timeout_s, reason=reason, forced=forced)
     except refused as error:
         raise Failure(f"{str(error).rstrip('.')} (on {host_name()}).", code=error.code) from error
     except (OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.colo import gate, host, snapshot
@@ -82,6 +83,19 @@ def refuse_protection(now: snapshot.Snapshot, role: str) -> None:
         )
 
 
+def refuse_fencing(peer: str) -> None:
+    """Raise when what is said of how ``peer`` is switched off cannot work; better now than when it has to be."""
+    fencing = gate.load("arbiter.fencing")
+    path = Path(fencing.FENCING.format(host=peer))
+    try:
+        known = fencing.load_fencing(path, peer)
+    except fencing.FencingError as error:
+        raise Failure(f"{error} Correct colo_fencing of {peer} in the inventory.") from error
+    problems = fencing.missing(known) if known else []
+    if problems:
+        raise Failure(f"{host_name()} cannot switch {peer} off: {' '.join(problems)}")
+
+
 class ProtectedVm(DesiredState):
     """The replicator of one VM on this host."""
 
@@ -110,6 +124,8 @@ class ProtectedVm(DesiredState):
             if not self.module.check_mode:
                 gate.require_helper()
             refuse_protection(now, self.params["role"])
+            if not self.module.check_mode and self.params["arbiter"]:
+                refuse_fencing(self.params["peer"]["name"])
             desired = {"config": configuration(self.params), "protection": "running", "replicator": True}
             self._restarts = now.alive and before != desired
             return desired
@@ -281,6 +297,8 @@ class ProtectedVm(DesiredState):
     def _refuse_takeover(self, now: snapshot.Snapshot) -> None:
         if self.params["confirm"] != self.vm:
             raise Failure(f"A takeover of {self.vm} must be confirmed with its name: confirm: {self.vm}")
+        if self.params["override"] and not self.params["reason"]:
+            raise Failure(f"Say why {self.vm} shall go on here although the arbiter says no: reason.")
         if now.taken_over:
             return
         if not (now.alive or now.alone):
@@ -311,7 +329,13 @@ class ProtectedVm(DesiredState):
             # A primary that has just died is noticed when it has been silent for long enough; one that lives stays heard.
             silence_s = float((now.config or {}).get("peer_timeout_ms", 0)) / 1000
             self._wait(lambda now: now.alone, silence_s + _NOTICE_S)
-        answer = gate.request(self.vm, "takeover", _TAKEOVER_TIMEOUT_S)
+        answer = gate.request(
+            self.vm,
+            "takeover",
+            _TAKEOVER_TIMEOUT_S,
+            reason=self.params["reason"],
+            forced=self.params["override"],
+        )
         if answer.get("ok"):
             now = self._wait(lambda now: now.taken_over, _TAKEOVER_TIMEOUT_S)
             if now.taken_over:

@@ -38,8 +38,10 @@ class Refusal:
     sentence: str
 
 
-def verb_refusal(vm: str, role: str, phase: str, verb: str) -> Refusal | None:
+def verb_refusal(vm: str, role: str, phase: str, verb: str, *, arbiter: bool) -> Refusal | None:
     """Decide whether a verb may be carried out in a phase; None means yes."""
+    if verb in ("maintenance", "automatic") and not arbiter:
+        return Refusal("no_arbiter", f"{vm} has no arbiter, so nobody takes over by itself in any case.")
     if verb in ("checkpoint", "verify", "switchover"):
         return _checkpoint_refusal(vm, role, phase, verb)
     if verb == "takeover":

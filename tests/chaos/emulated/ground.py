@@ -46,16 +46,14 @@ class EmulatedGround:
         world, notes = self.world, []
         if self._fresh:
             world.reset()
-        if not self._protect(_TRIES):
+        if not self._protect(_TRIES, notes):
             world.reset()
             notes.append("a new pair at the beginning")
-            if not self._protect(1):
+            if not self._protect(1, notes):
                 raise RuntimeError(f"No pair comes to be: {world.history[-6:]}")
         self._fresh = False
         world.history.clear()
-        world.crashes.clear()
         self._dead.clear()
-        world.witness.broken.clear()
         world.witness.begin()
         before, epoch = world.owner, self._epoch
         act = Injection(world, fault, before)
@@ -221,16 +219,16 @@ class EmulatedGround:
     # ------------------------------------------------------------------------------------------ the operator
 
     def _protected_again(self, notes: list[str], runs: str) -> list[str]:
-        if self._protect(_TRIES):
+        if self._protect(_TRIES, notes):
             return []
         self._fresh = True
         notes.append("a new pair after it" if runs != NOBODY else "a new pair after it, for nobody ran")
         return []
 
-    def _protect(self, tries: int) -> bool:
+    def _protect(self, tries: int, notes: list[str]) -> bool:
         """Do what an operator does until both copies run; tells whether they do."""
         world = self.world
-        for _ in range(tries):
+        while tries:
             owner = self._owner()
             if not owner:
                 return False
@@ -238,7 +236,10 @@ class EmulatedGround:
             if self._run(_PROTECT_S, lambda: self._paired() or self._stuck()) and self._checkpointed(owner):
                 world.witness.may_speak(other(owner))
                 return True
-            self._clear(other(owner))
+            tries -= 1
+            if self._owner() == owner:  # else a switch-over has come to its end meanwhile
+                notes.append("a copy was removed by hand")
+                self._clear(other(owner))
         return False
 
     def _owner(self) -> str:

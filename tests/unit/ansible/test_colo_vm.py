@@ -50,7 +50,7 @@ def helper(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[st
     """colo_helper is installed; what its control socket answers to which verb."""
     (host.root / "opt" / "current" / "site-packages" / "colo_helper").mkdir(parents=True)
     answers: dict[str, dict[str, Any]] = {}
-    monkeypatch.setattr(utility("gate"), "request", lambda _vm, verb, _timeout_s: answers[verb])
+    monkeypatch.setattr(utility("gate"), "request", lambda _vm, verb, _timeout_s, **_why: answers[verb])
     return answers
 
 
@@ -146,7 +146,7 @@ def test_a_primary_hands_its_vm_over_and_the_second_run_changes_nothing(
     write_state(starts, "replicating")
     assert run("colo_vm", name="h1", state="standby", check=True)["changed"] is True
 
-    def request(_vm: str, verb: str, _timeout_s: float) -> dict[str, Any]:
+    def request(_vm: str, verb: str, _timeout_s: float, **_why: Any) -> dict[str, Any]:
         starts.units[UNIT] = ("inactive", "dead", "success")
         write_state(starts, "standby", role="secondary")
         return helper.get(verb, {"ok": True})
@@ -183,7 +183,7 @@ def test_a_switch_over_that_was_not_confirmed_is_no_success(
     starts.units[UNIT] = RUNNING
     write_state(starts, "replicating")
 
-    def request(_vm: str, _verb: str, _timeout_s: float) -> dict[str, Any]:
+    def request(_vm: str, _verb: str, _timeout_s: float, **_why: Any) -> dict[str, Any]:
         starts.units[UNIT] = ("failed", "failed", "exit-code")
         write_state(starts, "handed_over", role="secondary")
         return {"ok": True}
@@ -347,7 +347,7 @@ def lost_its_primary(host: FakeHost, phase: str = "peer_lost") -> None:
 def test_takeover_and_the_second_run(host: FakeHost, run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     lost_its_primary(host)
 
-    def request(_vm: str, verb: str, _timeout_s: float) -> dict[str, Any]:
+    def request(_vm: str, verb: str, _timeout_s: float, **_why: Any) -> dict[str, Any]:
         assert verb == "takeover"
         write_state(host, "active", role="secondary")
         return {"ok": True}
@@ -367,7 +367,7 @@ def test_takeover_of_a_copy_that_outlived_its_replicator(
     lost_its_primary(starts)
     del starts.units[UNIT]
 
-    def request(_vm: str, _verb: str, _timeout_s: float) -> dict[str, Any]:
+    def request(_vm: str, _verb: str, _timeout_s: float, **_why: Any) -> dict[str, Any]:
         assert starts.ran("systemctl", "start", UNIT)
         write_state(starts, "active", role="secondary")
         return {"ok": True}

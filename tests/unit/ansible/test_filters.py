@@ -199,6 +199,67 @@ def test_what_cannot_be_switched_over(reports: dict[str, Any], sentence: str) ->
     assert sentence in FILTERS["colo_switch_plan"]("h1", reports)["problems"][0]
 
 
+@pytest.mark.parametrize(
+    ("vm", "host", "reason", "word"),
+    [
+        ("", "", "disks", "-e colo_vm=all"),
+        ("h9", "", "disks", "colo_vms has no VM h9"),
+        ("", "xz", "disks", "colo_hosts has no host xz; it has: xa, xb."),
+        ("h1", "", " ", "-e colo_reason="),
+    ],
+)
+def test_maintenance_of_nothing_or_for_no_reason(vm: str, host: str, reason: str, word: str) -> None:
+    problems = FILTERS["colo_maintenance_problems"]({"h1": H1}, ["xb", "xa"], vm, host, reason)
+    assert len(problems) == 1
+    assert word in problems[0]
+
+
+def test_maintenance_ends_without_a_reason() -> None:
+    for vm, host in (("all", ""), ("h1", ""), ("", "xa")):
+        assert FILTERS["colo_maintenance_problems"]({"h1": H1}, ["xa"], vm, host, None) == []
+
+
+def test_who_is_told_of_maintenance() -> None:
+    state = {"role": "primary"}
+    report = {
+        "vms": [
+            side("replicating", state=state),
+            side("replicating", name="h2", state=state),
+            side("replicating", name="h3", state={"role": "secondary"}),
+            side("stopped", name="h4", state=state, alive=False),
+        ]
+    }
+    vms = {"h1": H1, "h2": {**H1, "secondary": "xc"}, "h3": H1}
+    names = FILTERS["colo_maintenance_names"]
+    assert names(report, vms, "all", "", "primary") == ["h1", "h2"]
+    assert names(report, vms, "", "xb", "primary") == ["h1"]
+    assert names(report, vms, "h1", "", "secondary") == []
+    assert names(report, vms, "all", "", "secondary") == ["h3"]
+    assert names({"unreachable": True}, vms, "all", "", "primary") == []
+
+
+def test_who_was_not_told_of_maintenance() -> None:
+    failed = {"results": [{"item": "h1", "failed": True, "msg": "No."}, {"item": "h2"}]}
+    variables = {
+        "xa": {"colo_look": {"vms": []}, "colo_told_primaries": failed, "colo_told_secondaries": {}},
+        "xb": {"colo_look": {"unreachable": True}},
+        "xc": {"colo_look": {"vms": []}, "colo_told_primaries": {"unreachable": True}},
+    }
+    assert FILTERS["colo_maintenance_failures"](variables) == [
+        "h1 on xa: No.",
+        "xb does not answer, so not all of its VMs were told.",
+        "xc does not answer, so not all of its VMs were told.",
+    ]
+
+
+def test_maintenance_stands_in_the_table() -> None:
+    state = {**side("replicating")["state"], "maintenance": "new disks"}
+    reports = {"xa": {"vms": [side("replicating", state=state)]}, "xb": {"vms": [side("replicating")]}}
+    assert "In maintenance: new disks. It is replicating." in FILTERS["colo_status_table"](
+        reports, {"h1": H1}
+    )
+
+
 def test_table_of_a_protected_vm_one_with_a_dead_host_and_one_that_is_not_protected() -> None:
     h2 = {**H1, "primary": "xc"}
     reports = {

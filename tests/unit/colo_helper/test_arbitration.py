@@ -3,94 +3,26 @@
 The arbiter's clock is the tests' own.
 """
 
-import select
 import threading
 
 import pytest
 
-from colo_helper.arbiter.emulated import EmulatedArbiter, EmulatedStore
 from colo_helper.arbiter.record import ALONE, PROTECTED, Record
 from colo_helper.channel.wire import Kind
 from colo_helper.hypervisor.interface import HypervisorError
 from colo_helper.monitor import monitor
 from colo_helper.monitor.monitor import boot_id
 from colo_helper.replication.guest import Guest
-from colo_helper.traffic.framing import FrameReader, RawFrame, pack
+from tests.unit.colo_helper.arbitrated import (
+    asks_in_vain,
+    events,
+    heard,
+    nic,
+    on_network,
+    says,
+)
 from tests.unit.colo_helper.emulated_host import EmulatedHost, running_guest
-from tests.unit.colo_helper.proxy.frames import tcp
-from tests.unit.colo_helper.replication_pair import VM, eventually, pairs_that_retry
-
-BRIEF_MS = 500
-
-
-@pytest.fixture
-def pair(monkeypatch):
-    with pairs_that_retry(monkeypatch, BRIEF_MS) as make:
-        yield make
-
-
-class World:
-    """One arbiter, two ways to it, and a clock."""
-
-    def __init__(self):
-        self.now = 1000.0
-        self.store = EmulatedStore(lambda: self.now)
-        self.ways = {host: EmulatedArbiter(self.store) for host in ("xa", "xb")}
-
-    @property
-    def kept(self):
-        record = self.store.read(VM).record
-        return record and (record.owner, record.mode)
-
-    def cut(self, *hosts):
-        for host in hosts or self.ways:
-            self.ways[host].cut = True
-
-    def mend(self):
-        for way in self.ways.values():
-            way.cut = False
-
-
-@pytest.fixture
-def world():
-    return World()
-
-
-@pytest.fixture
-def both(pair, world):
-    return pair(arbiters=world.ways, output="hold").start().replicating()
-
-
-def nic(host):
-    return host.filters[host.find(VM)].ends[0]
-
-
-def says(end, word):
-    """The guest behind a device model's ends says a word."""
-    end.from_guest.sendall(pack(RawFrame(tcp(1, payload=word), 0)))
-
-
-def heard(network):
-    """The last bytes that reach the network soon."""
-    if not select.select([network], [], [], 0.3)[0]:
-        return b""
-    frames = FrameReader().feed(network.recv(1 << 16))
-    return frames[-1].data[-5:] if frames else b""
-
-
-def on_network(host):
-    return {tap.bridge for tap in host.nics[host.find(VM)].taps()} == {"xenbr0"}
-
-
-def events(both, role, name):
-    return [event["sentence"] for event in both.events(role) if event["event"] == name]
-
-
-def asks_in_vain(both, world, *hosts):
-    """The two lose each other, and those hosts (all of them) the arbiter; the primary's is one of them."""
-    world.cut(*hosts)
-    both.cut_line()
-    return both.phase("primary", "asking")
+from tests.unit.colo_helper.replication_pair import VM, eventually
 
 
 def test_a_secondary_has_its_right_from_the_first_checkpoint_on(both, world):

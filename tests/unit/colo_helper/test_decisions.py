@@ -385,13 +385,13 @@ def test_a_domain_that_is_not_the_copy_left_behind_is_not_touched(saved):
     ],
 )
 def test_verbs(role, phase, verb, code):
-    refusal = verb_refusal("h1", role, phase, verb)
+    refusal = verb_refusal("h1", role, phase, verb, arbiter=True)
     assert (refusal.code if refusal else None) == code
     assert refusal is None or refusal.sentence.endswith((".", ")."))
 
 
 def test_takeover_while_the_primary_is_alive_says_so():
-    refusal = verb_refusal("h1", "secondary", "replicating", "takeover")
+    refusal = verb_refusal("h1", "secondary", "replicating", "takeover", arbiter=False)
     assert refusal.sentence == "The primary of h1 is alive: its channels are up. Stop it first."
 
 

@@ -32,7 +32,7 @@ CHANNELS = {"life": "alive", "peer_epoch": 1, "round_trip": {}, "broken": {}, "r
 DOCUMENTED = {
     "format", "vm", "role", "mode", "phase", "reason", "domid", "peer", "epoch", "since", "updated", "updated_monotonic_s",
     "boot_id", "last", "totals", "recent", "progress", "channels", "generation", "ended_generation",
-    "packets", "interval", "followed",
+    "packets", "interval", "followed", "maintenance",
 }  # fmt: skip
 
 
@@ -193,7 +193,12 @@ def test_a_verb_that_cannot_be_is_refused_at_once(desk):
 @pytest.mark.parametrize(
     ("line", "code"),
     [(b"nonsense", "bad_request"), (b"[]", "bad_request"), (b'{"verb": 5}', "bad_request"), (b'{"verb": "x"}', "unknown_verb"),
-     (b" " * MAX_LINE_BYTES, "bad_request")],
+     (b" " * MAX_LINE_BYTES, "bad_request"), (b'{"verb": "takeover", "forced": true}', "no_reason"),
+     (b'{"verb": "maintenance"}', "no_reason"), (b'{"verb": "maintenance", "reason": " "}', "no_reason"),
+     (b'{"verb": "maintenance", "reason": 1}', "bad_request"), (b'{"verb": "takeover", "forced": 1}', "bad_request"),
+     (b'{"verb": "maintenance", "reason": "a\\nb"}', "bad_request"),
+     (b'{"verb": "maintenance", "reason": "' + b"x" * 201 + b'"}', "bad_request"),
+     (b'{"verb": "maintenance", "reason": "disks"}', "no_arbiter")],
 )  # fmt: skip
 def test_requests_that_are_none(desk, line, code):
     with socket.socket(socket.AF_UNIX) as client:

@@ -1,0 +1,227 @@
+"""Maintenance, an operator's word where nobody can tell, and fencing: both sides for real, on the emulated hypervisor."""
+
+import pytest
+
+from colo_helper.arbiter.fencing import Fenced
+from colo_helper.arbiter.record import ALONE, PROTECTED
+from colo_helper.control.protocol import Request
+from tests.unit.colo_helper.arbitrated import asks_in_vain, events, heard, nic, on_network, says
+from tests.unit.colo_helper.replication_pair import PATIENCE_S, VM, eventually
+
+
+def ask(both, role, verb, reason="", *, forced=False):
+    request = Request(verb, reason, forced)
+    (both.p_inbox if role == "primary" else both.s_inbox).put_request(request)
+    return request._answer.get(timeout=PATIENCE_S)
+
+
+def maintained(both, reason="new disks"):
+    answer = ask(both, "primary", "maintenance", reason)
+    assert (answer["ok"], answer["maintenance"]) == (True, reason)
+
+
+def cause(world):
+    return world.store.read(VM).record.cause
+
+
+def test_in_maintenance_checkpoints_go_on_and_the_copy_has_no_right(both, world):
+    maintained(both)
+    assert world.kept == ("xa", ALONE)
+    assert cause(world) == "maintenance: new disks"
+    assert both.ask("primary", "checkpoint")["ok"] is True
+    world.cut("xa")
+    world.now += 3600
+    end = nic(both.primary_host)
+    network = end.to_network.dup()
+    says(end, b"speak")
+    assert both.ask("primary", "checkpoint")["ok"] is True
+    assert heard(network) == b"speak", "it needs no arbiter"
+    both.cut_line()
+    both.phase("secondary", "peer_lost")
+    refused = eventually(lambda: events(both, "secondary", "takeover_refused"), "refused")
+    assert refused[0].startswith("h1 runs on xa (maintenance: new disks)")
+    assert not on_network(both.secondary_host)
+    both.mend_line()
+    world.mend()
+    both.replicating()
+    assert world.kept == ("xa", ALONE), "it lasts until somebody ends it"
+
+
+def test_when_maintenance_ends_the_copy_has_its_right_again(both, world):
+    maintained(both)
+    assert both.saved_by("primary")["maintenance"] == "new disks"
+    assert ask(both, "primary", "automatic")["ok"] is True
+    assert world.kept == ("xa", PROTECTED)
+    assert both.saved_by("primary")["maintenance"] == ""
+    world.cut("xa")
+    both.cut_line()
+    both.phase("secondary", "peer_lost")
+    world.now += 10
+    both.phase("secondary", "active")
+
+
+def test_it_is_not_ended_while_nobody_can_write_that_down(both, world):
+    maintained(both)
+    world.cut("xa")
+    answer = ask(both, "primary", "automatic")
+    assert (answer["ok"], answer["code"]) == (False, "no_answer")
+    assert both.saved_by("primary")["maintenance"] == "new disks"
+    assert both.rights["primary"].permits()
+
+
+def test_it_does_not_begin_without_the_arbiter_unless_an_operator_answers_for_it(both, world):
+    world.cut("xa")
+    answer = ask(both, "primary", "maintenance", "new disks")
+    assert (answer["ok"], answer["code"]) == (False, "no_answer")
+    assert "Nothing was changed." in answer["error"]
+    assert both.saved_by("primary")["maintenance"] == ""
+    assert ask(both, "primary", "maintenance", "witness is dead", forced=True)["ok"] is True
+    world.now += 3600
+    assert both.rights["primary"].permits()
+    world.mend()
+    both.cut_line()
+    eventually(lambda: world.kept == ("xa", ALONE), "written down when it can be")
+    assert cause(world) == "maintenance: witness is dead"
+    assert both.guest.running
+
+
+def test_an_operator_lets_a_vm_stay_where_nobody_can_tell(both, world):
+    asks_in_vain(both, world)
+    both.phase("secondary", "peer_lost")
+    world.now += 9
+    eventually(lambda: not both.guest.running, "it stands still")
+    assert ask(both, "secondary", "maintenance", "witness is dead")["ok"] is True
+    assert ask(both, "primary", "maintenance", "witness is dead", forced=True)["ok"] is True
+    both.phase("primary", "unprotected")
+    assert both.guest.running
+    assert both.rights["primary"].permits()
+    world.now += 3600
+    world.ways["xb"].cut = False
+    assert both.s_monitor.state.phase == "peer_lost", "nor does the copy take over by itself"
+    world.mend()
+    eventually(lambda: world.kept == ("xa", ALONE), "written down")
+    both.mend_line()
+    both.replicating()
+
+
+def test_an_operator_who_was_wrong_is_told_when_the_arbiter_answers(both, world):
+    asks_in_vain(both, world, "xa")
+    both.phase("secondary", "peer_lost")
+    world.now += 10
+    both.phase("secondary", "active")
+    assert ask(both, "primary", "maintenance", "witness is dead", forced=True)["ok"] is True
+    both.phase("primary", "unprotected")
+    world.mend()
+    assert "h1 is xb's since epoch" in both.phase("primary", "standby")
+    assert not both.guest.running
+
+
+def test_a_copy_in_maintenance_does_not_take_over_by_itself_and_does_when_that_ends(both, world):
+    assert ask(both, "secondary", "maintenance", "rack moves")["ok"] is True
+    world.cut("xa")
+    both.cut_line()
+    both.phase("secondary", "peer_lost")
+    world.now += 3600
+    assert both.saved_by("secondary")["maintenance"] == "rack moves"
+    assert not on_network(both.secondary_host)
+    assert ask(both, "secondary", "automatic")["ok"] is True
+    both.phase("secondary", "active")
+
+
+def test_an_operator_may_override_the_arbiter_with_a_reason_that_is_recorded(both, world):
+    maintained(both)
+    both.cut_line()
+    both.phase("secondary", "peer_lost")
+    answer = ask(both, "secondary", "takeover")
+    assert answer["code"] == "takeover_refused"
+    assert ask(both, "secondary", "takeover", "xa burned down", forced=True)["ok"] is True
+    assert world.kept == ("xb", ALONE)
+    assert cause(world) == (
+        "An operator decided: xa burned down. Before that it was xa's (maintenance: new disks)."
+    )
+    assert "xa burned down" in both.s_monitor.state.reason
+    assert on_network(both.secondary_host)
+
+
+def test_a_lease_that_lasts_is_not_overridden(both, world):
+    world.cut("xa")
+    both.cut_line()
+    both.phase("secondary", "peer_lost")
+    answer = ask(both, "secondary", "takeover", "hurry", forced=True)
+    assert (answer["ok"], answer["code"]) == (False, "takeover_refused")
+    assert "its lease has not ended" in answer["error"]
+
+
+def test_a_full_disk_is_told_and_nothing_is_changed(both, world, monkeypatch):
+    def full(**_known):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(both.p_monitor, "note", full)
+    answer = ask(both, "primary", "maintenance", "new disks")
+    assert answer["error"] == "That cannot be written down: No space left on device."
+    assert world.kept == ("xa", PROTECTED)
+
+
+# ------------------------------------------------------------------------------------------------------ fencing
+
+
+@pytest.fixture
+def fences(both):
+    """What becomes of the next attempts to switch the primary's host off; the last one stays."""
+    outcomes = []
+
+    def fence():
+        return outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
+
+    both.secondary.succession.fence = fence
+    return outcomes
+
+
+OFF = Fenced(True, True, "xa was switched off by fence_ipmilan.")
+STUCK = Fenced(False, False, "xa could not be switched off: fence_ipmilan: ended with 1.")
+
+
+def lose_the_primary(both, world):
+    world.cut("xa")
+    both.cut_line()
+    both.phase("secondary", "peer_lost")
+    world.now += 10
+
+
+def test_a_host_is_switched_off_before_its_vm_goes_on(both, world, fences):
+    fences.append(OFF)
+    lose_the_primary(both, world)
+    assert both.phase("secondary", "active") == f"The lease of xa has ended. {OFF.sentence}"
+    assert events(both, "secondary", "fencing") == [OFF.sentence]
+
+
+def test_nobody_goes_on_when_it_cannot_be_switched_off_until_it_can(both, world, fences, monkeypatch):
+    monkeypatch.setattr("colo_helper.replication.succession.FENCE_AGAIN_S", 0.1)
+    fences.append(STUCK)
+    lose_the_primary(both, world)
+    eventually(lambda: STUCK.sentence in events(both, "secondary", "takeover_waits"), "said")
+    assert not on_network(both.secondary_host)
+    assert world.kept == ("xb", ALONE), "nor does the primary come back"
+    fences.append(OFF)
+    assert "switched off" in both.phase("secondary", "active")
+
+
+def test_nobody_goes_on_when_it_cannot_be_switched_off_until_an_operator_says_that_it_is_off(
+    both, world, fences
+):
+    fences.append(STUCK)
+    lose_the_primary(both, world)
+    eventually(lambda: events(both, "secondary", "fencing"), "tried")
+    assert both.ask("secondary", "takeover")["ok"] is True
+    assert on_network(both.secondary_host)
+
+
+def test_no_host_is_switched_off_that_still_has_its_lease(both, world, fences):
+    fences.append(OFF)
+    world.cut("xb")
+    both.cut_line()
+    both.phase("primary", "unprotected")
+    both.phase("secondary", "peer_lost")
+    world.mend()
+    eventually(lambda: events(both, "secondary", "takeover_refused"), "refused")
+    assert events(both, "secondary", "fencing") == []
