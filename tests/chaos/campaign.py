@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -25,7 +25,7 @@ class CampaignError(Exception):
     """A ground does not work; the text says why."""
 
 
-def run(seed: int, numbers: Iterable[int], make: MakeGround) -> Iterator[Outcome]:
+def run(seed: int, numbers: Iterable[int], make: MakeGround) -> Generator[Outcome, None, None]:
     """Run faults one after the other on one ground, which is made anew when it fails."""
     ground = make()
     failures = 0

@@ -58,19 +58,23 @@ AT_WORK = ("connecting", "copying", "resyncing", "replicating", "asking", "unpro
 def primary_start(saved: dict[str, Any] | None, domid: int | None, boot_id: str) -> PrimaryStart:
     """Decide what to take over from the state file of an earlier run, which must be of this boot.
 
-    When the host itself has been started anew, the peer's copy may be worth more than what runs here.
+    When the host itself has been started anew, the peer's copy may be worth more than what runs here. A copy that took over
+    comes from the same first copy as what its primary had, which may stand by there.
     """
-    if saved is None or saved.get("role") != "primary" or saved.get("boot_id") != boot_id:
+    if saved is None or saved.get("boot_id") != boot_id:
         return PrimaryStart(False, "", 0, "Nothing is left of an earlier run.")
     phase = str(saved.get("phase"))
-    crashed = phase in AT_WORK
+    took_over = (saved.get("role"), phase, saved.get("domid")) == ("secondary", "active", domid)
+    if saved.get("role") != "primary" and not took_over:
+        return PrimaryStart(False, "", 0, "Nothing is left of an earlier run.")
+    crashed = phase in AT_WORK or took_over
     ended = str(saved.get("ended_generation") or "")
     if crashed and domid is not None and saved.get("domid") not in (domid, None):
         ended = str(saved.get("generation") or ended)
         return PrimaryStart(False, "", 0, "The guest has ended since the replicator did.", ended)
     if not crashed:
         return PrimaryStart(False, "", 0, "Nothing is left of an earlier run.", ended)
-    known = phase in ("resyncing", "replicating", "asking", "unprotected")
+    known = phase in ("resyncing", "replicating", "asking", "unprotected", "active")
     generation = str(saved.get("generation", "")) if known else ""
     return PrimaryStart(
         crashed,

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from colo_helper.arbiter.record import ALONE
 from tests.chaos.emulated.hardware import VM
-from tests.chaos.emulated.line import WAYS
+from tests.chaos.emulated.injection import ACTIVITIES, Injection
 from tests.chaos.emulated.replicator import CRASHED
-from tests.chaos.emulated.world import HOSTS, LATE_TIMES, LEASE_S, PACE, TIMES, World, other
+from tests.chaos.emulated.world import HOSTS, LATE_TIMES, PACE, TIMES, World, other
 from tests.chaos.ground import NOBODY, OTHER, SAME, Outcome
-from tests.chaos.plan import BOTH, PRIMARY, Fault
+from tests.chaos.plan import PRIMARY, Fault
 
 #: How fast the clock runs while something is waited for that needs a lease to end.
 _FAST = 100.0
@@ -46,19 +46,17 @@ class EmulatedGround:
         world, notes = self.world, []
         if self._fresh:
             world.reset()
-        if not self._protect(_TRIES):
+        if not self._protect(_TRIES, notes):
             world.reset()
             notes.append("a new pair at the beginning")
-            if not self._protect(1):
+            if not self._protect(1, notes):
                 raise RuntimeError(f"No pair comes to be: {world.history[-6:]}")
         self._fresh = False
         world.history.clear()
-        world.crashes.clear()
         self._dead.clear()
-        world.witness.broken.clear()
         world.witness.begin()
         before, epoch = world.owner, self._epoch
-        act = _Injection(world, fault, before)
+        act = Injection(world, fault, before)
         self._bring_about(fault, act, notes)
         exceptions = self._last(fault, act)
         act.mend()
@@ -85,12 +83,12 @@ class EmulatedGround:
 
     # -------------------------------------------------------------------------------------------- the fault
 
-    def _bring_about(self, fault: Fault, act: _Injection, notes: list[str]) -> None:
+    def _bring_about(self, fault: Fault, act: Injection, notes: list[str]) -> None:
         world = self.world
         if fault.step:
             host = {"line": "", PRIMARY: act.primary}.get(fault.step_of, act.secondary)
             world.arm(host, fault.step, fault.when, fault.nth, act.inject)
-        _ACTIVITIES[fault.activity](world, act)
+        ACTIVITIES[fault.activity](world, act)
         if fault.step:
             if fault.activity == "takeover":
                 world.pace = _FAST
@@ -102,7 +100,7 @@ class EmulatedGround:
             self._run(fault.delay_ms / 1000)
             act.inject()
 
-    def _last(self, fault: Fault, act: _Injection) -> list[str]:
+    def _last(self, fault: Fault, act: Injection) -> list[str]:
         """Let it last; returns what must not be."""
         world = self.world
         world.pace = fault.lasting_s / (fault.lasting_ms / 1000)
@@ -221,16 +219,16 @@ class EmulatedGround:
     # ------------------------------------------------------------------------------------------ the operator
 
     def _protected_again(self, notes: list[str], runs: str) -> list[str]:
-        if self._protect(_TRIES):
+        if self._protect(_TRIES, notes):
             return []
         self._fresh = True
         notes.append("a new pair after it" if runs != NOBODY else "a new pair after it, for nobody ran")
         return []
 
-    def _protect(self, tries: int) -> bool:
+    def _protect(self, tries: int, notes: list[str]) -> bool:
         """Do what an operator does until both copies run; tells whether they do."""
         world = self.world
-        for _ in range(tries):
+        while tries:
             owner = self._owner()
             if not owner:
                 return False
@@ -238,7 +236,10 @@ class EmulatedGround:
             if self._run(_PROTECT_S, lambda: self._paired() or self._stuck()) and self._checkpointed(owner):
                 world.witness.may_speak(other(owner))
                 return True
-            self._clear(other(owner))
+            tries -= 1
+            if self._owner() == owner:  # else a switch-over has come to its end meanwhile
+                notes.append("a copy was removed by hand")
+                self._clear(other(owner))
         return False
 
     def _owner(self) -> str:
@@ -294,131 +295,3 @@ class EmulatedGround:
         for domid in list(machine.domains):
             machine.destroy(domid)
         (machine.directory / "disk" / "state.json").unlink(missing_ok=True)
-
-
-class _Injection:
-    """One fault on the world, and its end."""
-
-    def __init__(self, world: World, fault: Fault, primary: str) -> None:
-        self._world, self._fault = world, fault
-        self.primary, self.secondary = primary, other(primary)
-        self.injected = False
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        """Whom it befalls."""
-        return (
-            HOSTS
-            if self._fault.target == BOTH
-            else (self.primary if self._fault.target == PRIMARY else self.secondary,)
-        )
-
-    def inject(self) -> None:
-        """Let it happen."""
-        self.injected = True
-        getattr(self, f"_{self._fault.kind}")()
-
-    def mend(self) -> None:
-        """Put everything in order that no replicator does."""
-        world = self._world
-        world.trigger = None
-        for host, machine in world.machines.items():
-            if machine.frozen:
-                world.thaw(host)
-            if not machine.powered:
-                world.power_on(host)
-            world.ways[host].cut = False
-            world.page.set_disk_full(machine.index, False)
-            world.page.set_wall_offset(machine.index, 0.0)
-        if world.line.cut:
-            world.line.cut.clear()
-        world.line.refusing, world.line.narrow_bytes = "", 0
-
-    def _power_off(self) -> None:
-        for host in self.hosts:
-            self._world.power_off(host)
-
-    def _freeze(self) -> None:
-        for host in self.hosts:
-            self._world.freeze(host)
-
-    def _cut(self) -> None:
-        self._world.line.cut |= set(self._fault.ways)
-
-    def _isolate(self) -> None:
-        self._world.line.cut |= set(WAYS)
-        self._arbiter_lost()
-
-    def _narrow(self) -> None:
-        self._world.line.narrow_bytes = int(self._fault.amount)
-
-    def _kill_replicator(self) -> None:
-        for host in self.hosts:
-            self._world.kill(host)
-
-    def _kill_helper(self) -> None:
-        for host in self.hosts:
-            self._world.machines[host].helper_killed = True
-
-    def _kill_device_model(self) -> None:
-        for host in self.hosts:
-            machine = self._world.machines[host]
-            machine.headless |= set(machine.domains)
-            for net in machine.nets.values():
-                net.detach()
-
-    def _kill_sshd(self) -> None:
-        self._world.line.break_all()
-        self._world.line.refusing = "R"
-
-    def _arbiter_lost(self) -> None:
-        for host in self.hosts:
-            self._world.ways[host].cut = True
-
-    def _arbiter_restart(self) -> None:
-        """Every lease counts anew from a new leader on."""
-        for host in HOSTS:
-            self._world.ways[host].cut = True
-        for kept in self._world.store._kept.values():
-            kept.until_s = self._world.page.now + LEASE_S
-
-    def _disk_full(self) -> None:
-        for host in self.hosts:
-            self._world.page.set_disk_full(self._world.machines[host].index, True)
-
-    def _clock_step(self) -> None:
-        for host in self.hosts:
-            self._world.page.set_wall_offset(self._world.machines[host].index, self._fault.amount)
-
-
-def _rejoin(world: World, act: _Injection) -> None:
-    """The two lose each other and find together again."""
-    world.line.break_all()
-    world.line.refusing = "N"
-    world.run(0.5, lambda: world.phase(act.primary) == "unprotected")
-    world.line.refusing = ""
-
-
-def _copy(world: World, act: _Injection) -> None:
-    """The copy is gone, and another one is made."""
-    world.kill(act.secondary)
-    machine = world.machines[act.secondary]
-    for domid in list(machine.domains):
-        machine.destroy(domid)
-    (machine.directory / "disk" / "state.json").unlink(missing_ok=True)
-    world.start(act.secondary, "secondary")
-
-
-def _takeover(world: World, act: _Injection) -> None:
-    """The primary is cut off from everybody, so that the secondary takes over."""
-    world.ways[act.primary].cut = True
-    world.line.cut |= set(WAYS)
-
-
-_ACTIVITIES: dict[str, Callable[[World, _Injection], None]] = {
-    "checkpoint": lambda world, act: world.ask(act.primary, "checkpoint"),
-    "switchover": lambda world, act: world.ask(act.primary, "switchover"),
-    "rejoin": _rejoin,
-    "copy": _copy,
-    "takeover": _takeover,
-}

@@ -181,7 +181,13 @@ class Machine:
             return getattr(self, method)(*arguments)
         if group in ("dev", "flt") and domid in self.headless:
             raise DeviceError(f"The device model of domain {domid} does not answer.")
-        things = {"dom": self.domains, "dev": self.devices, "nics": self.nics, "flt": self.nets}[group]
+        kinds: dict[str, Any] = {
+            "dom": self.domains,
+            "dev": self.devices,
+            "nics": self.nics,
+            "flt": self.nets,
+        }
+        things = kinds[group]
         if domid not in things:
             if group == "dom":
                 raise EmulatedDomain(domid, gone=True)._refusal(method, "ESRCH")

@@ -6,7 +6,7 @@ instruction, as real ones are. Everything else happens in this one thread, so wh
 
 from __future__ import annotations
 
-import errno
+import functools
 import gc
 import itertools
 import os
@@ -18,17 +18,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from colo_helper.arbiter.emulated import EmulatedArbiter, EmulatedStore
-from colo_helper.arbiter.interface import ArbiterError, RefusedError
 from colo_helper.arbiter.times import Times, times
-from colo_helper.devices.interface import DeviceError
-from colo_helper.hypervisor.interface import HypervisorError
 from tests.chaos.emulated import rpc
-from tests.chaos.emulated.hardware import QUESTIONS, VM, Machine
+from tests.chaos.emulated.desk import Desk, Process
+from tests.chaos.emulated.hardware import VM, Machine
 from tests.chaos.emulated.line import Line
 from tests.chaos.emulated.page import SharedPage
 from tests.chaos.emulated.replicator import CRASHED, Birth, live
@@ -53,22 +51,6 @@ PACE = 5.0
 def other(host: str) -> str:
     """Return the other host."""
     return HOSTS[1 - HOSTS.index(host)]
-
-
-@dataclass
-class Process:
-    """One replicator that runs. ``phase`` and ``reason`` are what it said last; ``history`` all of it."""
-
-    pid: int
-    host: str
-    role: str
-    sockets: dict[str, socket.socket]
-    readers: dict[str, rpc.Reader]
-    phase: str = ""
-    reason: str = ""
-    stopped: bool = False
-    #: Answers that wait until the host thaws.
-    waiting: list[Callable[[], None]] = field(default_factory=list)
 
 
 @dataclass
@@ -106,7 +88,8 @@ class World:
         self.pace = PACE
         self._selector = selectors.DefaultSelector()
         self._acts: dict[Any, Callable[[], None]] = {}
-        self.line = Line(self._watch, self._unwatch, self._line_step)
+        self._desk = Desk(self)
+        self.line = Line(self._watch, self.unwatch, self._line_step)
         self._tokens = itertools.count(1)
         self._due_s = 0.0
         self._ticks = 0
@@ -128,7 +111,7 @@ class World:
             self.kill(host)
         self.line.cut.clear()
         self.line.break_all()
-        self.line.refusing, self.line.narrow_bytes = False, 0
+        self.line.refusing, self.line.narrow_bytes = "", 0
         self.store = EmulatedStore(lambda: self.page.now)
         for host, machine in self.machines.items():
             self.ways[host] = EmulatedArbiter(self.store)
@@ -194,9 +177,9 @@ class World:
         self.roles[host] = role
         for name, end in process.sockets.items():
             if name == "control":
-                self._watch(end, lambda: self._hear_status(process))
+                self._watch(end, functools.partial(self._hear_status, process))
             else:
-                self._watch(end, lambda name=name: self._hear_questions(process, name))
+                self._watch(end, functools.partial(self._desk.hear, process, name))
 
     def kill(self, host: str) -> None:
         """Kill a host's replicator; nothing is put in order."""
@@ -221,7 +204,7 @@ class World:
     def _bury(self, process: Process) -> int:
         _, status = os.waitpid(process.pid, 0)
         for end in process.sockets.values():
-            self._unwatch(end)
+            self.unwatch(end)
             end.close()
         machine = self.machines[process.host]
         self.processes.pop(process.host, None)
@@ -248,94 +231,6 @@ class World:
         process.phase, _, process.reason = said.partition(": ")
         self.history.append((process.host, process.phase, process.reason))
 
-    def _hear_questions(self, process: Process, name: str) -> None:
-        end = process.sockets[name]
-        try:
-            data = end.recv(1 << 20)
-        except OSError:
-            data = b""
-        if not data:
-            self._unwatch(end)
-            return
-        for question in process.readers[name].feed(data):
-            self._answer(process, end, *question)
-
-    def _answer(
-        self,
-        process: Process,
-        end: socket.socket,
-        thread: str,
-        group: str,
-        domid: int,
-        method: str,
-        *arguments: Any,
-    ) -> None:
-        machine = self.machines[process.host]
-        if machine.frozen and group != "arbiter":
-            process.waiting.append(
-                lambda: self._answer(process, end, thread, group, domid, method, *arguments)
-            )
-            return
-        step = f"{group}.{method}"
-        asked = method in QUESTIONS or thread == "lease"
-        if not asked:
-            self.take_step(process.host, step, "before")
-        if self.processes.get(process.host) is not process:
-            return
-        sockets: list[socket.socket] = []
-        if machine.helper_killed and thread == "helper":
-            machine.helper_killed = False
-            answer: tuple[str, Any] = ("killed", None)
-        else:
-            answer = self._served(machine, group, domid, method, arguments, sockets)
-        if not asked:
-            self.take_step(process.host, step, "after")
-            if group == "arbiter" and self.ways[process.host].cut:
-                answer = ("error", ArbiterError("The arbiter's answer was lost."))
-        if self.processes.get(process.host) is not process:
-            return
-        if machine.frozen:
-            process.waiting.append(lambda: self._reply(end, answer, sockets))
-        else:
-            self._reply(end, answer, sockets)
-
-    def _served(
-        self,
-        machine: Machine,
-        group: str,
-        domid: int,
-        method: str,
-        arguments: tuple[Any, ...],
-        sockets: list[socket.socket],
-    ) -> tuple[str, Any]:
-        try:
-            if group == "arbiter":
-                value = getattr(self.ways[machine.name], method)(*arguments)
-            elif group == "line":
-                value = self.line.why(*arguments)
-            elif (group, method) == ("flt", "attach"):
-                sockets += machine.serve(group, domid, method, ())
-                value = ["net0"]
-            else:
-                value = machine.serve(group, domid, method, arguments)
-        except RefusedError as no:
-            return "refused", no.seen
-        except (ArbiterError, DeviceError) as error:
-            return "error", error
-        except HypervisorError as error:
-            return "error", PlainHypervisorError(str(error), error.operation, error.errno_name)
-        return "ok", value
-
-    @staticmethod
-    def _reply(end: socket.socket, answer: tuple[str, Any], sockets: list[socket.socket]) -> None:
-        end.setblocking(True)
-        with suppress(OSError):
-            rpc.send(end, answer)
-            if sockets:
-                socket.send_fds(end, [b"\0"], [one.fileno() for one in sockets])
-        for one in sockets:
-            one.close()
-
     # ------------------------------------------------------------------------------------------------- the line
 
     def _listen(self, host: str) -> None:
@@ -351,7 +246,7 @@ class World:
 
     def _dialled(self, host: str, near: socket.socket) -> None:
         """Somebody wants a connection; one that is lost on its way gets no answer."""
-        self._unwatch(near)
+        self.unwatch(near)
         order = near.recv(64).decode().split()
         peer = self.machines[other(host)]
         if len(order) != 2 or self.line.refusing:
@@ -369,7 +264,7 @@ class World:
 
     def _forget(self, near: socket.socket) -> None:
         """Whoever dialled has given up."""
-        self._unwatch(near)
+        self.unwatch(near)
         near.close()
 
     def _line_step(self, name: str, when: str) -> None:
@@ -499,7 +394,8 @@ class World:
         self._selector.register(end, selectors.EVENT_READ)
         self._acts[end] = act
 
-    def _unwatch(self, end: socket.socket) -> None:
+    def unwatch(self, end: socket.socket) -> None:
+        """Listen to a socket no more; harmless when nobody did."""
         if self._acts.pop(end, None):
             self._selector.unregister(end)
 
@@ -514,17 +410,6 @@ class World:
         """Why the record is as it is."""
         record = self.store.read(VM).record
         return record.cause if record else ""
-
-
-class PlainHypervisorError(HypervisorError):
-    """A HypervisorError that can be pickled."""
-
-    def __init__(self, sentence: str, operation: str, errno_name: str) -> None:
-        super().__init__(sentence, operation=operation, errno_name=errno_name or errno.errorcode[errno.EIO])
-        self.args = (sentence, operation, errno_name)
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 def _wait_stopped(pid: int) -> None:

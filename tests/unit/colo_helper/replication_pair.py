@@ -226,6 +226,8 @@ class Pair:
     saved: dict[str, Any] | None = None
     p_saved: dict[str, Any] | None = None
     only_secondary: bool = False
+    #: The hosts' names: the primary's, the secondary's.
+    names: tuple[str, str] = ("xa", "xb")
     #: Each host's way to the arbiter, by the host's name; None where operators decide.
     arbiters: dict[str, EmulatedArbiter] | None = None
     before_link: Callable[[Pair], None] = lambda _pair: None
@@ -267,8 +269,8 @@ class Pair:
         if self.arbiters is None:
             return ByHand()
         name, monitor, inbox = {
-            "primary": ("xa", self.p_monitor, self.p_inbox),
-            "secondary": ("xb", self.s_monitor, self.s_inbox),
+            "primary": (self.names[0], self.p_monitor, self.p_inbox),
+            "secondary": (self.names[1], self.s_monitor, self.s_inbox),
         }[role]
         arbiter = self.arbiters[name]
         return Tenure(arbiter, VM, name, TIMES, monitor.event, inbox.put_trouble, arbiter.clock)
@@ -344,7 +346,7 @@ class Pair:
             self.p_monitor,
             self.p_inbox,
             self.connect,
-            Ownership(VM, "xb", self.p_monitor, self.p_inbox, self.rights["primary"]),
+            Ownership(VM, self.names[1], self.p_monitor, self.p_inbox, self.rights["primary"]),
             self.p_saved,
         )
         self.secondary = Secondary(

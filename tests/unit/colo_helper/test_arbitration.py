@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from colo_helper.arbiter.record import ALONE, PROTECTED, Record
+from colo_helper.channel.wire import Kind
 from colo_helper.hypervisor.interface import HypervisorError
 from colo_helper.monitor import monitor
 from colo_helper.monitor.monitor import boot_id
@@ -234,6 +235,31 @@ def test_an_operators_takeover_is_undone_when_the_owner_had_gone_on(both, world)
     assert not both.copy.running
     assert not on_network(both.secondary_host)
     assert both.guest.running
+
+
+def test_who_was_succeeded_is_made_the_secondary_without_a_new_first_copy(pair, world):
+    first = pair(arbiters=world.ways, output="hold").start().replicating()
+    asks_in_vain(first, world, "xa")
+    world.now += 10
+    first.phase("secondary", "active")
+    world.mend()
+    assert_aside(first)
+    first.s_inbox.put_stop("The service manager stopped the replicator.")
+    first.ended("secondary")
+    after = pair(
+        arbiters=world.ways,
+        output="hold",
+        names=("xb", "xa"),
+        primary_host=first.secondary_host,
+        secondary_host=first.primary_host,
+        p_saved=first.saved_by("secondary"),
+        saved=first.saved_by("primary"),
+    )
+    after.start().replicating()
+    assert after.forward.count(Kind.CHUNK) == 0, "no second first copy"
+    assert world.kept == ("xb", PROTECTED)
+    assert on_network(after.primary_host)
+    assert not on_network(after.secondary_host)
 
 
 def test_a_primary_that_learns_by_its_lease_that_it_was_succeeded_never_speaks_again(both, world):

@@ -313,6 +313,10 @@ def test_how_a_secondary_starts_after_a_crash(phase, torn):
         ({"boot_id": "another"}, False, "", 0),
         ({"domid": 4}, False, "", 0),
         ({"role": "secondary"}, False, "", 0),
+        ({"role": "secondary", "phase": "standby"}, False, "", 0),
+        ({"role": "secondary", "phase": "active"}, True, "g", 7),
+        ({"role": "secondary", "phase": "active", "domid": 4}, False, "", 0),
+        ({"role": "secondary", "phase": "active", "boot_id": "another"}, False, "", 0),
     ],
 )
 def test_what_a_primary_takes_over_from_an_earlier_run(change, crashed, generation, epoch):
