@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.colo import gate, host, snapshot
@@ -82,6 +83,17 @@ def refuse_protection(now: snapshot.Snapshot, role: str) -> None:
         )
 
 
+def refuse_arbiter(arbiter: dict[str, Any] | None) -> None:
+    """Raise the sentence for a file that the host would ask its arbiter with and does not have."""
+    for name in ("ca", "certificate", "key"):
+        path = (arbiter or {}).get(name)
+        if arbiter and path and not Path(path).is_file():
+            raise Failure(
+                f"There is no {path} on {host_name()}, and without it the host cannot ask the arbiter at "
+                f"{arbiter['endpoints'][0]}: run playbooks/witness.yml; when that etcd is your own, put the file there."
+            )
+
+
 class ProtectedVm(DesiredState):
     """The replicator of one VM on this host."""
 
@@ -110,6 +122,7 @@ class ProtectedVm(DesiredState):
             if not self.module.check_mode:
                 gate.require_helper()
             refuse_protection(now, self.params["role"])
+            refuse_arbiter(self.params["arbiter"])
             desired = {"config": configuration(self.params), "protection": "running", "replicator": True}
             self._restarts = now.alive and before != desired
             return desired
