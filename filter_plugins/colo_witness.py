@@ -31,13 +31,21 @@ def cluster(witnesses: Iterable[str], variables: Mapping[str, Any]) -> str:
 
 
 def restarts(witnesses: Iterable[str], variables: Mapping[str, Any]) -> list[str]:
-    """Those that run with what was configured before: all that were written anew, and not only started now."""
+    """Those that run with what was configured before this run or the last one, and were not only started now.
+
+    Reads what the role colo_witness has registered on each.
+    """
+
+    def changed(name: str, what: str) -> bool:
+        return bool((variables[name].get(what) or {}).get("changed"))
+
+    looks = {name: variables[name].get("colo_witness_look") or {} for name in sorted(witnesses)}
     return [
         name
-        for name in sorted(witnesses)
-        if variables[name].get("colo_witness_look", {}).get("installed")
-        and variables[name].get("colo_witness_written", {}).get("changed")
-        and not variables[name].get("colo_witness_started", {}).get("changed")
+        for name, look in looks.items()
+        if look.get("installed")
+        and (look.get("outdated") or changed(name, "colo_witness_written"))
+        and not changed(name, "colo_witness_started")
     ]
 
 

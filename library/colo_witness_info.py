@@ -63,6 +63,11 @@ active:
   type: bool
   returned: always
   sample: true
+outdated:
+  description: Whether it runs since before its configuration was written.
+  type: bool
+  returned: always
+  sample: false
 data:
   description: Whether there are data of a witness.
   type: bool

@@ -25,6 +25,8 @@ UNIT = "etcd.service"
 DROP_IN = Path("/etc/systemd/system/etcd.service.d/colo.conf")
 #: A unit that somebody has put in the place of the package's.
 OTHER_UNIT = Path("/etc/systemd/system/etcd.service")
+#: What ours reads.
+ENVIRONMENT = Path("/etc/colo/witness/etcd.env")
 SETTINGS = Path("/etc/default/etcd")
 PROGRAM = Path("/usr/bin/etcd")
 DATA = Path("/var/lib/etcd")
@@ -39,9 +41,10 @@ _LEASE = b"/lease"
 
 @dataclass(frozen=True)
 class Facts:
-    """What was read. ``data`` are the directories with an etcd's data, ``cluster`` the members that ours were made for.
+    """What was read. ``outdated``: it runs since before its configuration was written.
 
-    ``protected`` are the VMs whose lease is kept now; None when etcd does not tell.
+    ``data`` are the directories with an etcd's data, ``cluster`` the members that ours were made for. ``protected`` are the
+    VMs whose lease is kept now; None when etcd does not tell.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Facts:
     installed: bool
     ours: bool
     active: bool
+    outdated: bool
     settings: bool
     other_unit: bool
     data: tuple[str, ...]
@@ -73,7 +77,7 @@ def problems(facts: Facts, cluster: str) -> list[str]:
     if OURS in facts.data and facts.cluster and facts.cluster != cluster:
         found.append(
             f"{facts.name} has data of the witnesses {facts.cluster}, and the inventory says {cluster}: members are not "
-            "changed by the inventory, or two halves could each say who may run. See docs/operations/witness.md, other witnesses."
+            "changed by the inventory, or two halves could each say who may run: see docs/operations/witness.md, other members."
         )
     return found
 
@@ -107,6 +111,13 @@ def sets_something(text: str) -> bool:
     return any(line.strip() and not line.lstrip().startswith(("#", ";")) for line in text.splitlines())
 
 
+def is_outdated(started: str) -> bool:
+    """Whether the configuration was written after ``started``, systemd's "@SECONDS"."""
+    seconds = started.removeprefix("@")
+    written = [int(path.stat().st_mtime) for path in (DROP_IN, ENVIRONMENT) if path.is_file()]
+    return seconds.isdigit() and any(int(seconds) < moment for moment in written)
+
+
 def leases(answer: dict[str, Any]) -> tuple[str, ...]:
     """The VMs with a lease, from etcd's answer to a range of all keys below /colo/ (see colo_helper.arbiter.etcd)."""
     keys = [base64.b64decode(entry["key"]) for entry in answer.get("kvs", [])]
@@ -138,14 +149,18 @@ def read_facts(module: AnsibleModule) -> Facts:
     """Read all of it."""
     urls = [url for url in (module.params["client_url"], module.params["peer_url"]) if url]
     system = preflight.parse_os_release(read_text(preflight.OS_RELEASE) or "")
-    _rc, out, _err = host.run_tool(module, ["systemctl", "show", "--property=ActiveState", UNIT])
+    properties = "--property=ActiveState,ExecMainStartTimestamp"
+    _rc, out, _err = host.run_tool(module, ["systemctl", "show", "--timestamp=unix", properties, UNIT])
+    unit = host.parse_properties(out)
+    active = unit.get("ActiveState") in ("active", "activating", "reloading")
     ours = DROP_IN.is_file()
     return Facts(
         name=platform.node().split(".")[0],
         distribution=f"{system.get('ID', 'unknown')} {system.get('VERSION_ID', '')}".strip(),
         installed=PROGRAM.is_file(),
         ours=ours,
-        active=host.parse_properties(out).get("ActiveState") in ("active", "activating", "reloading"),
+        active=active,
+        outdated=active and ours and is_outdated(unit.get("ExecMainStartTimestamp", "")),
         settings=sets_something(read_text(SETTINGS) or ""),
         other_unit=OTHER_UNIT.is_file(),
         data=tuple(sorted(path.parent.name for path in DATA.glob("*/member"))),
@@ -163,6 +178,7 @@ def report(module: AnsibleModule) -> dict[str, Any]:
         "installed": facts.installed,
         "ours": facts.ours,
         "active": facts.active,
+        "outdated": facts.outdated,
         "data": OURS in facts.data,
         "cluster": facts.cluster,
         "protected": None if facts.protected is None else list(facts.protected),
