@@ -115,6 +115,15 @@ def test_with_an_expired_certificate_nobody_can_tell(witness, directory, signer)
     assert REFUSES.match(said(witness, late))["what"] == f"{late.certificate}, which ended on {ENDED}"
 
 
+def test_a_replicator_that_runs_uses_its_hosts_certificate_that_was_renewed(witness, directory, signer):
+    late = put_identity(directory / "renewed", signer, "xa", ["xa"], now=LONG_AGO)
+    arbiter = EtcdArbiter([witness], late, 5.0)
+    with pytest.raises(ArbiterError):
+        arbiter.read("any")
+    put_identity(directory / "renewed", signer, "xa", ["xa"])
+    assert arbiter.read("any") == Seen()
+
+
 def test_a_witness_of_another_authority_is_not_believed(witness, xa, directory):
     other = put_identity(directory / "other", authority.make_authority(NOW), "xa", ["xa"])
     believing = Identity(other.ca, xa.certificate, xa.key)
