@@ -12,15 +12,15 @@ description:
   - Reads, changes nothing, and never fails because of what it finds - every finding has a sentence for an assertion.
 options:
   cluster:
-    description: All witnesses with the URLs of their peers, as etcd's C(--initial-cluster).
+    description: All witnesses with the URLs of their peers, as etcd's C(--initial-cluster); not looked at when empty.
     type: str
     default: ""
   client_url:
-    description: Where the hosts ask this witness.
+    description: Where the hosts would ask this witness; nobody else may listen there.
     type: str
     default: ""
   peer_url:
-    description: Where the other witnesses ask it.
+    description: Where the other witnesses would.
     type: str
     default: ""
 attributes:

@@ -74,7 +74,7 @@ def problems(facts: Facts, cluster: str) -> list[str]:
             f"{facts.name} has an etcd already that the role colo_witness has not made ({'; '.join(strange)}). Use that one by "
             "colo_arbiter.endpoints instead, or remove it first: 'apt purge etcd-server' there removes its data as well."
         )
-    if OURS in facts.data and facts.cluster and facts.cluster != cluster:
+    if OURS in facts.data and facts.cluster and cluster and facts.cluster != cluster:
         found.append(
             f"{facts.name} has data of the witnesses {facts.cluster}, and the inventory says {cluster}: members are not "
             "changed by the inventory, or two halves could each say who may run: see docs/operations/witness.md, other members."
@@ -154,6 +154,7 @@ def read_facts(module: AnsibleModule) -> Facts:
     unit = host.parse_properties(out)
     active = unit.get("ActiveState") in ("active", "activating", "reloading")
     ours = DROP_IN.is_file()
+    own = host.parse_properties(read_text(ENVIRONMENT) or "").get("ETCD_ADVERTISE_CLIENT_URLS", "")
     return Facts(
         name=platform.node().split(".")[0],
         distribution=f"{system.get('ID', 'unknown')} {system.get('VERSION_ID', '')}".strip(),
@@ -166,7 +167,7 @@ def read_facts(module: AnsibleModule) -> Facts:
         data=tuple(sorted(path.parent.name for path in DATA.glob("*/member"))),
         cluster=(read_text(DATA / RECORD) or "").strip(),
         answers=tuple(urlsplit(url).netloc for url in urls if not ours and _answers(url)),
-        protected=ask_leases(urls[0]) if ours and urls else None,
+        protected=ask_leases(own) if ours and own else None,
     )
 
 

@@ -437,6 +437,12 @@ def test_the_facts_of_a_fresh_host(host: FakeHost, run: Runner, monkeypatch: pyt
     assert (result["ours"], result["protected"]) == (True, None)
     assert len(result["problems"]) == 1
     assert result["outdated"] is False
+    asked: list[str] = []
+    monkeypatch.setattr(witness, "ask_leases", lambda url: asked.append(url) or ("h1",))
+    (host.root / "environment").write_text("# A=B\nETCD_ADVERTISE_CLIENT_URLS=https://192.0.2.13:2379\n")
+    alone = run("colo_witness_info")
+    assert (alone["protected"], alone["problems"]) == (["h1"], [])
+    assert asked == ["https://192.0.2.13:2379"]
 
 
 def test_an_etcd_that_was_started_before_its_configuration_is_outdated(
