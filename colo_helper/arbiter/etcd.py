@@ -16,6 +16,7 @@ from etcd3gw.client import Etcd3Client
 from etcd3gw.exceptions import Etcd3Exception
 from etcd3gw.lease import Lease as EtcdLease
 
+from colo_helper.arbiter import tls
 from colo_helper.arbiter.interface import ArbiterError, RefusedError
 from colo_helper.arbiter.record import (
     PROTECTED,
@@ -48,6 +49,7 @@ class EtcdArbiter:
     """See Arbiter. ``endpoints`` are URLs, asked in turn until one answers within ``timeout_s``; the last that did is first."""
 
     def __init__(self, endpoints: Sequence[str], identity: Identity, timeout_s: float) -> None:
+        self._identity = identity
         self._clients = [_client(url, identity, timeout_s) for url in endpoints]
 
     def read(self, vm: str) -> Seen:
@@ -108,8 +110,10 @@ class EtcdArbiter:
             try:
                 answer = ask(etcd)
             except _ERRORS as error:
-                why = getattr(error, "detail_text", "") or str(error) or type(error).__name__
-                problems.append(f"{etcd.base_url}: {why.strip()}")
+                why = (getattr(error, "detail_text", "") or str(error) or type(error).__name__).strip()
+                if etcd.protocol == "https":
+                    why = tls.in_words(why, self._identity.ca, self._identity.certificate)
+                problems.append(f"{etcd.base_url}: {why}")
             else:
                 self._clients.remove(etcd)
                 self._clients.insert(0, etcd)
@@ -119,7 +123,7 @@ class EtcdArbiter:
 
 def _client(url: str, identity: Identity, timeout_s: float) -> Etcd3Client:
     parts = urlsplit(url)
-    return Etcd3Client(
+    client = Etcd3Client(
         host=parts.hostname or "",
         port=parts.port or 2379,
         protocol=parts.scheme,
@@ -129,6 +133,9 @@ def _client(url: str, identity: Identity, timeout_s: float) -> Etcd3Client:
         timeout=timeout_s,
         api_path=_API,
     )
+    # No proxy and no other authority that the environment names (REQUESTS_CA_BUNDLE would count more than our CA).
+    client.session.trust_env = False
+    return client
 
 
 def _seen(answers: list[dict[str, Any]]) -> Seen:

@@ -87,8 +87,8 @@ class FileTree(DesiredState):
             )
 
 
-def read_entry(path: Path) -> dict[str, Any] | None:
-    """What stands at ``path``; None when nothing does."""
+def read_entry(path: Path, *, content: bool = True) -> dict[str, Any] | None:
+    """What stands at ``path``; None when nothing does. A file that is secret is read without its content."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -105,7 +105,7 @@ def read_entry(path: Path) -> dict[str, Any] | None:
         "mode": f"{stat.S_IMODE(status.st_mode):04o}",
         "owner": _name(pwd.getpwuid, status.st_uid),
         "group": _name(grp.getgrgid, status.st_gid),
-        "content": read_text(path) if kind == "file" else None,
+        "content": read_text(path) if content and kind == "file" else None,
     }
 
 

@@ -97,6 +97,17 @@ def refuse_fencing(peer: str) -> None:
         raise Failure(f"{host_name()} cannot switch {peer} off: {' '.join(problems)}")
 
 
+def refuse_arbiter(arbiter: dict[str, Any] | None) -> None:
+    """Raise the sentence for a file that the host would ask its arbiter with and does not have."""
+    for name in ("ca", "certificate", "key"):
+        path = (arbiter or {}).get(name)
+        if arbiter and path and not Path(path).is_file():
+            raise Failure(
+                f"There is no {path} on {host_name()}, and without it the host cannot ask the arbiter at "
+                f"{arbiter['endpoints'][0]}: run playbooks/witness.yml; when that etcd is your own, put the file there."
+            )
+
+
 class ProtectedVm(DesiredState):
     """The replicator of one VM on this host."""
 
@@ -125,6 +136,7 @@ class ProtectedVm(DesiredState):
             if not self.module.check_mode:
                 gate.require_helper()
             refuse_protection(now, self.params["role"])
+            refuse_arbiter(self.params["arbiter"])
             if not self.module.check_mode and self.params["arbiter"]:
                 refuse_fencing(self.params["peer"]["name"])
             desired = {"config": configuration(self.params), "protection": "running", "replicator": True}

@@ -28,7 +28,20 @@ def run(capsys: pytest.CaptureFixture[str]) -> Runner:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     """A host named xa whose files are below a temporary directory."""
-    names = ("base", "channel", "filetree", "gate", "preflight", "release", "save_helper", "snapshot", "vm")
+    names = (
+        *(
+            "base",
+            "certificate",
+            "channel",
+            "filetree",
+            "gate",
+            "preflight",
+            "release",
+            "save_helper",
+            "snapshot",
+            "vm",
+        ),
+    )
     modules = {name: utility(name) for name in names}
     gate, preflight, release, snapshot = (
         modules[name] for name in ("gate", "preflight", "release", "snapshot")

@@ -111,6 +111,24 @@ def test_both_sides_are_told_of_the_arbiter(starts: FakeHost, run: Runner, role:
     assert parse_config(written, "h1").arbiter == ArbiterConfig(("http://192.168.78.254:2379",), "xa")
 
 
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("role", ["primary", "secondary"])
+@pytest.mark.usefixtures("helper")
+def test_without_a_certificate_for_the_arbiter_nothing_begins(
+    starts: FakeHost, run: Runner, role: str, check: bool
+) -> None:
+    starts.domains = {"h1": (1, "-b----")} if role == "primary" else {}
+    files = {name: str(starts.root / f"{name}.pem") for name in ("ca", "certificate", "key")}
+    for name in ("ca", "certificate"):
+        Path(files[name]).write_text("")
+    arbiter = {"endpoints": ["https://192.0.2.13:2379"], "host": "xa", **files}
+    assert run("colo_vm", name="h1", role=role, peer=PEER, arbiter=arbiter, check=check)["msg"] == (
+        f"There is no {files['key']} on xa, and without it the host cannot ask the arbiter at https://192.0.2.13:2379: run "
+        "playbooks/witness.yml; when that etcd is your own, put the file there."
+    )
+    assert not (starts.root / "vms" / "h1.json").exists()
+
+
 @pytest.mark.usefixtures("helper")
 def test_secondary_gets_only_what_it_needs(starts: FakeHost, run: Runner) -> None:
     write_state(starts, "waiting", role="secondary")

@@ -134,8 +134,9 @@ def test_failover_asks_for_the_vm_and_its_confirmation_before_any_host(
 def silent_hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example inventory with hosts at a port where nobody listens."""
     inventory = yaml.safe_load((REPOSITORY / "inventory" / "example" / "hosts.yml").read_text())
-    for host in inventory["all"]["children"]["colo_hosts"]["hosts"].values():
-        host |= {"ansible_host": "127.0.0.1", "ansible_port": 1}
+    for group in inventory["all"]["children"].values():
+        for host in group["hosts"].values():
+            host |= {"ansible_host": "127.0.0.1", "ansible_port": 1}
     path = tmp_path_factory.mktemp("inventory") / "hosts.yml"
     path.write_text(yaml.safe_dump(inventory))
     return path
@@ -165,6 +166,10 @@ def silent_hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "rotate",
             "xa does not answer on ssh (127.0.0.1:1). Keys are changed on both hosts of a VM; no key was changed",
         ),
+        (
+            "witness",
+            "w1, a witness, does not answer on ssh (127.0.0.1:1). All hosts of the group colo_witnesses must",
+        ),
     ],
 )
 def test_a_silent_host_is_told_in_a_sentence(silent_hosts: Path, playbook: str, sentence: str) -> None:
@@ -179,6 +184,27 @@ def test_a_silent_host_is_told_in_a_sentence(silent_hosts: Path, playbook: str, 
     assert done.returncode != 0
     said = " ".join((done.stdout + done.stderr).split())
     assert sentence in said
+
+
+def test_the_witness_playbook_asks_for_a_witness_and_for_all_of_them(
+    silent_hosts: Path, tmp_path: Path
+) -> None:
+    inventory = yaml.safe_load(silent_hosts.read_text())
+    witnesses = inventory["all"]["children"].pop("colo_witnesses")
+    command = [Path(sys.executable).with_name("ansible-playbook"), "playbooks/witness.yml", "-i"]
+
+    def said(*options: str) -> str:
+        (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
+        arguments = [*command, tmp_path / "hosts.yml", *options]
+        done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        return " ".join((done.stdout + done.stderr).split())
+
+    assert "The inventory's group colo_witnesses has no hosts. Put one there" in said()
+    hosts = {f"w{number}": {"colo_witness_address": f"192.0.2.{number}"} for number in (1, 2, 3)}
+    inventory["all"]["children"]["colo_witnesses"] = {"hosts": {**hosts, "w1": witnesses["hosts"]["w1"]}}
+    inventory["all"]["vars"] |= {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    assert "w3 of the group colo_witnesses is not in this run. What the others have" in said("--limit=!w3")
 
 
 def test_rotate_names_the_vms_there_are() -> None:
