@@ -44,6 +44,7 @@ class EmulatedGround:
         """See Ground."""
         began = time.monotonic()
         world, notes = self.world, []
+        world.output = fault.output
         if self._fresh:
             world.reset()
         if not self._protect(_TRIES, notes):

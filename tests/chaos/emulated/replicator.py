@@ -46,7 +46,7 @@ from colo_helper.replication.ownership import Ownership
 from colo_helper.replication.primary import Primary
 from colo_helper.replication.secondary import Secondary
 from colo_helper.replication.succession import Succession
-from colo_helper.traffic import pump
+from colo_helper.traffic import pump, sides
 from tests.chaos.emulated.page import SharedPage
 from tests.chaos.emulated.remote import RemoteArbiter, RemoteHost, WorldDialer
 from tests.chaos.emulated.rpc import Caller, KilledError
@@ -88,6 +88,7 @@ def live(birth: Birth) -> NoReturn:
     """Be the replicator, in a process that was just forked, to its end, or to its parent's."""
     code = CRASHED
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         _keep_only(birth)
         code = _run(birth)
@@ -219,12 +220,13 @@ def _arrange(birth: Birth) -> None:
     wall = time.time
     time.time = lambda: wall() + page.wall_offset(index)
     time.monotonic = lambda: page.monotonic
+    sides.PrimaryRouter = functools.partial(sides.PrimaryRouter, clock=time.monotonic)
     for name in ("write_json", "append_line"):
         setattr(monitor_module, name, _unless_full(getattr(monitor_module, name), page, index))
 
     # Between a look at the clock and the packet that follows it a host may freeze: the architecture says that nothing
     # here closes that. The world does not freeze a host, and moves no clock far, in such a moment.
-    for cls, name in ((pump.Pump, "to_network"), (pump._Port, "flush"), (Primary, "_let_packets_flow")):
+    for cls, name in ((pump.Pump, "to_network"), (pump._Port, "flush")):
         setattr(cls, name, _marked(getattr(cls, name), page, index))
 
 
