@@ -239,7 +239,7 @@ class EmulatedGround:
                 return True
             tries -= 1
             if self._owner() == owner:  # else a switch-over has come to its end meanwhile
-                notes.append("a copy was removed by hand")
+                notes.append(f"a copy was removed by hand: {self._say()}")
                 self._clear(other(owner))
         return False
 

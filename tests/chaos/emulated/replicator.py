@@ -146,6 +146,8 @@ def _run(birth: Birth) -> int:
     except (*LOCAL_ERRORS, HypervisorError) as error:  # as replication.runner does
         monitor.enter("failed", str(error))
         return 1
+    finally:
+        monitor.catch_up()
 
 
 def _serve(
