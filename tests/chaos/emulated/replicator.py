@@ -7,6 +7,7 @@ and waits between attempts, which are shorter so that a hundred thousand faults 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import functools
 import itertools
 import json
@@ -91,6 +92,7 @@ def live(birth: Birth) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         _keep_only(birth)
+        faulthandler.register(signal.SIGUSR1)  # for whoever wonders where it hangs
         code = _run(birth)
     except KilledError:
         code = CRASHED
