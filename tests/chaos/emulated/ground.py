@@ -43,7 +43,8 @@ class EmulatedGround:
     def run(self, fault: Fault) -> Outcome:
         """See Ground."""
         began = time.monotonic()
-        world, notes = self.world, []
+        world = self.world
+        notes: list[str] = []
         world.output = fault.output
         if self._fresh:
             world.reset()
