@@ -5,7 +5,7 @@ LAB := $(BIN)/python -m lab
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types model unit fuzz chaos stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-helper bench-replication bench-packets lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
+.PHONY: help setup lint types model unit fuzz chaos chaos-lab stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-helper bench-replication bench-packets lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ chaos: setup ## CHAOS_FAULTS (1000) faults of CHAOS_SEED (1) on emulated hosts, 
 
 model: setup ## who may run, explored exhaustively by spin: seconds
 	model/check
+
+chaos-lab: setup ## the same on the lab's hosts, one at a time: hours; CHAOS_FAULTS (300)
+	$(BIN)/python -m tests.chaos --ground lab --faults $(or $(CHAOS_FAULTS),300) --seed $(or $(CHAOS_SEED),1) \
+		--journal build/chaos-lab-$(or $(CHAOS_SEED),1).jsonl --report build/chaos-lab-$(or $(CHAOS_SEED),1).md
 
 stock: setup ## our save helper against Debian's own, over a shim, without Xen: under two minutes (Debian 12)
 	$(BIN)/pytest -q tests/stock

@@ -8,7 +8,6 @@ from lab.settings import HOSTS, Settings, address, host_number
 
 def write_inventory(settings: Settings, ports: dict[str, int]) -> None:
     """Write `.lab/inventory.yml` (JSON is YAML)."""
-    control_dir = settings.run_dir / "ssh"
     ssh_options = (
         f"-o UserKnownHostsFile={known_hosts(settings)} -o StrictHostKeyChecking=yes -o IdentitiesOnly=yes"
     )
@@ -30,7 +29,7 @@ def write_inventory(settings: Settings, ports: dict[str, int]) -> None:
                 "ansible_python_interpreter": "/usr/bin/python3",
                 "ansible_ssh_private_key_file": str(controller_key(settings)),
                 "ansible_ssh_common_args": ssh_options,
-                "ansible_control_path_dir": str(control_dir),
+                "ansible_control_path_dir": str(settings.ssh_dir),
                 "colo_vms": {
                     "h1": {
                         "primary": first,

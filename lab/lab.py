@@ -231,8 +231,8 @@ class Lab:
         return _remove(self.settings.lab_id)
 
     def _drop_ssh_masters(self) -> None:
-        # A master of Ansible's would hold on to a connection that the host has forgotten.
-        for path in (self.settings.run_dir / "ssh").glob("*"):
+        # A master of Ansible's or of a test's would hold on to a connection that the host has forgotten.
+        for path in self.settings.ssh_dir.glob("*"):
             subprocess.run(
                 ["ssh", "-o", f"ControlPath={path}", "-O", "exit", "lab"], capture_output=True, check=False
             )

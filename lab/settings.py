@@ -40,6 +40,11 @@ class Settings:
         return RUN_ROOT / self.lab_id
 
     @property
+    def ssh_dir(self) -> Path:
+        """Sockets of connections that are kept open; whoever stops the lab ends them."""
+        return self.run_dir / "ssh"
+
+    @property
     def netns(self) -> str:
         """The network namespace that holds both bridges and the client."""
         return namespace_of(self.lab_id)

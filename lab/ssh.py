@@ -45,7 +45,8 @@ def run(settings: Settings, host: str, line: str, timeout_s: float = 60, *, kept
 
     ``kept``: over a connection that stays open for the next one.
     """
-    options = [*_KEPT, f"ControlPath={settings.state_dir}/kept-%n"] if kept else []
+    settings.ssh_dir.mkdir(parents=True, exist_ok=True)
+    options = [*_KEPT, f"ControlPath={settings.ssh_dir}/kept-%n"] if kept else []
     words = [
         "ssh",
         "-F",

@@ -20,7 +20,7 @@ from typing import Any
 FENCING = "/etc/colo/fencing/{host}.json"
 FORMAT = 1
 DEFAULT_TIMEOUT_S = 60
-_LONGEST_S = 600
+_LONGEST_S = 300
 _AGENT = re.compile(r"fence_[a-z0-9_]+")
 _SAID_CHARACTERS = 200
 

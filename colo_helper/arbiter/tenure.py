@@ -38,7 +38,8 @@ class Tenure:
 
     It begins without the right, until ``alone`` or ``take_over`` says RUN. While a secondary may come to own the VM
     (from ``protect`` until ``alone`` or ``hand_over``) a thread renews the lease, and the right ends ``mute_s`` after the
-    renewal that was granted last was asked for. ``lost`` is called by that thread when another owns the VM by now.
+    renewal that was granted last was asked for. ``lost`` is called by that thread when another owns the VM by now. While
+    ``stuck`` returns why this side does not get on, nothing is renewed: the secondary is to go on then.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Tenure:
         say: Callable[[str, str], None],
         lost: Callable[[str], None],
         clock: Callable[[], float] = boot_clock,
+        stuck: Callable[[], str] = lambda: "",
     ) -> None:
         self.automatic = True
         self.times = times
@@ -59,6 +61,7 @@ class Tenure:
         self._say = say
         self._lost = lost
         self._clock = clock
+        self._stuck = stuck
         self._lease: Lease | None = None
         #: Since when the lease counts; None while none is needed.
         self._asked_s: float | None = _NEVER
@@ -206,7 +209,7 @@ class Tenure:
                     self._renewer = None
                     return
             try:
-                problem = "" if self._handing else self._renew(rule, lease)
+                problem = "" if self._handing else self._stuck() or self._renew(rule, lease)
             except ArbiterError as error:
                 problem = str(error)
             if problem and problem != trouble:

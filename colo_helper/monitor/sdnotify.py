@@ -28,6 +28,10 @@ class Notifier:
         """One line for ``systemctl status``."""
         self._send("STATUS=" + sentence.replace("\n", " "))
 
+    def alive(self) -> None:
+        """The replicator gets on (WatchdogSec of its unit)."""
+        self._send("WATCHDOG=1")
+
     def stopping(self) -> None:
         """The replicator is ending."""
         self._send("STOPPING=1")

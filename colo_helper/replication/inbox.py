@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -19,6 +20,8 @@ from colo_helper.control.protocol import Request
 from colo_helper.proxy.verdicts import Checkpoint
 from colo_helper.replication.packing import PackingError
 
+#: How often who waits for ever shows that it lives, in seconds.
+_SIGN_OF_LIFE_S = 60.0
 #: Frames that may wait; the next one holds its reader, and so the peer, back. Bounds memory.
 FRAME_SLOTS = 4
 
@@ -117,6 +120,8 @@ class Inbox:
     trouble: str = ""
     #: Operators who asked to stop and wait for it; empty when the service manager did.
     stop_requests: list[Request] = field(default_factory=list)
+    #: Called whenever the main thread looks; see Watch.
+    on_look: Callable[[], None] = lambda: None
     _stopped_by_service: str = ""
     _queue: SimpleQueue[object] = field(default_factory=SimpleQueue)
     _source: FrameSource | None = None
@@ -165,6 +170,7 @@ class Inbox:
 
     def wait(self, timeout_s: float) -> bool:
         """Take what has arrived; waits up to ``timeout_s`` when that is nothing. Tells whether something came."""
+        self.on_look()
         try:
             item = self._queue.get(timeout=max(0.0, timeout_s)) if timeout_s > 0 else self._queue.get_nowait()
         except Empty:
@@ -178,11 +184,12 @@ class Inbox:
 
     def wait_forever(self) -> None:
         """Wait until something comes."""
-        self._take(self._queue.get())
+        while not self.wait(_SIGN_OF_LIFE_S):
+            continue
 
     def next_frame(self, deadline_s: float) -> Frame | None:
-        """Return the next frame; None when something else came first, the session is lost, or at the deadline."""
-        if not self.frames and not self.loss:
+        """Return the next frame; None when something else came first, the session is lost or in trouble, or at the deadline."""
+        if not (self.frames or self.loss or self.trouble):
             self.wait(deadline_s - time.monotonic())
         return self.frames.popleft() if self.frames else None
 

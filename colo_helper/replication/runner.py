@@ -20,6 +20,7 @@ from colo_helper.monitor.files import read_json
 from colo_helper.monitor.monitor import Monitor, boot_id
 from colo_helper.monitor.sdnotify import Notifier
 from colo_helper.monitor.state import State
+from colo_helper.monitor.watch import Watch
 from colo_helper.replication.config import (
     CONFIG,
     RUN_DIR,
@@ -97,14 +98,16 @@ def run(vm: str) -> int:
     phase = "connecting" if config.role == "primary" else "waiting"
     state = State(vm, config.role, phase, "The replicator starts.", config.peer_name)
     monitor = Monitor(state_dir, state, notifier, decides=config.arbiter is None)
-    inbox = Inbox()
+    watch = Watch(notifier)
+    inbox = Inbox(on_look=watch.look)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: inbox.put_stop(_stopped_by(received)))
     desk = Desk(config, monitor, inbox)
     server = ControlServer(run_dir / "control.sock", desk.serve)
     server.start()
     try:
-        return _serve(config, monitor, inbox, state_dir, run_dir, notifier.ready)
+        right = _right(config, monitor, inbox, watch)
+        return _serve(config, monitor, inbox, state_dir, run_dir, notifier.ready, right)
     except (*LOCAL_ERRORS, HypervisorError) as error:
         monitor.enter("failed", str(error))
         return 1
@@ -116,7 +119,13 @@ def run(vm: str) -> int:
 
 
 def _serve(
-    config: Config, monitor: Monitor, inbox: Inbox, state_dir: Path, run_dir: Path, ready: Callable[[], None]
+    config: Config,
+    monitor: Monitor,
+    inbox: Inbox,
+    state_dir: Path,
+    run_dir: Path,
+    ready: Callable[[], None],
+    right: Right,
 ) -> int:
     from colo_helper.replication.xl import XenHost  # noqa: PLC0415  (loads the device libraries: only to run)
 
@@ -129,7 +138,7 @@ def _serve(
         ready()
         from colo_helper.replication.connect import connect  # noqa: PLC0415  (paramiko: only the primary needs it)
 
-        with closing(_right(config, monitor, inbox)) as right:
+        with closing(right):
             ownership = Ownership(config.vm, config.peer_name, monitor, inbox, right)
             return Primary(config, host, monitor, inbox, connect, ownership, saved).run()
     from colo_helper.channel.listener import AttachListener  # noqa: PLC0415
@@ -142,7 +151,7 @@ def _serve(
         lambda name: session(config, monitor, name),
         inbox.put_session,
     )
-    succession = Succession(monitor, _right(config, monitor, inbox), lambda: _fence(config))
+    succession = Succession(monitor, right, lambda: _fence(config))
     secondary = Secondary(config, host, monitor, inbox, succession, saved)
     listener.start()
     try:
@@ -152,7 +161,7 @@ def _serve(
         listener.close()
 
 
-def _right(config: Config, monitor: Monitor, inbox: Inbox) -> Right:
+def _right(config: Config, monitor: Monitor, inbox: Inbox, watch: Watch) -> Right:
     """Return whom to ask who may run the VM."""
     asked = config.arbiter
     if asked is None:
@@ -162,7 +171,7 @@ def _right(config: Config, monitor: Monitor, inbox: Inbox) -> Right:
     of = times(asked.lease_s)
     identity = Identity(asked.ca, asked.certificate, asked.key)
     arbiter = EtcdArbiter(asked.endpoints, identity, max(_SHORTEST_ASK_S, of.renew_s / len(asked.endpoints)))
-    return Tenure(arbiter, config.vm, asked.host, of, monitor.event, inbox.put_trouble)
+    return Tenure(arbiter, config.vm, asked.host, of, monitor.event, inbox.put_trouble, stuck=watch.stuck)
 
 
 def _fence(config: Config) -> Fenced | None:

@@ -135,6 +135,11 @@ def config_path(vm: str) -> Path:
     return CONFIGURATIONS / f"{vm}.json"
 
 
+def read_state(vm: str) -> dict[str, Any] | None:
+    """What the replicator of ``vm`` here has written down last."""
+    return read_json(STATES / vm / "state.json")
+
+
 def known_vms() -> list[str]:
     """Every VM that this host has a configuration or a history of."""
     names = {path.stem for path in CONFIGURATIONS.glob("*.json")} | {
@@ -145,7 +150,7 @@ def known_vms() -> list[str]:
 
 def take(module: AnsibleModule, vm: str, domains: dict[str, dict[str, Any]] | None) -> Snapshot:
     """Read everything about one VM; ``domains`` comes from ``host.read_domains``."""
-    state = read_json(STATES / vm / "state.json")
+    state = read_state(vm)
     boot_id = (read_text(BOOT_ID) or "").strip()
     return Snapshot(
         vm=vm,

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
 FORMAT = 1
-_POLL_S = 0.5
+#: How often the state file is read, and how often Xen and systemd are asked although it says nothing new, seconds.
+_POLL_S, _LOOK_S = 0.5, 5.0
 _STOP_TIMEOUT_S = 120.0
 _TAKEOVER_TIMEOUT_S = 120.0
 _SWITCH_TIMEOUT_S = 120.0
@@ -217,14 +218,18 @@ class ProtectedVm(DesiredState):
     def _wait(self, done: Callable[[snapshot.Snapshot], bool], timeout_s: float) -> snapshot.Snapshot:
         """Look again and again (state.json is replaced by renaming, and the standard library has no inotify).
 
-        Ends when ``done``, when the replicator has ended, or in time. A state from before the start counts as none.
+        What Xen and systemd say costs more than reading a file, so they are asked when that has news. Ends when ``done``,
+        when the replicator has ended, or in time. A state from before the start counts as none.
         """
         deadline = time.monotonic() + timeout_s
         while True:
             now = self._fresh(self.look())
             if done(now) or has_ended(now) or time.monotonic() > deadline:
                 return now
-            time.sleep(_POLL_S)
+            until = min(deadline, time.monotonic() + _LOOK_S)
+            said = _news(now.state)
+            while time.monotonic() < until and _news(snapshot.read_state(self.vm)) == said:
+                time.sleep(_POLL_S)
 
     def _fresh(self, now: snapshot.Snapshot) -> snapshot.Snapshot:
         """Without a state that was written before this module started the replicator."""
@@ -365,6 +370,12 @@ def has_ended(now: snapshot.Snapshot) -> bool:
     if now.unit["active"] in {"failed", "inactive"}:
         return True
     return now.phase in snapshot.ENDED | snapshot.ALONE and not (now.alive and now.phase == "unprotected")
+
+
+def _news(state: dict[str, Any] | None) -> tuple[object, object]:
+    """What of a state may be what is waited for."""
+    known = state or {}
+    return known.get("phase"), known.get("totals")
 
 
 def checkpoints(now: snapshot.Snapshot) -> int:

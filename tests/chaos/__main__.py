@@ -69,7 +69,10 @@ class _Teller:
 
 def _ground(name: str, plant: str) -> MakeGround:
     """Return what makes grounds of that name; each imports what it needs."""
-    assert name == "emulated"
+    if name == "lab":
+        from tests.chaos.lab.ground import LabGround  # noqa: PLC0415
+
+        return LabGround
     from tests.chaos.emulated.ground import EmulatedGround  # noqa: PLC0415
 
     return partial(EmulatedGround, late=plant == LATE)
@@ -77,7 +80,7 @@ def _ground(name: str, plant: str) -> MakeGround:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Run a fault campaign.")
-    parser.add_argument("--ground", choices=["emulated"], default="emulated")
+    parser.add_argument("--ground", choices=["emulated", "lab"], default="emulated")
     parser.add_argument(
         "--faults", type=int, default=1000, help="how many in all, those in the journal included"
     )
@@ -90,6 +93,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", type=int, help="run the fault of this number alone")
     parser.add_argument("--times", type=int, default=1, help="with --only: how often, on the same pair")
     asked = parser.parse_args(arguments)
+    if asked.ground == "lab" and (asked.jobs > 1 or asked.plant):
+        parser.error("there is one lab, and nothing is planted there")
     for path in (asked.journal, asked.report):
         path.parent.mkdir(parents=True, exist_ok=True)
     return asked

@@ -1,5 +1,6 @@
 """The witness of a pair: an etcd beside the client, on neither of the hosts."""
 
+import shutil
 import subprocess
 import tempfile
 import time
@@ -20,31 +21,50 @@ class WitnessHost:
     def __init__(self, settings):
         self.settings = settings
         self.url = f"http://{address('mgmt', CLIENT_NUMBER)}:2379"
+        self._directory = Path(tempfile.mkdtemp(prefix="colo-witness-"))
+        self._process = None
 
     @contextmanager
     def running(self):
-        with tempfile.TemporaryDirectory() as directory:
-            log = Path(directory, "log")
-            with log.open("wb") as output:
-                process = subprocess.Popen(
-                    [
-                        *("ip", "netns", "exec", self.settings.netns, "setpriv", "--pdeathsig", "KILL", "--"),
-                        *("etcd", f"--data-dir={directory}/data", f"--listen-client-urls={self.url}"),
-                        *(f"--advertise-client-urls={self.url}", "--listen-peer-urls=http://127.0.0.1:0"),
-                    ],
-                    stdout=output,
-                    stderr=output,
-                )
-            try:
-                deadline = time.monotonic() + _START_S
-                while not self._answers():
-                    assert process.poll() is None, log.read_text()[-2000:]
-                    assert time.monotonic() < deadline, "etcd does not answer"
-                    time.sleep(0.1)  # it tells nobody when it listens
-                yield self
-            finally:
-                process.kill()
-                process.wait()
+        """Start it, and leave nothing of it."""
+        try:
+            self.start()
+            yield self
+        finally:
+            self.kill()
+            shutil.rmtree(self._directory)
+
+    def start(self):
+        """Start it where it was killed; returns when it answers."""
+        log = self._directory / "log"
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [
+                    *("ip", "netns", "exec", self.settings.netns, "setpriv", "--pdeathsig", "KILL", "--"),
+                    *("etcd", f"--data-dir={self._directory}/data", f"--listen-client-urls={self.url}"),
+                    *(f"--advertise-client-urls={self.url}", "--listen-peer-urls=http://127.0.0.1:0"),
+                ],
+                stdout=output,
+                stderr=output,
+            )
+        deadline = time.monotonic() + _START_S
+        while not self._answers():
+            assert self._process.poll() is None, log.read_text()[-2000:]
+            assert time.monotonic() < deadline, "etcd does not answer"
+            time.sleep(0.1)  # it tells nobody when it listens
+
+    def kill(self):
+        """Kill it; what it has written stays."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def forget(self):
+        """Kill it and begin with nothing."""
+        self.kill()
+        shutil.rmtree(self._directory / "data", ignore_errors=True)
+        self.start()
 
     def read(self, vm):
         """What is kept of a VM."""

@@ -55,4 +55,5 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     monkeypatch.setattr(preflight, "DEVICE_MODEL", tmp_path / "etc" / "device-model")
     monkeypatch.setattr(preflight, "NETWORK", tmp_path / "net")
     monkeypatch.setattr(modules["vm"], "_POLL_S", 0.01)
+    monkeypatch.setattr(modules["vm"], "_LOOK_S", 0.05)
     return fake

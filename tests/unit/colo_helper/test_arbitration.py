@@ -22,7 +22,7 @@ from tests.unit.colo_helper.arbitrated import (
     says,
 )
 from tests.unit.colo_helper.emulated_host import EmulatedHost, running_guest
-from tests.unit.colo_helper.replication_pair import VM, eventually
+from tests.unit.colo_helper.replication_pair import PATIENCE_S, VM, eventually
 
 
 def test_a_secondary_has_its_right_from_the_first_checkpoint_on(both, world):
@@ -158,6 +158,27 @@ def test_who_comes_back_with_a_guest_that_is_anothers_by_now_stops_it(pair, worl
     assert "h1 is xb's since epoch" in again.phase("primary", "standby")
     assert not again.guest.running
     assert not on_network(there)
+
+
+def test_a_replicator_that_is_stuck_renews_nothing_and_is_succeeded(both, world):
+    stuck, freed = threading.Event(), threading.Event()
+
+    def hang():
+        stuck.set()
+        freed.wait()
+
+    both.p_inbox.on_look = hang
+    both.ask_without_waiting("primary", "checkpoint")
+    assert stuck.wait(PATIENCE_S)
+    both.rights["primary"]._stuck = lambda: "The replicator itself has been stuck for 151 s."
+    eventually(lambda: "151 s" in "".join(events(both, "primary", "lease")), "said")
+    world.now += 10
+    assert not both.rights["primary"].permits()
+    both.freeze_line()
+    both.phase("secondary", "active")
+    assert world.kept == ("xb", ALONE)
+    freed.set()
+    assert_aside(both)
 
 
 def test_an_operator_who_stops_a_primary_that_asks_is_told_so_and_the_service_manager_leaves_it_mute(

@@ -1,0 +1,34 @@
+"""Whether the replicator's main thread gets on, for those who must not go on without it: the lease and the service manager."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from colo_helper.monitor.sdnotify import Notifier
+
+#: Longer than anything takes between two looks while a VM is protected: a step that a peer is given 120 s for.
+STUCK_S = 150.0
+_TELL_S = 10.0
+
+
+class Watch:
+    """``look`` is called by the main thread, ``stuck`` by any."""
+
+    def __init__(self, notifier: Notifier, clock: Callable[[], float] = time.monotonic) -> None:
+        self._notifier = notifier
+        self._clock = clock
+        self._looked_s = clock()
+        self._told_s = float("-inf")
+
+    def look(self) -> None:
+        """The main thread gets on."""
+        self._looked_s = now_s = self._clock()
+        if now_s - self._told_s >= _TELL_S:
+            self._told_s = now_s
+            self._notifier.alive()
+
+    def stuck(self) -> str:
+        """Return a sentence when it has not for too long, an empty text otherwise."""
+        away_s = self._clock() - self._looked_s
+        return f"The replicator itself has been stuck for {away_s:.0f} s." if away_s > STUCK_S else ""
