@@ -31,13 +31,15 @@ def boot_id() -> str:
 class Monitor:
     """The state, kept in memory and written on every change. May be read by other threads at any time.
 
-    What cannot be written, because the disk is full, is said in the journal, and the next change is written again. A phase that
+    What cannot be written, because the disk is full, is said in the journal, and written later (see ``catch_up``). A phase that
     cannot be written raises OSError when ``decides``: then the file tells the next replicator, and nobody else does, who has
     the VM.
     """
 
     def __init__(self, directory: Path, state: State, notifier: Notifier, *, decides: bool = True) -> None:
         self._decides = decides
+        #: Whether the state is newer than its file.
+        self._unwritten = False
         self._directory = directory
         self._notifier = notifier
         self._lock = threading.Lock()
@@ -70,7 +72,7 @@ class Monitor:
             if phase != self._state.phase:
                 self._since = now_utc()
             self._state = replace(self._state, phase=phase, reason=reason, **{"progress": None, **changes})
-            self._write("state.json", self.snapshot(), must=self._decides)
+            self._write_state(must=self._decides)
         self.event(phase, reason)
         self._notifier.status(f"{phase}: {reason}")
 
@@ -94,7 +96,7 @@ class Monitor:
         with self._lock:
             progress = {"step": step, "bytes": moved_bytes, "elapsed_s": round(elapsed_s, 1), **more}
             self._state = replace(self._state, progress=progress)
-            self._write("state.json", self.snapshot())
+            self._write_state()
 
     def checkpoint(
         self,
@@ -117,7 +119,7 @@ class Monitor:
                 packets=packets,
                 interval=interval,
             )
-            self._write("state.json", self.snapshot())
+            self._write_state()
 
     def verification(self, result: dict[str, Any]) -> None:
         """Write ``verify.json``."""
@@ -127,19 +129,34 @@ class Monitor:
         """Append to ``events.jsonl`` and to the journal (stderr)."""
         state = self._state
         line = {"time": now_utc(), "event": event, "sentence": sentence, "epoch": state.epoch, **fields}
+        self.catch_up()
         try:
             append_line(self._directory / "events.jsonl", line)
         except OSError as error:
             self._say(f"an event was not kept: {error}")
         self._say(f"{event}: {sentence}")
 
-    def _write(self, name: str, value: dict[str, Any], *, must: bool = False) -> None:
+    def catch_up(self) -> None:
+        """Write the state if that was not possible before: at every event, and at the end."""
+        with self._lock:
+            if self._unwritten:
+                self._write_state()
+
+    def _write_state(self, *, must: bool = False) -> None:
+        """Within the lock. What ``must`` be written and is not, was not done, so it is not written later either."""
+        self._unwritten = False
+        self._unwritten = not self._write("state.json", self.snapshot(), must=must)
+
+    def _write(self, name: str, value: dict[str, Any], *, must: bool = False) -> bool:
+        """Tell whether it could be written."""
         try:
             write_json(self._directory / name, value)
         except OSError as error:
             if must:
                 raise
             self._say(f"{name} was not written: {error}")
+            return False
+        return True
 
     def _say(self, sentence: str) -> None:
         sys.stderr.write(f"{self._state.vm} {sentence}\n")

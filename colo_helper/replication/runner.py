@@ -112,6 +112,7 @@ def run(vm: str) -> int:
         monitor.enter("failed", str(error))
         return 1
     finally:
+        monitor.catch_up()
         notifier.stopping()
         desk.close()
         server.close(_GOODBYE_S)

@@ -8,7 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.chaos.campaign import Campaign, CampaignError, MakeGround, run
+from tests.chaos.campaign import Campaign, CampaignError, MakeGround, end_in_order, run
 from tests.chaos.ground import Outcome
 from tests.chaos.journal import Journal, JournalError, read
 from tests.chaos.report import report
@@ -20,6 +20,7 @@ _TELL_S = 30.0
 def main(arguments: list[str]) -> int:
     """Run a campaign; returns 0 when nothing was found that must not be, 1 when something was, 2 when it could not run."""
     asked = _parse(arguments)
+    end_in_order()
     make = _ground(asked.ground, asked.plant)
     repeat = f"python -m tests.chaos --ground {asked.ground} --seed {asked.seed} --only {{number}}"
     if asked.plant:

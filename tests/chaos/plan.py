@@ -104,7 +104,8 @@ class Fault:
 
     ``step`` is empty when it comes ``delay_ms`` after ``activity`` was asked for; otherwise it comes at the ``nth`` time that
     ``step`` of the host ``step_of`` ("line": of either) is taken, ``when`` before or after that. ``stays``: it is not mended
-    before somebody answers, if anybody may.
+    before somebody answers, if anybody may. ``output`` is when the guest's packets leave, from the next time on that
+    a primary is started.
     """
 
     seed: int
@@ -121,6 +122,7 @@ class Fault:
     lasting_s: float
     lasting_ms: int
     stays: bool
+    output: str = "hold"
     ways: tuple[str, ...] = ()
     amount: float = 0.0
 
@@ -183,6 +185,7 @@ def fault(seed: int, number: int) -> Fault:
         round(dice.uniform(least_s, most_s), 3),
         dice.randint(least_ms, most_ms),
         lasting == "long" or dice.random() < 0.3,
+        dice.choice(("hold", "compare")),
         ways,
         amount,
     )

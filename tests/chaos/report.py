@@ -62,7 +62,7 @@ def _notes(outcomes: Sequence[Outcome]) -> list[str]:
     counts: dict[str, int] = defaultdict(int)
     for one in outcomes:
         for note in one.notes:
-            counts[note] += 1
+            counts[note.partition(": ")[0]] += 1
     if not counts:
         return []
     return [

@@ -43,7 +43,9 @@ class EmulatedGround:
     def run(self, fault: Fault) -> Outcome:
         """See Ground."""
         began = time.monotonic()
-        world, notes = self.world, []
+        world = self.world
+        notes: list[str] = []
+        world.output = fault.output
         if self._fresh:
             world.reset()
         if not self._protect(_TRIES, notes):
@@ -233,13 +235,23 @@ class EmulatedGround:
             if not owner:
                 return False
             self._give_roles(owner)
-            if self._run(_PROTECT_S, lambda: self._paired() or self._stuck()) and self._checkpointed(owner):
+            if self._joined(owner):
                 world.witness.may_speak(other(owner))
                 return True
             tries -= 1
             if self._owner() == owner:  # else a switch-over has come to its end meanwhile
-                notes.append("a copy was removed by hand")
+                notes.append(f"a copy was removed by hand: {self._say()}")
                 self._clear(other(owner))
+        return False
+
+    def _joined(self, owner: str) -> bool:
+        """Wait until the two make checkpoints; what they say of themselves may be old."""
+        page = self.world.page
+        deadline = page.monotonic + _PROTECT_S
+        while page.monotonic < deadline and not self._stuck() and self._owner() == owner:
+            left_s = deadline - page.monotonic
+            if self._run(left_s, lambda: self._paired() or self._stuck()) and self._checkpointed():
+                return True
         return False
 
     def _owner(self) -> str:
@@ -253,14 +265,10 @@ class EmulatedGround:
         world = self.world
         return all(world.phase(host) == "replicating" for host in HOSTS)
 
-    def _checkpointed(self, owner: str) -> bool:
-        """Whether they really make a checkpoint: what they said of themselves may be old."""
-        world = self.world
-        heard = world.witness.heard
-        return (
-            self._run_busily(_CHECKPOINT_S, lambda: world.witness.heard > heard or not self._paired())
-            and self._paired()
-        )
+    def _checkpointed(self) -> bool:
+        heard = self.world.witness.heard
+        self._run_busily(_CHECKPOINT_S, lambda: self.world.witness.heard > heard or not self._paired())
+        return self.world.witness.heard > heard and self._paired()
 
     def _stuck(self) -> bool:
         """Whether a replicator has ended in order, or with an error that nobody cures but an operator."""

@@ -10,7 +10,7 @@ import socket
 import struct
 import uuid
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from colo_helper.hypervisor import abi
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.hypervisor.interface import PAGE_BYTES, SpecialFrame
 from colo_helper.traffic.framing import FrameReader, RawFrame, pack
-from tests.unit.colo_helper.proxy.frames import tcp
+from tests.unit.colo_helper.proxy.frames import udp
 
 VM = "h1"
 #: The frame in which a guest keeps the token of what it said last.
@@ -35,7 +35,7 @@ _RING_FRAME = SpecialFrame(
 _TOKEN = struct.Struct("<Q")
 _WORD = b"token %016d"
 #: What a guest says, up to its word.
-_SPEECH = tcp(1, payload=_WORD % 0)[: -len(_WORD % 0)]
+_SPEECH = udp(_WORD % 0)[: -len(_WORD % 0)]
 #: What changes nothing is no step of an epoch.
 QUESTIONS = frozenset(
     (
@@ -212,17 +212,16 @@ class Machine:
 
     # ------------------------------------------------------------------------------------------------- the guests
 
-    def speak(self, tokens: Iterator[int], said: Callable[[int, int], None]) -> list[int]:
+    def speak(self, next_token: Callable[[int], int]) -> list[int]:
         """Let every guest that runs say something; returns what passes to the network without us.
 
-        A guest notes what it says in its memory first; ``said`` is told (what it says, what it said before).
+        A guest notes what it says in its memory first. ``next_token`` is given what it said before.
         """
         heard = []
         for domid, domain in self.domains.items():
             if not (domain.running and self.devices[domid].running and domid not in self.headless):
                 continue
-            token = next(tokens)
-            said(token, token_of(domain))
+            token = next_token(token_of(domain))
             domain.guest_write(TOKEN_FRAME, _TOKEN.pack(token))
             if self.nets[domid].from_guest(RawFrame(_SPEECH + _WORD % token, 0)) and self.bridged(domid):
                 heard.append(token)

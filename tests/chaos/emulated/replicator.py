@@ -7,6 +7,7 @@ and waits between attempts, which are shorter so that a hundred thousand faults 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import functools
 import itertools
 import json
@@ -46,7 +47,7 @@ from colo_helper.replication.ownership import Ownership
 from colo_helper.replication.primary import Primary
 from colo_helper.replication.secondary import Secondary
 from colo_helper.replication.succession import Succession
-from colo_helper.traffic import pump
+from colo_helper.traffic import pump, sides
 from tests.chaos.emulated.page import SharedPage
 from tests.chaos.emulated.remote import RemoteArbiter, RemoteHost, WorldDialer
 from tests.chaos.emulated.rpc import Caller, KilledError
@@ -88,8 +89,10 @@ def live(birth: Birth) -> NoReturn:
     """Be the replicator, in a process that was just forked, to its end, or to its parent's."""
     code = CRASHED
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         _keep_only(birth)
+        faulthandler.register(signal.SIGUSR1)  # for whoever wonders where it hangs
         code = _run(birth)
     except KilledError:
         code = CRASHED
@@ -145,6 +148,8 @@ def _run(birth: Birth) -> int:
     except (*LOCAL_ERRORS, HypervisorError) as error:  # as replication.runner does
         monitor.enter("failed", str(error))
         return 1
+    finally:
+        monitor.catch_up()
 
 
 def _serve(
@@ -219,12 +224,13 @@ def _arrange(birth: Birth) -> None:
     wall = time.time
     time.time = lambda: wall() + page.wall_offset(index)
     time.monotonic = lambda: page.monotonic
+    sides.PrimaryRouter = functools.partial(sides.PrimaryRouter, clock=time.monotonic)
     for name in ("write_json", "append_line"):
         setattr(monitor_module, name, _unless_full(getattr(monitor_module, name), page, index))
 
     # Between a look at the clock and the packet that follows it a host may freeze: the architecture says that nothing
     # here closes that. The world does not freeze a host, and moves no clock far, in such a moment.
-    for cls, name in ((pump.Pump, "to_network"), (pump._Port, "flush"), (Primary, "_let_packets_flow")):
+    for cls, name in ((pump.Pump, "to_network"), (pump._Port, "flush")):
         setattr(cls, name, _marked(getattr(cls, name), page, index))
 
 

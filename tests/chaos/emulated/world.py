@@ -10,6 +10,7 @@ import functools
 import gc
 import itertools
 import os
+import random
 import selectors
 import shutil
 import signal
@@ -44,6 +45,9 @@ INTERVAL_MS = 150
 _TICK_S = 0.004
 #: By how much the clock moves at once, in its seconds: less than what is between an owner's silence and its lease's end.
 _STEP_S = 0.4
+#: How often a guest says what no other copy of it says, and what is remembered of the other times.
+_OWN_WORDS = 0.02
+_REMEMBERED = 10_000
 #: How fast the clock runs beside the machine's when nobody says otherwise.
 PACE = 5.0
 
@@ -91,6 +95,11 @@ class World:
         self._desk = Desk(self)
         self.line = Line(self._watch, self.unwatch, self._line_step)
         self._tokens = itertools.count(1)
+        #: What a guest says next when nothing is random in it, by what it said before.
+        self._likely: dict[int, int] = {}
+        self._dice = random.Random(1)
+        #: When output leaves, for the replicators that are started from now on: config.OUTPUTS.
+        self.output = "hold"
         self._due_s = 0.0
         self._ticks = 0
         self._ticked_s = time.monotonic()
@@ -157,7 +166,7 @@ class World:
             self.times,
             TIMEOUT_MS,
             INTERVAL_MS,
-            "hold",
+            self.output,
             **{name: theirs for name, (_, theirs) in pairs.items()},
         )
         pid = os.fork()
@@ -366,7 +375,7 @@ class World:
         self._ticks += 1
         for machine in self.machines.values():
             if machine.lives and self._ticks % 3 == 0:
-                for token in machine.speak(self._tokens, self.witness.said):
+                for token in machine.speak(self._next_token):
                     self._hear(machine.name, token)
         self.line.flow()
         if not any(self.page.letting_go(one.index) for one in self.machines.values() if one.lives):
@@ -374,6 +383,17 @@ class World:
             step_s = min(self._due_s, _STEP_S)
             self._due_s -= step_s
             self.page.now += step_s
+
+    def _next_token(self, before: int) -> int:
+        """Return what a guest says that has said ``before``: mostly the same as another copy that has said the same."""
+        token = 0 if self._dice.random() < _OWN_WORDS else self._likely.get(before, 0)
+        if not token:
+            token = next(self._tokens)
+            self._likely[before] = token
+            if len(self._likely) > _REMEMBERED:
+                self._likely = {before: token}
+        self.witness.said(token, before)
+        return token
 
     def _carry_all(self) -> None:
         for host in HOSTS:

@@ -116,8 +116,18 @@ def test_a_full_disk_matters_only_to_a_phase_that_nobody_else_knows(tmp_path, mo
     def full(_path, _value):
         raise OSError(28, "No space left on device")
 
-    for name in ("write_json", "append_line"):
-        monkeypatch.setattr(f"colo_helper.monitor.monitor.{name}", full)
+    with monkeypatch.context() as disk:
+        for name in ("write_json", "append_line"):
+            disk.setattr(f"colo_helper.monitor.monitor.{name}", full)
+        _without_room(monitor, decides, capsys)
+    assert not (tmp_path / "state.json").exists()
+    monitor.catch_up()
+    assert (tmp_path / "state.json").exists() is not decides  # what must be written and was not, was not done
+    monitor.enter("asking", "It asks.")
+    assert saved(tmp_path)["phase"] == "asking"
+
+
+def _without_room(monitor, decides, capsys):
     monitor.event("lease", "It was not renewed.")
     monitor.checkpoint(RECORD, CHANNELS)
     monitor.progress("copy", 7, 1.26)
