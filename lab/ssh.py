@@ -35,9 +35,9 @@ def command(settings: Settings, host: str, *words: str) -> list[str]:
     return ["ssh", "-F", str(config_path(settings)), host, *words]
 
 
-#: One connection for all commands within half a minute: a handshake costs an emulated host a second of its only CPU.
+#: One connection for all commands: a handshake costs an emulated host seconds of its only CPU. Whoever stops the lab ends it.
 #: A host that has lost its power is noticed after six seconds.
-_KEPT = ("ControlMaster=auto", "ControlPersist=30", "ServerAliveInterval=2", "ServerAliveCountMax=3")
+_KEPT = ("ControlMaster=auto", "ControlPersist=600", "ServerAliveInterval=2", "ServerAliveCountMax=3")
 
 
 def run(settings: Settings, host: str, line: str, timeout_s: float = 60, *, kept: bool = False) -> str:
