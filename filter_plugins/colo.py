@@ -228,35 +228,68 @@ def maintenance_problems(
 
 
 def maintenance_names(
-    report: Mapping[str, Any] | None, vms: Mapping[str, Any], vm: str, host: str, role: str
+    report: Mapping[str, Any] | None, selected: Sequence[str], role: str, failed: Sequence[str] = ()
 ) -> list[str]:
     """VMs whose replicator on one host has ``role`` and is to be told, out of its result of colo_vm_info.
 
-    ``vm`` names one, or all of them; ``host`` leaves those that it takes part in.
+    ``failed`` are those that the other side has not come to do, where this one must not then.
     """
     return [
         name
         for name, entry in sorted((_entries(report) or {}).items())
-        if vm in ("", "all", name)
-        and host in ("", *(str((vms.get(name) or {}).get(side, "")) for side in ("primary", "secondary")))
+        if name in selected
+        and name not in failed
         and entry["alive"]
+        and (entry["config"] or {}).get("arbiter")
         and (entry["state"] or {}).get("role") == role
     ]
 
 
-def maintenance_failures(variables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def maintenance_selection(vms: Mapping[str, Any], vm: str, host: str) -> list[str]:
+    """VMs of the inventory: ``vm`` names one, or all of them; ``host`` leaves those that it takes part in."""
+    return [
+        name
+        for name, sides in sorted(vms.items())
+        if vm in ("", "all", name) and host in ("", sides["primary"], sides["secondary"])
+    ]
+
+
+def maintenance_failed(results: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    """VMs that one of these looped results of colo_maintenance has failed for."""
+    return sorted(
+        {
+            str(item["item"])
+            for result in results
+            for item in (result or {}).get("results", [])
+            if item.get("failed") or item.get("unreachable")
+        }
+    )
+
+
+def maintenance_failures(variables: Mapping[str, Mapping[str, Any]], selected: Sequence[str]) -> list[str]:
     """What could not be told: ``variables`` are each host's, with what playbooks/maintenance.yml registered."""
     problems = []
+    told, with_arbiter = set(), set()
     for host, known in variables.items():
-        told = [known.get(f"colo_told_{sides}") or {} for sides in ("secondaries", "primaries")]
-        if _entries(known.get("colo_look")) is None or any(result.get("unreachable") for result in told):
+        entries = _entries(known.get("colo_look"))
+        results = {role: known.get(f"colo_told_{role}") or {} for role in ("secondary", "primary")}
+        if entries is None or any(result.get("unreachable") for result in results.values()):
             problems.append(f"{host} does not answer, so not all of its VMs were told.")
-        problems += [
-            f"{item['item']} on {host}: {item['msg']}"
-            for result in told
-            for item in result.get("results", [])
-            if item.get("failed") and not item.get("unreachable")
-        ]
+        with_arbiter |= {
+            name for name, entry in (entries or {}).items() if (entry["config"] or {}).get("arbiter")
+        }
+        for role, result in results.items():
+            for item in result.get("results", []):
+                if item.get("failed") and not item.get("unreachable"):
+                    problems.append(f"{item['item']} on {host}: {item['msg']}")
+                elif role == "primary" and not item.get("unreachable"):
+                    told.add(item["item"])
+    named = {problem.split(" on ", 1)[0] for problem in problems}
+    problems += [
+        f"{name} has no primary that runs and could be told: see playbooks/status.yml."
+        for name in selected
+        if name in with_arbiter - told - named
+    ]
     return problems
 
 
@@ -373,6 +406,8 @@ class FilterModule:
             "colo_discard_confirmation": discard_confirmation,
             "colo_maintenance_problems": maintenance_problems,
             "colo_maintenance_names": maintenance_names,
+            "colo_maintenance_selection": maintenance_selection,
+            "colo_maintenance_failed": maintenance_failed,
             "colo_maintenance_failures": maintenance_failures,
             "colo_status_table": status_table,
         }

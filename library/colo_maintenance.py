@@ -60,6 +60,11 @@ maintenance:
   type: str
   returned: success
   sample: new disks in xa
+asking:
+  description: Whether the VM is silent until somebody can tell who may run it.
+  type: bool
+  returned: success
+  sample: false
 """
 
 from ansible.module_utils.basic import AnsibleModule

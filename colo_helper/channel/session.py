@@ -71,7 +71,10 @@ class Timing:
 
 
 class Session:
-    """``start`` it once the needed lanes are attached; then ``send`` until it is closed or lost."""
+    """``start`` it once the needed lanes are attached; then ``send`` until it is closed or lost.
+
+    ``stuck`` returns why this side does not get on, empty while it does: a peer that hears beats would wait for it for ever.
+    """
 
     def __init__(
         self,
@@ -82,12 +85,14 @@ class Session:
         opener: Opener | None = None,
         epoch: Callable[[], int] = lambda: 0,
         event: Callable[[str, str], None] = lambda _kind, _sentence: None,
+        stuck: Callable[[], str] = lambda: "",
     ) -> None:
         self.name = name
         self._timing = timing
         self._opener = opener
         self._epoch = epoch
         self._event = event
+        self._stuck = stuck
         hooks = Hooks(self._frame, self._beat, self._broken)
         self._lanes = {lane: Lane(lane, hooks) for lane in LANES}
         self._outgoing = self._lanes[sends_on]
@@ -279,7 +284,7 @@ class Session:
                 self._lose(verdict.sentence)
                 return
             self._break_silent_lanes(now)
-            if gone := self._gone_for_good(now):
+            if gone := self._gone_for_good(now) or self._stuck():
                 self._lose(gone)
                 return
             self._send_beats(now)

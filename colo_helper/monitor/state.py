@@ -105,7 +105,22 @@ class State:
     ended_generation: str = ""
     #: Why nobody takes over by itself; empty when somebody may.
     maintenance: str = ""
+    #: On a primary with an arbiter: whether its secondary may have been given a right to the VM.
+    shared: bool = False
+    #: On a copy that took over: what an operator has decided against the arbiter, which has not heard of it.
+    override: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the object without ``since``, ``updated``, ``updated_monotonic_s`` and ``boot_id``."""
         return {"format": FORMAT, **asdict(self)}
+
+
+def kept_state(saved: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the fields of State that outlast a replicator, and a boot, whatever it comes to; ``saved`` is a state file's."""
+    known = saved or {}
+    return {
+        "maintenance": str(known.get("maintenance", "")),
+        # (one of a release without that field tells it by its phase)
+        "shared": known.get("shared", known.get("phase") in ("replicating", "asking")) is True,
+        "override": str(known.get("override", "")),
+    }

@@ -1,11 +1,9 @@
-"""Whether the replicator's main thread gets on, for those who must not go on without it: the lease and the service manager."""
+"""Whether the replicator's main thread gets on, for those who must not go on without it: lease, session, service manager."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-
-from colo_helper.monitor.sdnotify import Notifier
 
 #: Longer than anything takes between two looks while a VM is protected: a step that a peer is given 120 s for.
 STUCK_S = 150.0
@@ -13,10 +11,12 @@ _TELL_S = 10.0
 
 
 class Watch:
-    """``look`` is called by the main thread, ``stuck`` by any."""
+    """``look`` is called by the main thread, ``stuck`` by any. ``tell`` is called now and then while it gets on."""
 
-    def __init__(self, notifier: Notifier, clock: Callable[[], float] = time.monotonic) -> None:
-        self._notifier = notifier
+    def __init__(
+        self, tell: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._tell = tell
         self._clock = clock
         self._looked_s = clock()
         self._told_s = float("-inf")
@@ -26,7 +26,7 @@ class Watch:
         self._looked_s = now_s = self._clock()
         if now_s - self._told_s >= _TELL_S:
             self._told_s = now_s
-            self._notifier.alive()
+            self._tell()
 
     def stuck(self) -> str:
         """Return a sentence when it has not for too long, an empty text otherwise."""

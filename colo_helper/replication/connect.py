@@ -18,7 +18,9 @@ from colo_helper.replication.inbox import Inbox
 CONNECT_TIMEOUT_S = 60.0
 
 
-def session(config: Config, monitor: Monitor, name: str, opener: Opener | None = None) -> Session:
+def session(
+    config: Config, monitor: Monitor, inbox: Inbox, name: str, opener: Opener | None = None
+) -> Session:
     """Return a session of this VM that is not connected yet; the primary has an opener."""
     return Session(
         name,
@@ -27,6 +29,7 @@ def session(config: Config, monitor: Monitor, name: str, opener: Opener | None =
         opener=opener,
         epoch=lambda: monitor.state.epoch,
         event=monitor.event,
+        stuck=inbox.watch.stuck,
     )
 
 
@@ -42,7 +45,9 @@ def connect(config: Config, monitor: Monitor, inbox: Inbox) -> Conversation:
         dialer = Dialer.start(peer, config.vm)
     except ConnectError as error:
         raise SessionEndedError(Cause.PEER_LOST, str(error)) from error
-    made = session(config, monitor, secrets.token_hex(8), Opening(config.vm, dialer, CONNECT_TIMEOUT_S))
+    made = session(
+        config, monitor, inbox, secrets.token_hex(8), Opening(config.vm, dialer, CONNECT_TIMEOUT_S)
+    )
     try:
         made.open()
     except ChannelLostError as error:

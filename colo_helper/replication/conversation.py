@@ -108,11 +108,13 @@ class Conversation:
     ) -> Frame:
         """Return the next frame, which must be one of ``kinds``.
 
-        ``timeout_s`` None waits as long as the peer gives signs of life. ``interrupted`` is called when something that
-        is not a frame has arrived in the inbox.
+        ``timeout_s`` None waits as long as the peer gives signs of life. ``interrupted`` is called before each look into the
+        inbox, for what may have arrived there beside frames.
         """
         deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         while True:
+            if interrupted:
+                interrupted()
             frame = self._inbox.next_frame(min(deadline, time.monotonic() + _LOOK_UP_S))
             if frame:
                 self._raise_ending(frame)
@@ -133,8 +135,6 @@ class Conversation:
                         Cause.PEER_LOST,
                         f"The peer is alive but did not send {wanted} within {timeout_s:g} s.",
                     )
-            if interrupted:
-                interrupted()
 
     def idle(self, wait_s: float) -> None:
         """Wait until something arrives, at most ``wait_s``, while no frame is due."""

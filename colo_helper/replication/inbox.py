@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -17,6 +16,7 @@ from typing import Protocol
 from colo_helper.channel.session import Session
 from colo_helper.channel.wire import Frame, Kind
 from colo_helper.control.protocol import Request
+from colo_helper.monitor.watch import Watch
 from colo_helper.proxy.verdicts import Checkpoint
 from colo_helper.replication.packing import PackingError
 
@@ -120,8 +120,8 @@ class Inbox:
     trouble: str = ""
     #: Operators who asked to stop and wait for it; empty when the service manager did.
     stop_requests: list[Request] = field(default_factory=list)
-    #: Called whenever the main thread looks; see Watch.
-    on_look: Callable[[], None] = lambda: None
+    #: Sees to it that the main thread looks here.
+    watch: Watch = field(default_factory=Watch)
     _stopped_by_service: str = ""
     _queue: SimpleQueue[object] = field(default_factory=SimpleQueue)
     _source: FrameSource | None = None
@@ -170,7 +170,7 @@ class Inbox:
 
     def wait(self, timeout_s: float) -> bool:
         """Take what has arrived; waits up to ``timeout_s`` when that is nothing. Tells whether something came."""
-        self.on_look()
+        self.watch.look()
         try:
             item = self._queue.get(timeout=max(0.0, timeout_s)) if timeout_s > 0 else self._queue.get_nowait()
         except Empty:

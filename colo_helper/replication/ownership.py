@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from colo_helper.arbiter.decisions import Do, Ruling
@@ -15,6 +17,8 @@ from colo_helper.replication.inbox import Inbox
 
 #: How often an arbiter that does not answer is asked again, in seconds.
 _ASK_AGAIN_S = 1.0
+#: How often it is tried to tell it what an operator has decided: checkpoints wait meanwhile.
+_CONFIRM_AGAIN_S = 10.0
 
 
 @dataclass(slots=True)
@@ -30,13 +34,18 @@ class Ownership:
     _copied: bool = False
     #: What an operator has decided, and the arbiter has not been told.
     _unwritten: str = ""
+    #: When the arbiter is told again, in seconds of the monotonic clock.
+    _confirm_s: float = 0.0
 
     def share(self) -> None:
         """The secondary has a whole copy: from now on it may go on when this side is not heard, but for maintenance.
 
         Raises SessionEndedError.
         """
-        self._require(self._keep_alone if self.monitor.state.maintenance else self._protect)
+        if not self.monitor.state.maintenance:
+            self._require(self._protect)
+        elif self._unwritten or self.right.shared or not self.right.permits():
+            self._require(self._keep_alone)  # otherwise it is known to be written
         self._copied, self._unwritten = True, ""
 
     def hand_over(self) -> None:
@@ -77,15 +86,18 @@ class Ownership:
                 request.refuse("succeeded", str(error))
                 raise
             except OSError as error:
-                refusal = f"That cannot be written down: {error.strerror}."
+                request.refuse("not_written", f"That cannot be written down: {error.strerror}.")
+                continue
             if refusal:
                 request.refuse("no_answer", refusal)
             else:
                 request.succeed(self.monitor.snapshot())
+        self._confirm()
 
-    def confirm(self) -> None:
-        """Have written down what an operator decided without the arbiter; raises SessionEndedError when another has the VM."""
-        if self._unwritten:
+    def _confirm(self) -> None:
+        """Have written down, now and then, what an operator decided without the arbiter."""
+        if self._unwritten and time.monotonic() >= self._confirm_s:
+            self._confirm_s = time.monotonic() + _CONFIRM_AGAIN_S
             try:
                 self._require(self._keep_alone)
             except SessionEndedError as error:
@@ -95,10 +107,21 @@ class Ownership:
                 self._unwritten = ""
 
     def _keep_alone(self) -> Ruling:
-        return self.right.alone(f"maintenance: {self.monitor.state.maintenance}")
+        ruling = self.right.alone(f"maintenance: {self.monitor.state.maintenance}")
+        self._is_alone(ruling)
+        return ruling
 
     def _protect(self) -> Ruling:
+        if not self.monitor.state.shared:
+            self.monitor.note(
+                shared=True
+            )  # a full disk must not let the next replicator believe that it is alone
         return self.right.protect(self.peer, self.monitor.state.generation)
+
+    def _is_alone(self, ruling: Ruling) -> None:
+        if ruling.do is Do.RUN and self.monitor.state.shared:
+            with suppress(OSError):  # then the next replicator asks although it need not
+                self.monitor.note(shared=False)
 
     def _maintain(self, request: Request) -> str:
         """Let nobody take over by itself from now on; returns why that cannot be."""
@@ -108,16 +131,20 @@ class Ownership:
             self._require(self._keep_alone)
         except SessionEndedError as error:
             if error.cause is Cause.SUCCEEDED or not request.forced:
-                self.monitor.note(maintenance=before)
+                with suppress(OSError):
+                    self.monitor.note(maintenance=before)
             if error.cause is Cause.SUCCEEDED:
                 raise
             if not request.forced:
                 return (
-                    f"{error} Nothing was changed. An operator who knows that the copy on {self.peer} does not run, and shall "
-                    "not, can say so (colo_confirm)."
+                    f"{error} Nothing was changed on this host. An operator who knows that the copy on {self.peer} does not "
+                    "run, and shall not, can say so (colo_confirm)."
                 )
-            self._unwritten = f"maintenance: {request.reason}"
+            self._unwritten = request.reason
+            self._confirm_s = time.monotonic() + _CONFIRM_AGAIN_S
             self.right.decided()
+        else:
+            self._unwritten = ""
         told = " The arbiter does not know yet." if self._unwritten else ""
         self.monitor.event(
             "maintenance",
@@ -127,14 +154,18 @@ class Ownership:
 
     def _automatic(self) -> str:
         """End maintenance; returns why that cannot be."""
+        before = self.monitor.state.maintenance
+        self.monitor.note(maintenance="")
         if self._copied and not self.right.shared:
             try:
                 self._require(self._protect)
             except SessionEndedError as error:
+                with suppress(OSError):
+                    self.monitor.note(maintenance=before)
                 if error.cause is Cause.SUCCEEDED:
                     raise
                 return f"{error} The maintenance of {self.vm} goes on."
-        self.monitor.note(maintenance="")
+            self._unwritten = ""
         self.monitor.event("automatic", f"Maintenance of {self.vm} has ended.")
         return ""
 
@@ -152,7 +183,7 @@ class Ownership:
             raise SessionEndedError(Cause.LEFT, self.inbox.stop_reason)
 
     def _settled(self, why: str, waiting: Callable[[], list[str]]) -> None:
-        said = ""
+        said = self._unwritten = ""  # what an operator said before was of another situation
         problems: list[str] = []
         while True:
             try:
@@ -161,6 +192,7 @@ class Ownership:
                 pause = str(error)
             else:
                 if ruling.do is Do.RUN:
+                    self._is_alone(ruling)
                     return
                 if ruling.do is Do.STOP:
                     raise SessionEndedError(Cause.SUCCEEDED, ruling.sentence)

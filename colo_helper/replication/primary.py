@@ -14,6 +14,7 @@ from colo_helper.hypervisor.interface import HypervisorError
 from colo_helper.hypervisor.io_requests import io_share
 from colo_helper.memory.bitmap import DirtyBitmap
 from colo_helper.monitor.monitor import Monitor, boot_id
+from colo_helper.monitor.state import kept_state
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import COPY_TIMEOUT_S, Conversation, number
 from colo_helper.replication.decisions.primary import (
@@ -79,8 +80,7 @@ class Primary:
         A secondary that was lost is looked for again and again.
         """
         before = primary_start(self.saved, self.host.find(self.config.vm), boot_id())
-        maintenance = str((self.saved or {}).get("maintenance", ""))
-        self.monitor.restore(ended_generation=before.ended, maintenance=maintenance)
+        self.monitor.restore(ended_generation=before.ended, **kept_state(self.saved))
         self.awaiting = (self.saved or {}).get("phase") == "awaiting_guest" and before.ended != ""
         wait_s = 0.0
         while True:
@@ -89,7 +89,6 @@ class Primary:
                 self._stop_if_asked()
                 if ended := self._how_ended():
                     raise ended
-                self.ownership.confirm()
                 guest = self.guest or self._open_guest()
                 cause, why = self._replicate(guest, self._protect(guest))
             except SessionEndedError as error:
@@ -430,10 +429,24 @@ class Primary:
         self.packets.discard()
         self.packets.halting()
         self.monitor.restore(role="secondary")
-        problems = self.guest.put_aside() if self.guest else []
+        problems = self.guest.put_aside() if self.guest else self._put_strangers_aside()
         self.aside = not problems
         for problem in problems:
             self.monitor.event("stand_aside", problem)
+
+    def _put_strangers_aside(self) -> list[str]:
+        """A domain of that name that was not opened yet must not run either; returns what went wrong."""
+        try:
+            domid = self.host.find(self.config.vm)
+            if domid is None:
+                return []
+            another = self.host.open_guest(domid)
+            try:
+                return another.put_aside()
+            finally:
+                another.close()
+        except LOCAL_ERRORS as error:
+            return [str(error)]
 
     def _keep_quiet(self, still: bool) -> list[str]:
         """Nothing of the VM reaches the network but by our hands, and no vCPU runs when ``still``; returns what went wrong.

@@ -39,6 +39,8 @@ from colo_helper.stream.libxc import RecordType, pack_record
 from colo_helper.traffic.moves import Moves, pack_moves
 from colo_helper.traffic.sides import PrimarySide, Untouched
 
+#: How often it is looked what there is to do between two checkpoints, however far apart they are.
+_LOOK_S = 10.0
 #: How much of a checkpoint may wait in memory for the end of the guest's pause.
 _HELD_BYTES = 32 << 20
 
@@ -263,7 +265,7 @@ class PrimaryEpochs(SavingParent):
             if caught and not self._caught:
                 self.monitor.event("paused", step.sentence)
             self._caught = caught
-            self.conversation.idle(step.wait_s)
+            self.conversation.idle(min(step.wait_s, _LOOK_S))
 
     def progress(self, context: str, what: str, done: int, total: int) -> None:  # noqa: ARG002
         """Take the figures of the epoch."""

@@ -19,7 +19,7 @@ from colo_helper.hypervisor.interface import HypervisorError
 from colo_helper.monitor.files import read_json
 from colo_helper.monitor.monitor import Monitor, boot_id
 from colo_helper.monitor.sdnotify import Notifier
-from colo_helper.monitor.state import State
+from colo_helper.monitor.state import State, kept_state
 from colo_helper.monitor.watch import Watch
 from colo_helper.replication.config import (
     CONFIG,
@@ -96,18 +96,18 @@ def run(vm: str) -> int:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     notifier = Notifier()
     phase = "connecting" if config.role == "primary" else "waiting"
-    state = State(vm, config.role, phase, "The replicator starts.", config.peer_name)
+    saved = _saved(state_dir)
+    state = State(vm, config.role, phase, "The replicator starts.", config.peer_name, **kept_state(saved))
     monitor = Monitor(state_dir, state, notifier, decides=config.arbiter is None)
-    watch = Watch(notifier)
-    inbox = Inbox(on_look=watch.look)
+    inbox = Inbox(watch=Watch(notifier.alive))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: inbox.put_stop(_stopped_by(received)))
     desk = Desk(config, monitor, inbox)
     server = ControlServer(run_dir / "control.sock", desk.serve)
     server.start()
     try:
-        right = _right(config, monitor, inbox, watch)
-        return _serve(config, monitor, inbox, state_dir, run_dir, notifier.ready, right)
+        right = _right(config, monitor, inbox)
+        return _serve(config, monitor, inbox, state_dir, run_dir, notifier.ready, right, saved)
     except (*LOCAL_ERRORS, HypervisorError) as error:
         monitor.enter("failed", str(error))
         return 1
@@ -126,11 +126,11 @@ def _serve(
     run_dir: Path,
     ready: Callable[[], None],
     right: Right,
+    saved: dict[str, Any] | None,
 ) -> int:
     from colo_helper.replication.xl import XenHost  # noqa: PLC0415  (loads the device libraries: only to run)
 
     host = XenHost(run_dir, state_dir, device_timeout_s=max(10.0, config.peer_timeout_ms / 1000))
-    saved = _saved(state_dir)
     if refusal := role_refusal(config.vm, config.role, saved, boot_id(), host.find(config.vm)):
         sys.stderr.write(f"{refusal}\n")  # and nothing is written: the state file tells what the domain is
         return 2
@@ -148,7 +148,7 @@ def _serve(
         run_dir / "attach.sock",
         config.vm,
         lambda: attach_refusal(config.vm, monitor.state.phase),
-        lambda name: session(config, monitor, name),
+        lambda name: session(config, monitor, inbox, name),
         inbox.put_session,
     )
     succession = Succession(monitor, right, lambda: _fence(config))
@@ -161,7 +161,7 @@ def _serve(
         listener.close()
 
 
-def _right(config: Config, monitor: Monitor, inbox: Inbox, watch: Watch) -> Right:
+def _right(config: Config, monitor: Monitor, inbox: Inbox) -> Right:
     """Return whom to ask who may run the VM."""
     asked = config.arbiter
     if asked is None:
@@ -171,7 +171,9 @@ def _right(config: Config, monitor: Monitor, inbox: Inbox, watch: Watch) -> Righ
     of = times(asked.lease_s)
     identity = Identity(asked.ca, asked.certificate, asked.key)
     arbiter = EtcdArbiter(asked.endpoints, identity, max(_SHORTEST_ASK_S, of.renew_s / len(asked.endpoints)))
-    return Tenure(arbiter, config.vm, asked.host, of, monitor.event, inbox.put_trouble, stuck=watch.stuck)
+    return Tenure(
+        arbiter, config.vm, asked.host, of, monitor.event, inbox.put_trouble, stuck=inbox.watch.stuck
+    )
 
 
 def _fence(config: Config) -> Fenced | None:

@@ -12,6 +12,7 @@ from colo_helper.arbiter.decisions import Do
 from colo_helper.channel.wire import Frame, Kind
 from colo_helper.control.protocol import Request
 from colo_helper.monitor.monitor import Monitor, boot_id
+from colo_helper.monitor.state import kept_state
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import STEP_TIMEOUT_S, Conversation, moves_in, number
 from colo_helper.replication.decisions.refusals import verb_refusal
@@ -62,7 +63,7 @@ class Secondary:
 
     def run(self) -> int:
         """Wait for sessions, and serve them, until somebody stops it or something fails."""
-        self.monitor.restore(maintenance=str((self.saved or {}).get("maintenance", "")))
+        self.monitor.restore(**kept_state(self.saved))
         domid = self.host.find(self.config.vm)
         guest = self.host.open_guest(domid) if domid is not None and self._is_ours(domid) else None
         start = secondary_start(

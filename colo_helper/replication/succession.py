@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from colo_helper.arbiter.decisions import Do, Ruling
 from colo_helper.arbiter.fencing import Fenced
@@ -20,6 +22,30 @@ Fence = Callable[[], Fenced | None]
 _REFUSED = "takeover_refused"
 #: How often the arbiter is asked for the VM, and how often it is tried to switch the primary's host off, in seconds.
 ASK_AGAIN_S, FENCE_AGAIN_S = 0.5, 10.0
+#: How long an attempt is waited for before the inbox is looked at again.
+_FENCE_AT_ONCE_S = 0.2
+
+
+class _Attempt:
+    """Runs ``fence`` in a thread: it may take minutes, in which operators and peers are to be heard."""
+
+    def __init__(self, fence: Fence) -> None:
+        self.outcome: Fenced | None = None
+        self.told = False
+        self._thread = threading.Thread(target=self._run, args=(fence,), name="fencing", daemon=True)
+        self._thread.start()
+        self._thread.join(_FENCE_AT_ONCE_S)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is an outcome."""
+        return not self._thread.is_alive()
+
+    def _run(self, fence: Fence) -> None:
+        try:
+            self.outcome = fence()
+        except Exception as error:  # (whatever it is, the host may be on)
+            self.outcome = Fenced(False, False, f"Fencing itself failed: {error!r}")
 
 
 @dataclass(slots=True)
@@ -34,12 +60,13 @@ class Succession:
     #: Whether the arbiter has written down that the copy here is the VM.
     _written: bool = False
     _said: str = ""
-    #: Why an operator wants the VM here although the arbiter says no.
-    _override: str = ""
+    #: The attempt to switch the primary's host off that runs or has succeeded.
+    _fencing: _Attempt | None = None
 
     def open(self) -> None:
         """There is a primary: what was said before says nothing any more."""
-        self._settled, self._written, self._said = False, False, ""
+        self._settled, self._written, self._said, self._fencing = False, False, "", None
+        self.monitor.restore(override="")
 
     @property
     def pending(self) -> bool:
@@ -87,22 +114,29 @@ class Succession:
             self.monitor.event(_REFUSED, sentence)
             return "", 0.0
         self._written = True  # from here on no other copy comes to run: the primary's is to be silent, and fencing makes sure
-        fenced = self.fence()
-        if fenced:
+        if self._fencing is None:
+            self._fencing = _Attempt(self.fence)
+        fenced = self._fencing.outcome
+        if not self._fencing.over:
+            return "The primary's host is being switched off.", ASK_AGAIN_S
+        if fenced and not self._fencing.told:
+            self._fencing.told = True
             self.monitor.event("fencing", fenced.sentence)
-            if not fenced.may_go_on:
-                return fenced.sentence, FENCE_AGAIN_S
-            sentence = f"{sentence} {fenced.sentence}"
-        return take_over(sentence)[1], ASK_AGAIN_S
+        if fenced and not fenced.may_go_on:
+            self._fencing = None
+            return fenced.sentence, FENCE_AGAIN_S
+        return take_over(f"{sentence} {fenced.sentence}" if fenced else sentence)[1], ASK_AGAIN_S
 
     def ask_for_operator(self, vm: str, take_over: TakeOver, request: Request) -> tuple[str, str]:
         """Ask because an operator wants it, who says by that that the primary is off: no answer is no hindrance then.
 
         Returns (code, sentence) of a refusal or a failure, or two empty texts.
         """
-        self._override = f"An operator decided: {request.reason}." if request.forced else ""
+        override = f"An operator decided: {request.reason}." if request.forced else ""
+        with suppress(OSError):  # it is an operator's word either way
+            self.monitor.note(override=override)
         ruling, sentence = self._ask(self.right.take_over)
-        if self._override and ruling is not None and ruling.do is Do.STOP:
+        if override and ruling is not None and ruling.do is Do.STOP:
             ruling, sentence = self._ask(self._ask_to_override)
         if ruling is not None and ruling.do is not Do.RUN:
             return _REFUSED, sentence
@@ -113,12 +147,15 @@ class Succession:
 
     def confirm(self) -> Ruling | None:
         """Have written down that the copy here is the VM; None when there is no answer."""
-        ruling, sentence = self._ask(self._ask_to_override if self._override else self.right.taken_over)
-        if ruling is None or ruling.do is Do.WAIT:
+        ruling, sentence = self._ask(self.right.taken_over)
+        if ruling is not None and ruling.do is Do.STOP and self.monitor.state.override:
+            ruling, sentence = self._ask(self._ask_to_override)
+        if ruling is None:
             self.say(sentence)
             return None
         self._written = True
-        return ruling
+        # WAIT: another host's lease lasts, so it lives, and what was said of it was wrong.
+        return replace(ruling, do=Do.STOP) if ruling.do is Do.WAIT else ruling
 
     def say(self, sentence: str) -> None:
         """Write down why the copy does not go on, or not in order, when that is new."""
@@ -127,7 +164,7 @@ class Succession:
         self._said = sentence
 
     def _ask_to_override(self, _generation: str, _why: str) -> Ruling:
-        return self.right.override(self._override)
+        return self.right.override(self.monitor.state.override)
 
     def _ask(self, ask: Callable[[str, str], Ruling]) -> tuple[Ruling | None, str]:
         state = self.monitor.state

@@ -14,7 +14,7 @@ _TIMEOUT_S = 60.0
 
 
 class Maintenance(DesiredState):
-    """``maintenance`` is the reason, empty when there is none."""
+    """``maintenance`` is the reason, empty when there is none; ``asking``: whether the VM is silent until somebody can tell."""
 
     def __init__(self, module: AnsibleModule) -> None:
         super().__init__(module)
@@ -22,16 +22,20 @@ class Maintenance(DesiredState):
 
     def read(self) -> dict[str, Any]:
         """What the replicator says."""
-        return {"maintenance": str((self._look().state or {}).get("maintenance", ""))}
+        now = self._look()
+        return {
+            "maintenance": str((now.state or {}).get("maintenance", "")),
+            "asking": now.alive and now.phase == "asking",
+        }
 
     def desired(self, before: dict[str, Any]) -> dict[str, Any]:
         """By state; refused where no replicator could be told."""
         snapshot.check_name(self.vm)
         now = self._look()
         wanted = "" if self.module.params["state"] == "absent" else self.module.params["reason"].strip()
-        if not now.alive and before["maintenance"] != wanted:
+        if not now.alive and (wanted or before["maintenance"]):
             raise Failure(f"{self.vm} has no replicator on {now.host} that could be told: {now.sentence()}")
-        return {"maintenance": wanted}
+        return {"maintenance": wanted, "asking": before["asking"] and not (wanted and self._confirmed)}
 
     def apply(self, _before: dict[str, Any], desired: dict[str, Any]) -> None:
         """Tell the replicator."""
@@ -40,10 +44,14 @@ class Maintenance(DesiredState):
             "maintenance" if desired["maintenance"] else "automatic",
             _TIMEOUT_S,
             reason=desired["maintenance"],
-            forced=self.module.params["confirm"] == self.vm,
+            forced=desired["maintenance"] != "" and self._confirmed,
         )
         if not answer.get("ok"):
             raise Failure(str(answer.get("error")), code=answer.get("code"))
+
+    @property
+    def _confirmed(self) -> bool:
+        return bool(self.module.params["confirm"] == self.vm)
 
     def _look(self) -> snapshot.Snapshot:
         return snapshot.take(self.module, self.vm, host.read_domains(self.module))

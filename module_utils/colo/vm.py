@@ -137,7 +137,7 @@ class ProtectedVm(DesiredState):
                 gate.require_helper()
             refuse_protection(now, self.params["role"])
             refuse_arbiter(self.params["arbiter"])
-            if not self.module.check_mode and self.params["arbiter"]:
+            if self.params["arbiter"] and gate.helper_installed():
                 refuse_fencing(self.params["peer"]["name"])
             desired = {"config": configuration(self.params), "protection": "running", "replicator": True}
             self._restarts = now.alive and before != desired

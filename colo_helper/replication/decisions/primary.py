@@ -7,6 +7,7 @@ from enum import Enum, unique
 from typing import Any
 
 from colo_helper.hypervisor.interface import DomainInfo
+from colo_helper.monitor.state import kept_state
 from colo_helper.replication.decisions.session import Cause, SessionEndedError
 
 
@@ -87,7 +88,9 @@ def primary_start(saved: dict[str, Any] | None, domid: int | None, boot_id: str)
 
 def maybe_succeeded(saved: dict[str, Any] | None) -> bool:
     """Tell whether somebody else had the right to go on with the VM when an earlier run ended, in this boot or before."""
-    return saved is not None and saved.get("phase") in ("replicating", "asking", "standby", "handed_over")
+    return saved is not None and (
+        saved.get("phase") in ("standby", "handed_over") or kept_state(saved)["shared"] is True
+    )
 
 
 @dataclass(frozen=True, slots=True)

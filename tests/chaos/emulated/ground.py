@@ -146,9 +146,11 @@ class EmulatedGround:
         return []
 
     def _works(self, host: str) -> bool:
-        """Whether there is a copy on a host that can run, and that is not put aside for good."""
+        """Whether there is a copy on a host that can run, and that is not put aside for good: an owner's never is."""
         machine = self.world.machines[host]
-        aside = self._last_phase(host) in ("standby", "handed_over")
+        record = self.world.store.read(VM).record
+        owner = record is not None and record.owner == host
+        aside = not owner and self._last_phase(host) in ("standby", "handed_over")
         return machine.lives and bool(machine.domains) and not machine.headless and not aside
 
     def _asks(self, host: str) -> bool:

@@ -177,7 +177,7 @@ def _serve(
         birth.directory / "attach.sock",
         VM,
         lambda: attach_refusal(VM, monitor.state.phase),
-        lambda name: connect.session(config, monitor, name),
+        lambda name: connect.session(config, monitor, inbox, name),
         inbox.put_session,
         group="",
     )
@@ -200,7 +200,7 @@ def _primary(
 
     def connector(_config: Config, _monitor: Monitor, _inbox: Inbox) -> Conversation:
         session = connect.session(
-            config, monitor, f"session {os.getpid()}.{next(numbers)}", Opening(VM, dialer, _DIAL_S)
+            config, monitor, inbox, f"session {os.getpid()}.{next(numbers)}", Opening(VM, dialer, _DIAL_S)
         )
         try:
             session.open()

@@ -31,6 +31,8 @@ class Injection:
     rebooted: list[str] = field(default_factory=list)
     #: Whether the VM's own device model was killed: that is the end of the guest.
     guest_killed: bool = False
+    #: Whether the host that the VM is handed over to was lost in the middle of it.
+    heir_lost: bool = False
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -41,11 +43,15 @@ class Injection:
 
     @property
     def lasts(self) -> bool:
-        """Whether somebody is to answer while it lasts: not when the clients' own way is cut, or both sides are."""
-        return self.fault.kind not in ("arbiter_restart", "narrow") and self.fault.target != BOTH
+        """Whether somebody is to answer while it lasts: not when both sides are cut off, or a protected owner from the arbiter."""
+        return (
+            self.fault.kind not in ("arbiter_restart", "arbiter_lost", "narrow") and self.fault.target != BOTH
+        )
 
     def inject(self) -> None:
-        """Bring it about."""
+        """Bring it about; who has the VM may have changed since the fault was chosen."""
+        record = self.witness.read(self.vm.name).record
+        owner = record.owner if record else self.primary
         for line in self._routes("add"):
             self.vm.on(*line)
         match self.fault.kind:
@@ -57,7 +63,7 @@ class Injection:
                 self.vm.on(self.secondary, "pkill -KILL -u colo || true")
             case _:
                 for host in self.targets:
-                    self._befall(host)
+                    self._befall(host, owner)
 
     def mend(self) -> None:
         """Make everything whole again but the pair itself."""
@@ -72,10 +78,11 @@ class Injection:
                 for host in self.targets:
                     self._mend(host)
 
-    def _befall(self, host: str) -> None:
+    def _befall(self, host: str, owner: str) -> None:
         machine = self.lab.host(host)
         match self.fault.kind:
             case "power_off":
+                self.heir_lost = host == self.secondary and self.fault.activity == "switchover"
                 machine.power_off()
             case "freeze":
                 machine.freeze()
@@ -88,7 +95,7 @@ class Injection:
                 pid = f"$(systemctl show --property=MainPID --value {self.vm.unit})"
                 self.vm.on(host, f"pkill -KILL -P {pid} || true")
             case "kill_device_model":
-                self.guest_killed = host == self.primary
+                self.guest_killed = host == owner
                 self.vm.on(host, f"pkill -KILL -f 'qemu.*-name {self.vm.name}' || true")
             case "disk_full":
                 room = "$(df --output=avail -B1 /var/lib/colo | tail -1)"

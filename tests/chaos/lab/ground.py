@@ -86,8 +86,7 @@ class LabGround:
         at_s = time.monotonic()
         injection.inject()
         time.sleep(fault.lasting_s)
-        if fault.stays and injection.lasts:
-            self._answered(time.monotonic())
+        silent = fault.stays and injection.lasts and not self._answered(time.monotonic())
         injection.mend()
         for host in injection.rebooted:
             self._listener.listen(host)
@@ -95,6 +94,8 @@ class LabGround:
         answers = self._answered(time.monotonic())
         heard = self._listener.heard
         exceptions = self._judge(injection, [one.host for one in speakers(heard)], answers=answers)
+        if silent and not injection.guest_killed:
+            exceptions.append(f"While it lasts somebody may run, and nobody answers: {self._say()}")
         after = self._record()
         runs = NOBODY if not answers else SAME if heard[-1].host == primary else OTHER
         cause = self._cause(record, after, told, injection)
@@ -130,9 +131,11 @@ class LabGround:
         ):
             found.append(f"Both copies speak: {', then '.join(turns)}.")
         assert self._writer
-        if self._writer.problem and not injection.guest_killed:
-            found.append(self._writer.problem)
-        if not answers and not injection.guest_killed:
+        if injection.guest_killed:
+            return found
+        if self._writer.problem:
+            found.append(self._writer.problem)  # and nobody writes any more, so nobody is answered
+        elif not answers and not injection.heir_lost:
             found.append(f"All is mended, and nobody answers: {self._say()}")
         return found
 

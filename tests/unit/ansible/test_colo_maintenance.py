@@ -46,6 +46,21 @@ def test_a_dry_run_asks_nobody(run: Runner, asked: list[dict[str, Any]]) -> None
     assert asked == []
 
 
+def test_who_confirms_is_heard_again_while_the_vm_is_silent(
+    run: Runner, host: FakeHost, asked: list[dict[str, Any]]
+) -> None:
+    write_state(host, "asking", maintenance=REASON)
+    assert run("colo_maintenance", name="h1", reason=REASON)["changed"] is False
+    assert run("colo_maintenance", name="h1", reason=REASON, confirm="h1")["changed"] is True
+    assert [one["forced"] for one in asked] == [True]
+
+
+def test_an_end_is_never_forced(run: Runner, host: FakeHost, asked: list[dict[str, Any]]) -> None:
+    write_state(host, "replicating", maintenance=REASON)
+    assert run("colo_maintenance", name="h1", state="absent", confirm="h1")["changed"] is True
+    assert asked == [{"verb": "automatic", "reason": "", "forced": False}]
+
+
 @pytest.mark.parametrize(("confirm", "forced"), [("", False), ("h2", False), ("h1", True)])
 def test_who_confirms_with_the_name_answers_for_it(
     run: Runner, asked: list[dict[str, Any]], confirm: str, forced: bool

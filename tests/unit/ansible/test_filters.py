@@ -219,37 +219,51 @@ def test_maintenance_ends_without_a_reason() -> None:
         assert FILTERS["colo_maintenance_problems"]({"h1": H1}, ["xa"], vm, host, None) == []
 
 
+ARBITED = {"role": "primary", "arbiter": {"endpoints": ["https://w1:2379"]}}
+
+
 def test_who_is_told_of_maintenance() -> None:
+    vms = {"h1": H1, "h2": {**H1, "secondary": "xc"}, "h3": H1}
+    selected = FILTERS["colo_maintenance_selection"]
+    assert selected(vms, "all", "") == ["h1", "h2", "h3"]
+    assert selected(vms, "", "xb") == ["h1", "h3"]
+    assert selected(vms, "h2", "") == ["h2"]
     state = {"role": "primary"}
     report = {
         "vms": [
-            side("replicating", state=state),
-            side("replicating", name="h2", state=state),
-            side("replicating", name="h3", state={"role": "secondary"}),
-            side("stopped", name="h4", state=state, alive=False),
+            side("replicating", state=state, config=ARBITED),
+            side("replicating", name="h2", state=state),  # no arbiter: nobody takes over by itself
+            side("replicating", name="h3", state={"role": "secondary"}, config=ARBITED),
+            side("stopped", name="h4", state=state, config=ARBITED, alive=False),
         ]
     }
-    vms = {"h1": H1, "h2": {**H1, "secondary": "xc"}, "h3": H1}
     names = FILTERS["colo_maintenance_names"]
-    assert names(report, vms, "all", "", "primary") == ["h1", "h2"]
-    assert names(report, vms, "", "xb", "primary") == ["h1"]
-    assert names(report, vms, "h1", "", "secondary") == []
-    assert names(report, vms, "all", "", "secondary") == ["h3"]
-    assert names({"unreachable": True}, vms, "all", "", "primary") == []
+    every = ["h1", "h2", "h3", "h4"]
+    assert names(report, every, "primary") == ["h1"]
+    assert names(report, every, "secondary") == ["h3"]
+    assert names(report, every, "secondary", ["h3"]) == []
+    assert names(report, ["h2"], "primary") == []
+    assert names({"unreachable": True}, every, "primary") == []
 
 
 def test_who_was_not_told_of_maintenance() -> None:
     failed = {"results": [{"item": "h1", "failed": True, "msg": "No."}, {"item": "h2"}]}
+    looks = {"vms": [side("replicating", name=name, config=ARBITED) for name in ("h1", "h2", "h3")]}
     variables = {
-        "xa": {"colo_look": {"vms": []}, "colo_told_primaries": failed, "colo_told_secondaries": {}},
+        "xa": {"colo_look": looks, "colo_told_primary": failed, "colo_told_secondary": {}},
         "xb": {"colo_look": {"unreachable": True}},
-        "xc": {"colo_look": {"vms": []}, "colo_told_primaries": {"unreachable": True}},
+        "xc": {
+            "colo_look": {"vms": [side("replicating", name="h4")]},
+            "colo_told_primary": {"unreachable": True},
+        },
     }
-    assert FILTERS["colo_maintenance_failures"](variables) == [
+    assert FILTERS["colo_maintenance_failures"](variables, ["h1", "h2", "h3", "h4"]) == [
         "h1 on xa: No.",
         "xb does not answer, so not all of its VMs were told.",
         "xc does not answer, so not all of its VMs were told.",
+        "h3 has no primary that runs and could be told: see playbooks/status.yml.",
     ]
+    assert FILTERS["colo_maintenance_failed"]([failed, None, {}]) == ["h1"]
 
 
 def test_maintenance_stands_in_the_table() -> None:

@@ -11,6 +11,8 @@ BRIEF_MS = 500
 @pytest.fixture
 def pair(monkeypatch):
     """What makes pairs whose primary looks for its secondary again at once."""
+    monkeypatch.setattr("colo_helper.replication.ownership._CONFIRM_AGAIN_S", 0.1)
+    monkeypatch.setattr("colo_helper.replication.primary_epochs._LOOK_S", 0.1)
     with pairs_that_retry(monkeypatch, BRIEF_MS) as make:
         yield make
 

@@ -243,7 +243,9 @@ class Pair:
             self.directory / "attach.sock",
             VM,
             lambda: attach_refusal(VM, self.s_monitor.state.phase),
-            lambda name: connect.session(config("secondary", self.timeout_ms), self.s_monitor, name),
+            lambda name: connect.session(
+                config("secondary", self.timeout_ms), self.s_monitor, self.s_inbox, name
+            ),
             self.s_inbox.put_session,
             group="",
         )
@@ -273,7 +275,9 @@ class Pair:
             "secondary": (self.names[1], self.s_monitor, self.s_inbox),
         }[role]
         arbiter = self.arbiters[name]
-        return Tenure(arbiter, VM, name, TIMES, monitor.event, inbox.put_trouble, arbiter.clock)
+        return Tenure(
+            arbiter, VM, name, TIMES, monitor.event, inbox.put_trouble, arbiter.clock, inbox.watch.stuck
+        )
 
     # -- wiring
 
@@ -281,7 +285,7 @@ class Pair:
         """The primary's connector."""
         self.sessions += 1
         session = connect.session(
-            configuration, monitor, f"session {self.sessions}", Opening(VM, self.dialer, PATIENCE_S)
+            configuration, monitor, inbox, f"session {self.sessions}", Opening(VM, self.dialer, PATIENCE_S)
         )
         try:
             session.open()

@@ -4,6 +4,7 @@ The arbiter's clock is the tests' own.
 """
 
 import threading
+import time
 
 import pytest
 
@@ -12,6 +13,7 @@ from colo_helper.channel.wire import Kind
 from colo_helper.hypervisor.interface import HypervisorError
 from colo_helper.monitor import monitor
 from colo_helper.monitor.monitor import boot_id
+from colo_helper.monitor.watch import STUCK_S
 from colo_helper.replication.guest import Guest
 from tests.unit.colo_helper.arbitrated import (
     asks_in_vain,
@@ -167,14 +169,13 @@ def test_a_replicator_that_is_stuck_renews_nothing_and_is_succeeded(both, world)
         stuck.set()
         freed.wait()
 
-    both.p_inbox.on_look = hang
+    both.p_inbox.watch.look = hang
     both.ask_without_waiting("primary", "checkpoint")
     assert stuck.wait(PATIENCE_S)
-    both.rights["primary"]._stuck = lambda: "The replicator itself has been stuck for 151 s."
-    eventually(lambda: "151 s" in "".join(events(both, "primary", "lease")), "said")
+    both.p_inbox.watch._clock = lambda: time.monotonic() + 2 * STUCK_S
+    eventually(lambda: "stuck for 300 s" in "".join(events(both, "primary", "lease")), "said")
     world.now += 10
     assert not both.rights["primary"].permits()
-    both.freeze_line()
     both.phase("secondary", "active")
     assert world.kept == ("xb", ALONE)
     freed.set()

@@ -1,10 +1,13 @@
 """Maintenance, an operator's word where nobody can tell, and fencing: both sides for real, on the emulated hypervisor."""
 
+import threading
+
 import pytest
 
 from colo_helper.arbiter.fencing import Fenced
-from colo_helper.arbiter.record import ALONE, PROTECTED
+from colo_helper.arbiter.record import ALONE, PROTECTED, Record
 from colo_helper.control.protocol import Request
+from colo_helper.hypervisor.interface import HypervisorError
 from tests.unit.colo_helper.arbitrated import asks_in_vain, events, heard, nic, on_network, says
 from tests.unit.colo_helper.replication_pair import PATIENCE_S, VM, eventually
 
@@ -73,7 +76,7 @@ def test_it_does_not_begin_without_the_arbiter_unless_an_operator_answers_for_it
     world.cut("xa")
     answer = ask(both, "primary", "maintenance", "new disks")
     assert (answer["ok"], answer["code"]) == (False, "no_answer")
-    assert "Nothing was changed." in answer["error"]
+    assert "Nothing was changed on this host." in answer["error"]
     assert both.saved_by("primary")["maintenance"] == ""
     assert ask(both, "primary", "maintenance", "witness is dead", forced=True)["ok"] is True
     world.now += 3600
@@ -83,6 +86,78 @@ def test_it_does_not_begin_without_the_arbiter_unless_an_operator_answers_for_it
     eventually(lambda: world.kept == ("xa", ALONE), "written down when it can be")
     assert cause(world) == "maintenance: witness is dead"
     assert both.guest.running
+
+
+def test_a_word_of_yesterday_lets_nobody_go_on_today(both, world):
+    world.cut("xa")
+    assert ask(both, "primary", "maintenance", "witness is dead", forced=True)["ok"] is True
+    world.mend()
+    eventually(lambda: world.kept == ("xa", ALONE), "written down while the session lives")
+    assert ask(both, "primary", "automatic")["ok"] is True
+    assert world.kept == ("xa", PROTECTED)
+    asks_in_vain(both, world, "xa")
+    both.phase("secondary", "peer_lost")
+    world.now += 10
+    both.phase("secondary", "active")
+    assert not both.rights["primary"].permits()
+    eventually(lambda: not both.guest.running, "it stands still")
+
+
+def test_a_session_that_begins_anew_in_maintenance_needs_no_arbiter(both, world):
+    maintained(both)
+    world.cut()
+    both.cut_line()
+    both.phase("primary", "unprotected")
+    both.mend_line()
+    both.replicating()
+    assert not both.p_monitor.state.shared
+
+
+def test_a_primary_in_maintenance_that_starts_anew_does_not_doubt(pair, both, world):
+    maintained(both)
+    both.close_replicators()
+    world.cut()
+    again = pair(
+        arbiters=world.ways, output="hold", p_saved=both.saved_by("primary"), primary_host=both.primary_host
+    ).start()
+    again.phase("primary", "asking")
+    assert again.guest.running
+    assert on_network(both.primary_host)
+    assert again.p_monitor.state.maintenance == "new disks"
+    world.mend()
+    again.replicating()
+    assert world.kept == ("xa", ALONE)
+
+
+def test_wishes_are_heard_between_checkpoints_that_never_rest(pair, world):
+    both = pair(arbiters=world.ways, output="hold").start().replicating()
+    ended = threading.Event()
+
+    def busy():
+        while not ended.is_set():
+            both.ask("primary", "checkpoint")
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+        for _ in range(5):
+            assert ask(both, "secondary", "maintenance", "rack moves")["ok"] is True
+            assert ask(both, "secondary", "automatic")["ok"] is True
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_domain_that_still_boots_is_put_aside_when_another_has_the_vm(pair, world, monkeypatch):
+    world.store.change(world.store.read(VM), Record(VM, "xb", 1, ALONE, "silence", 1), 0)
+    monkeypatch.setattr("colo_helper.replication.primary.io_share", lambda _domain: 1.0)
+    both = pair(arbiters=world.ways, output="hold").start()
+    eventually(lambda: events(both, "primary", "booting"), "it is waited for")
+    answer = ask(both, "primary", "maintenance", "new disks")
+    assert (answer["ok"], answer["code"]) == (False, "succeeded")
+    both.phase("primary", "standby")
+    assert not both.guest.running
+    assert not on_network(both.primary_host)
 
 
 def test_an_operator_lets_a_vm_stay_where_nobody_can_tell(both, world):
@@ -141,6 +216,20 @@ def test_an_operator_may_override_the_arbiter_with_a_reason_that_is_recorded(bot
     )
     assert "xa burned down" in both.s_monitor.state.reason
     assert on_network(both.secondary_host)
+
+
+def test_an_override_that_nobody_could_be_told_of_is_undone_when_the_owner_lives(both, world):
+    world.cut("xb")
+    both.freeze_line()
+    both.phase("secondary", "peer_lost")
+    both.phase("primary", "unprotected")
+    assert ask(both, "secondary", "takeover", "xa burned down", forced=True)["ok"] is True
+    assert both.saved_by("secondary")["override"] == "An operator decided: xa burned down."
+    seen = world.store.read(VM)
+    world.store.change(seen, Record(VM, "xa", 9, PROTECTED, "another copy", 1, "xc", "g9"), 10)
+    world.mend()
+    assert "its lease has not ended" in both.phase("secondary", "standby")
+    assert not both.copy.running
 
 
 def test_a_lease_that_lasts_is_not_overridden(both, world):
@@ -214,6 +303,39 @@ def test_nobody_goes_on_when_it_cannot_be_switched_off_until_an_operator_says_th
     eventually(lambda: events(both, "secondary", "fencing"), "tried")
     assert both.ask("secondary", "takeover")["ok"] is True
     assert on_network(both.secondary_host)
+
+
+def test_a_host_is_switched_off_once_though_the_takeover_fails(both, world, fences, monkeypatch):
+    fences.append(OFF)
+    failing = [HypervisorError("no tap", operation="connect")] * 2
+    connect = both.secondary._join_network
+
+    def join(guest):
+        if failing:
+            raise failing.pop()
+        connect(guest)
+
+    monkeypatch.setattr(type(both.secondary), "_join_network", lambda _self, guest: join(guest))
+    lose_the_primary(both, world)
+    both.phase("secondary", "active")
+    assert events(both, "secondary", "fencing") == [OFF.sentence]
+
+
+def test_operators_are_heard_while_a_host_is_being_switched_off(both, world):
+    off = threading.Event()
+
+    def fence():
+        assert off.wait(PATIENCE_S)
+        return OFF
+
+    both.secondary.succession.fence = fence
+    lose_the_primary(both, world)
+    eventually(lambda: "being switched off" in "".join(events(both, "secondary", "takeover_waits")), "begun")
+    assert ask(both, "secondary", "maintenance", "wait")["ok"] is True
+    assert not on_network(both.secondary_host)
+    assert ask(both, "secondary", "automatic")["ok"] is True
+    off.set()
+    both.phase("secondary", "active")
 
 
 def test_no_host_is_switched_off_that_still_has_its_lease(both, world, fences):

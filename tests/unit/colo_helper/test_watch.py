@@ -20,7 +20,7 @@ class Clock:
 
 def test_it_is_stuck_when_it_has_not_looked_for_long():
     clock = Clock()
-    watch = Watch(Notifier(""), clock)
+    watch = Watch(clock=clock)
     clock.now += STUCK_S
     assert watch.stuck() == ""
     clock.now += 1
@@ -35,7 +35,7 @@ def test_the_service_manager_is_told_now_and_then(tmp_path):
         manager.bind(path)
         manager.setblocking(False)
         clock = Clock()
-        watch = Watch(Notifier(path), clock)
+        watch = Watch(Notifier(path).alive, clock)
         for _ in range(25):
             watch.look()
             clock.now += 1
@@ -46,10 +46,11 @@ def test_the_service_manager_is_told_now_and_then(tmp_path):
 
 
 def test_who_waits_looks():
-    looks = []
-    inbox = Inbox(on_look=lambda: looks.append(1))
-    inbox.wait(0)
-    inbox.put_stop("enough")
-    inbox.wait_forever()
-    assert len(looks) == 2
+    clock = Clock()
+    inbox = Inbox(watch=Watch(clock=clock))
+    for wait in (lambda: inbox.wait(0), inbox.wait_forever):
+        clock.now += STUCK_S + 1
+        inbox.put_stop("enough")
+        wait()
+        assert inbox.watch.stuck() == ""
     assert inbox.stop_reason == "enough"
