@@ -43,7 +43,7 @@ class Injection:
 
     @property
     def lasts(self) -> bool:
-        """Whether somebody is to answer while it lasts: not when both sides are cut off, or a protected owner from the arbiter."""
+        """Whether somebody is to answer while it lasts: not when both sides are cut off, or the owner from its arbiter."""
         return (
             self.fault.kind not in ("arbiter_restart", "arbiter_lost", "narrow") and self.fault.target != BOTH
         )

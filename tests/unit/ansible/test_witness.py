@@ -6,6 +6,7 @@ import shutil
 import ssl
 import stat
 import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -342,7 +343,7 @@ def test_ansible_does_not_take_the_authority_for_an_inventory(pair: Pair, tmp_pa
     directory = tmp_path / "inventory"
     pair.converge()
     shutil.copy(REPOSITORY / "inventory" / "example" / "hosts.yml", directory)
-    command = [shutil.which("ansible-inventory") or "", "-i", directory, "--list"]
+    command = [Path(sys.executable).with_name("ansible-inventory"), "-i", directory, "--list"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert set(json.loads(done.stdout)["_meta"]["hostvars"]) == {"xa", "xb", "w1"}
     assert "authority" not in done.stderr
