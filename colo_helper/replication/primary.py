@@ -37,13 +37,11 @@ from colo_helper.replication.first_copy import FirstCopy
 from colo_helper.replication.guest import LOCAL_ERRORS, Guest, attempt
 from colo_helper.replication.host import Host
 from colo_helper.replication.inbox import Inbox
-from colo_helper.replication.moved import left_behind
 from colo_helper.replication.ownership import Ownership
 from colo_helper.replication.primary_epochs import PrimaryEpochs
+from colo_helper.replication.primary_packets import PrimaryPackets
 from colo_helper.replication.verify import differing_frames
-from colo_helper.traffic.moves import Moves, pack_moves
-from colo_helper.traffic.pump import SendFrames
-from colo_helper.traffic.sides import PrimarySide, Untouched, to_nobody
+from colo_helper.traffic.moves import pack_moves
 
 #: Makes the conversation with the secondary; raises SessionEndedError.
 Connector = Callable[[Config, Monitor, Inbox], Conversation]
@@ -68,11 +66,15 @@ class Primary:
     step: PrimaryStep = PrimaryStep.NO_GUEST
     #: Whether the guest has ended, and another one of its name is waited for.
     awaiting: bool = False
-    packets: PrimarySide | Untouched = field(default_factory=Untouched)
+    packets: PrimaryPackets = field(init=False)
     #: Whether the guest here was stopped for good, off the network, because another one is the VM.
     aside: bool = False
     #: Whether a domain was taken off the network until it is known that it is the VM.
     silenced: bool = False
+
+    def __post_init__(self) -> None:
+        permits = self.ownership.right.permits
+        self.packets = PrimaryPackets(self.config, self.monitor, self.inbox, permits)
 
     def run(self) -> int:
         """Protect the VM until somebody stops it or something fails for good; the guest runs on in every case.
@@ -122,7 +124,7 @@ class Primary:
             if self.inbox.wishes:
                 return
             if self.inbox.trouble:
-                self._let_packets_flow()
+                self.packets.let_flow(off_network=self.aside)
 
     # ------------------------------------------------------------------------------------------ a copy to build on
 
@@ -156,7 +158,7 @@ class Primary:
         conversation.send(
             Kind.ARM,
             {"epoch": self.monitor.state.epoch, "packets": self.config.comparing},
-            (pack_moves(self._moves(guest)),),
+            (pack_moves(self.packets.moves(guest)),),
         )
         conversation.expect(Kind.ARMED, interrupted=self._stop_if_asked)
         if begin.action == "copy":
@@ -218,8 +220,7 @@ class Primary:
             self.monitor.event("recovered", " ".join([before.sentence, *problems]))
         if before.generation:
             self.step = PrimaryStep.PROTECTED
-        if self.config.output != "free" and (moves := self._moves(guest)):
-            self.packets = self._side(guest, to_nobody, moves)
+        self.packets.go_on_moving(guest)
         self.monitor.enter("connecting", f"Connecting to {self.config.peer_name}.", domid=domid)
         return guest
 
@@ -313,7 +314,7 @@ class Primary:
         self.ownership.obey()
         # What moves packets has failed, and the guest must not fall silent, unless somebody else may come to own the VM.
         if self.inbox.trouble and not self.ownership.right.shared:
-            self._let_packets_flow()
+            self.packets.let_flow(off_network=self.aside)
         if self.inbox.stop_reason:
             raise SessionEndedError(Cause.STOP, self.inbox.stop_reason)
 
@@ -322,7 +323,7 @@ class Primary:
     def _replicate(self, guest: Guest, differing: DirtyBitmap) -> tuple[Cause, str]:
         """Make checkpoints by the clock and by request until somebody stops it, or until the roles are swapped."""
         assert self.conversation is not None
-        self.packets = self._take_hold(self.conversation, guest)
+        packets = self.packets.take_hold(self.conversation, guest)
         epochs = PrimaryEpochs(
             self.config,
             self.host,
@@ -330,7 +331,7 @@ class Primary:
             self.inbox,
             self.conversation,
             guest,
-            self.packets,
+            packets,
             self._protected,
             self._handed_over,
             self.ownership.obey,
@@ -348,38 +349,6 @@ class Primary:
                 f"{self.config.vm} runs on {self.config.peer_name} since epoch {epochs.epoch}",
             )
         return Cause.STOP, self.inbox.stop_reason
-
-    def _take_hold(self, conversation: Conversation, guest: Guest) -> PrimarySide | Untouched:
-        """Take hold of the guest's packets, if they are not to leave as they like."""
-        if self.config.output == "free":
-            return Untouched()
-        moves = self._moves(guest)
-        self._let_packets_flow()
-        packets = self._side(guest, conversation.send_packets, moves)
-        conversation.carry_packets(packets)
-        return packets
-
-    def _moves(self, guest: Guest) -> Moves:
-        """Return the connections of the guest that an earlier takeover has moved."""
-        if isinstance(self.packets, PrimarySide):
-            return self.packets.moves()
-        try:
-            return guest.moved.read()
-        except LOCAL_ERRORS as error:
-            self.monitor.event("moved_connections", str(error))  # no reason to leave the VM unprotected
-            return []
-
-    def _side(self, guest: Guest, send: SendFrames, moves: Moves) -> PrimarySide:
-        return PrimarySide(
-            guest.filters,
-            send,
-            self.inbox.put_wanted,
-            self.inbox.put_trouble,
-            comparing=self.config.comparing,
-            latency_s=self.config.latency_ms / 1000,
-            moves=moves,
-            permits=self.ownership.right.permits,
-        )
 
     def _handed_over(self) -> None:
         """From here on this side is the secondary, whatever happens."""
@@ -426,8 +395,8 @@ class Primary:
 
     def _stand_aside(self) -> None:
         """Another host has the VM: nothing of this copy reaches the network any more, and it never runs again."""
-        self.packets.discard()
-        self.packets.halting()
+        self.packets.side.discard()
+        self.packets.side.halting()
         self.monitor.restore(role="secondary")
         problems = self.guest.put_aside() if self.guest else self._put_strangers_aside()
         self.aside = not problems
@@ -463,7 +432,7 @@ class Primary:
                 finally:
                     another.close()
             elif guest and domid is not None and still:
-                self.packets.halting()
+                self.packets.side.halting()
                 guest.hold_still()
         except LOCAL_ERRORS as error:
             return [str(error)]
@@ -507,37 +476,20 @@ class Primary:
     def _let_go(self, cause: Cause, end: PrimaryEnd, why: str) -> list[str]:
         """Let the guest run, its packets leave, and the peer know; returns what of the guest could not be put back."""
         if cause is Cause.GUEST_DIED:
-            self.packets.discard()  # its copy is kept, and may be the VM yet
+            self.packets.side.discard()  # its copy is kept, and may be the VM yet
         elif end.tell != "end":
-            self.packets.release()
+            self.packets.side.release()
         problems = self.guest.release() if self.guest and end.guest != "hold" else []
         if self.conversation:
             self._last_words(self.conversation, end.tell, why)
             self._hang_up()
         # After an orderly end the copy is gone, and nobody can go on from before what clients are shown now.
-        self.packets.release()
-        problems += self._part_with_packets(end)
-        return [] if end.guest == "gone" else problems
-
-    def _part_with_packets(self, end: PrimaryEnd) -> list[str]:
-        """Let packets flow by themselves, unless connections need us as long as we stay; returns what went wrong."""
-        problems = []
-        guest, packets = self.guest, self.packets
-        if guest and isinstance(packets, PrimarySide) and end.guest != "gone":
-            moves = packets.moves()
-            problems = attempt([lambda: guest.moved.write(moves)])
-            if any(moves) and end.exit_code is None and not self.inbox.trouble:
-                return problems
-            if end.guest == "run" and (sentence := left_behind(self.config.vm, moves)):
-                self.monitor.event("moved_connections", sentence)
-        return problems + self._let_packets_flow()
-
-    def _let_packets_flow(self) -> list[str]:
-        """Take the filters away, unless they are all that keeps a guest silent that must be; returns what went wrong."""
-        if not (self.ownership.right.permits() or self.aside):
-            return []
-        packets, self.packets = self.packets, Untouched()
-        return attempt([packets.close])
+        self.packets.side.release()
+        if self.guest and end.guest != "gone":
+            stays, runs = end.exit_code is None, end.guest == "run"
+            return problems + self.packets.part(self.guest, stays=stays, runs=runs, off_network=self.aside)
+        unclosed = self.packets.let_flow(off_network=self.aside)
+        return [] if end.guest == "gone" else problems + unclosed
 
     def _forget_guest(self) -> None:
         """The guest has ended; another one may come under its name."""

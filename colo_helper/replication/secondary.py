@@ -27,6 +27,7 @@ from colo_helper.replication.decisions.secondary import (
     secondary_end,
     secondary_start,
     stopped_end,
+    was_receiving,
 )
 from colo_helper.replication.decisions.session import PROTOCOL, Cause, SessionEndedError
 from colo_helper.replication.guest import LOCAL_ERRORS, Guest, attempt
@@ -169,6 +170,8 @@ class Secondary:
     def _begin(self, conversation: Conversation) -> None:
         """Agree with the primary on what there is already, bring it about, and serve checkpoints. Ends by an exception."""
         hello = conversation.expect(Kind.HELLO).head
+        if self.guest is None and was_receiving(self.saved, boot_id()):
+            self._remove_unfinished()
         refusal = self._hello_refusal(hello)
         if refusal:
             conversation.tell(Kind.REFUSE, {"code": "refused", "error": refusal})
@@ -241,6 +244,22 @@ class Secondary:
         guest.adopt_halt()
         self.step = Step.READY
         conversation.send(Kind.COPIED, self._facts(guest))
+
+    def _remove_unfinished(self) -> None:
+        """An earlier replicator was killed while a first copy arrived: what xl has made of it all the same never ran."""
+        domid, self.saved = self.host.find(self.config.vm), None
+        if domid is None:
+            return
+        unfinished = self.host.open_guest(domid)
+        try:
+            never_ran = unfinished.domain.info().paused
+        finally:
+            unfinished.close()
+        if never_ran:
+            self.host.destroy(domid)
+            self.monitor.event(
+                "discarded", f"The unfinished copy of {self.config.vm} (domain {domid}) was destroyed."
+            )
 
     def _hello_refusal(self, hello: dict[str, Any]) -> str:
         if hello.get("protocol") != PROTOCOL:

@@ -142,6 +142,16 @@ def secondary_start(
     return SecondaryStart("wait", "waiting", exists_refusal(vm, domid))
 
 
+def was_receiving(saved: dict[str, Any] | None, boot_id: str) -> bool:
+    """Tell whether an earlier run, of this boot, ended while a first copy arrived: it begins only where no such domain is."""
+    known = saved or {}
+    return (known.get("role"), known.get("phase"), known.get("boot_id")) == (
+        "secondary",
+        "receiving",
+        boot_id,
+    )
+
+
 def exists_refusal(vm: str, domid: int) -> str:
     """Return the sentence that refuses a copy because the secondary's host has such a domain already."""
     return f"The secondary's host already has a domain named {vm} (number {domid}); it must go before a copy can come."

@@ -475,6 +475,30 @@ def test_the_secondary_keeps_a_domain_that_was_there_before(pair):
     assert_primary_untouched(both)
 
 
+RECEIVING = {"role": "secondary", "phase": "receiving", "boot_id": boot_id()}
+
+
+def test_what_xl_made_of_a_copy_whose_replicator_was_killed_is_removed(pair):
+    there = EmulatedHost()
+    there.add(VM, EmulatedDomain(5, pause_count=1))
+    both = pair(secondary_host=there, saved=RECEIVING).start().replicating()
+    assert there.destroyed == [5]
+    told = [event["sentence"] for event in both.events("secondary") if event["event"] == "discarded"]
+    assert told == ["The unfinished copy of h1 (domain 5) was destroyed."]
+
+
+@pytest.mark.parametrize(
+    ("saved", "pauses"),
+    [(RECEIVING, 0), ({**RECEIVING, "phase": "waiting"}, 1), ({**RECEIVING, "boot_id": "an earlier one"}, 1)],
+)
+def test_a_domain_that_runs_or_was_nobodys_copy_stays(pair, saved, pauses):
+    there = EmulatedHost()
+    there.add(VM, EmulatedDomain(5, pause_count=pauses))
+    both = pair(secondary_host=there, saved=saved).start()
+    assert "already has a domain named h1" in both.phase("primary", "failed")
+    assert there.destroyed == []
+
+
 @pytest.mark.parametrize(("here", "there", "works"), [("4.17", "4.20", True), ("4.20", "4.17", False)])
 def test_pairs_of_xen_releases(pair, here, there, works):
     both = pair(primary_host=EmulatedHost(release=here), secondary_host=EmulatedHost(release=there)).start()
