@@ -25,7 +25,7 @@ from lab.lab import Lab
 from lab.settings import Settings, here
 from tests.lab.asker import Asker
 from tests.lab.guest_moves import STOCK, MovedGuest, environment, let_hosts_log_in
-from tests.lab.protected_vm import UNIT, ProtectedVm
+from tests.lab.protected_vm import ProtectedVm
 
 _GUEST = "h1"
 _INTERVAL_MS = 1000
@@ -149,7 +149,7 @@ def under_ours(settings: Settings, seconds: float) -> tuple[Window, float, dict[
     logs = settings.checkout / "build" / "bench"
     silence = protected(settings, vm, logs)
     vm.wait_for_checkpoints(_WARM_UP_CHECKPOINTS)
-    seen = window(settings, seconds, UNIT)
+    seen = window(settings, seconds, vm.unit)
     recent = vm.status()["recent"]
     playbooks.run(settings, "unprotect", logs, extra={"colo_vm": _GUEST, "colo_confirm": _GUEST})
     return seen, silence, {**recent["phases_ms"], "commit": recent["commit_ms"], "apply": recent["apply_ms"]}
