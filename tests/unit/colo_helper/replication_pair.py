@@ -328,8 +328,8 @@ class Pair:
 
     def events(self, role: str) -> list[dict[str, Any]]:
         """What one side has written down."""
-        lines = (self.directory / role / "events.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        path = self.directory / role / "events.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def saved_by(self, role: str) -> dict[str, Any]:
         """The state file of one side."""
