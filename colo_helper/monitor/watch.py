@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-#: Longer than anything takes between two looks while a VM is protected: a step that a peer is given 120 s for.
-STUCK_S = 150.0
+#: Longer than anything takes between two looks: the end of "xl restore" is given 300 s.
+STUCK_S = 330.0
 _TELL_S = 10.0
 
 

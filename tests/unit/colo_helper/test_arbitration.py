@@ -173,7 +173,7 @@ def test_a_replicator_that_is_stuck_renews_nothing_and_is_succeeded(both, world)
     both.ask_without_waiting("primary", "checkpoint")
     assert stuck.wait(PATIENCE_S)
     both.p_inbox.watch._clock = lambda: time.monotonic() + 2 * STUCK_S
-    eventually(lambda: "stuck for 300 s" in "".join(events(both, "primary", "lease")), "said")
+    eventually(lambda: f"stuck for {2 * STUCK_S:.0f} s" in "".join(events(both, "primary", "lease")), "said")
     world.now += 10
     assert not both.rights["primary"].permits()
     both.phase("secondary", "active")

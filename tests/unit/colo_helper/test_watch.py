@@ -24,7 +24,7 @@ def test_it_is_stuck_when_it_has_not_looked_for_long():
     clock.now += STUCK_S
     assert watch.stuck() == ""
     clock.now += 1
-    assert watch.stuck() == "The replicator itself has been stuck for 151 s."
+    assert watch.stuck() == "The replicator itself has been stuck for 331 s."
     watch.look()
     assert watch.stuck() == ""
 
