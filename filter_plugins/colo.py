@@ -269,7 +269,7 @@ def maintenance_failed(results: Sequence[Mapping[str, Any] | None]) -> list[str]
 def maintenance_failures(variables: Mapping[str, Mapping[str, Any]], selected: Sequence[str]) -> list[str]:
     """What could not be told: ``variables`` are each host's, with what playbooks/maintenance.yml registered."""
     problems = []
-    told, with_arbiter = set(), set()
+    told, failed, with_arbiter = set(), set(), set()
     for host, known in variables.items():
         entries = _entries(known.get("colo_look"))
         results = {role: known.get(f"colo_told_{role}") or {} for role in ("secondary", "primary")}
@@ -282,13 +282,13 @@ def maintenance_failures(variables: Mapping[str, Mapping[str, Any]], selected: S
             for item in result.get("results", []):
                 if item.get("failed") and not item.get("unreachable"):
                     problems.append(f"{item['item']} on {host}: {item['msg']}")
+                    failed.add(item["item"])
                 elif role == "primary" and not item.get("unreachable"):
                     told.add(item["item"])
-    named = {problem.split(" on ", 1)[0] for problem in problems}
     problems += [
         f"{name} has no primary that runs and could be told: see playbooks/status.yml."
         for name in selected
-        if name in with_arbiter - told - named
+        if name in with_arbiter - told - failed
     ]
     return problems
 

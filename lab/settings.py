@@ -79,6 +79,11 @@ def host_number(host: str) -> int:
     return HOSTS.index(host) + 1
 
 
+def peer_of(host: str) -> str:
+    """The other host."""
+    return next(one for one in HOSTS if one != host)
+
+
 def address(path: str, number: int) -> str:
     """IPv4 address of host `number` on a bridge (`data` or `mgmt`)."""
     return f"{SUBNETS[path]}.{number}"

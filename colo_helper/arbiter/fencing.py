@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,16 +60,12 @@ class Fenced:
     sentence: str
 
 
-#: Runs a device for a VM; returns what went wrong, an empty text when the host is off.
-RunDevice = Callable[[Device, str, str], str]
-
-
-def fence(fencing: Fencing, vm: str, run: RunDevice | None = None) -> Fenced:
+def fence(fencing: Fencing, vm: str) -> Fenced:
     """Switch the host off; returns once a device has, or all have failed (each after ``timeout_s`` at most)."""
     host = fencing.host
     problems: list[str] = []
     for device in fencing.devices:
-        problem = (run or run_device)(device, host, vm)
+        problem = _run(device, host, vm)
         if not problem:
             failed = f" ({'; '.join(problems)})" if problems else ""
             return Fenced(True, True, f"{host} was switched off by {device.name}{failed}.")
@@ -81,8 +76,8 @@ def fence(fencing: Fencing, vm: str, run: RunDevice | None = None) -> Fenced:
     return Fenced(False, not fencing.required, why)
 
 
-def run_device(device: Device, host: str, vm: str) -> str:
-    """See RunDevice."""
+def _run(device: Device, host: str, vm: str) -> str:
+    """Run a device for a VM; returns what went wrong, an empty text when the host is off."""
     environment = {**os.environ, "COLO_FENCE_HOST": host, "COLO_VM": vm}
     try:
         done = subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,8 +68,6 @@ class Primary:
     #: Whether the guest has ended, and another one of its name is waited for.
     awaiting: bool = False
     packets: PrimaryPackets = field(init=False)
-    #: Whether the guest here was stopped for good, off the network, because another one is the VM.
-    aside: bool = False
     #: Whether a domain was taken off the network until it is known that it is the VM.
     silenced: bool = False
 
@@ -124,7 +123,7 @@ class Primary:
             if self.inbox.wishes:
                 return
             if self.inbox.trouble:
-                self.packets.let_flow(off_network=self.aside)
+                self.packets.let_flow()
 
     # ------------------------------------------------------------------------------------------ a copy to build on
 
@@ -314,7 +313,7 @@ class Primary:
         self.ownership.obey()
         # What moves packets has failed, and the guest must not fall silent, unless somebody else may come to own the VM.
         if self.inbox.trouble and not self.ownership.right.shared:
-            self.packets.let_flow(off_network=self.aside)
+            self.packets.let_flow()
         if self.inbox.stop_reason:
             raise SessionEndedError(Cause.STOP, self.inbox.stop_reason)
 
@@ -399,7 +398,7 @@ class Primary:
         self.packets.side.halting()
         self.monitor.restore(role="secondary")
         problems = self.guest.put_aside() if self.guest else self._put_strangers_aside()
-        self.aside = not problems
+        self.packets.off_network = not problems
         for problem in problems:
             self.monitor.event("stand_aside", problem)
 
@@ -409,11 +408,8 @@ class Primary:
             domid = self.host.find(self.config.vm)
             if domid is None:
                 return []
-            another = self.host.open_guest(domid)
-            try:
+            with closing(self.host.open_guest(domid)) as another:
                 return another.put_aside()
-            finally:
-                another.close()
         except LOCAL_ERRORS as error:
             return [str(error)]
 
@@ -426,11 +422,8 @@ class Primary:
             domid = self.host.find(self.config.vm)
             guest = self.guest
             if domid is not None and not (guest and guest.domain.domid == domid):
-                another = self.host.open_guest(domid)
-                try:
+                with closing(self.host.open_guest(domid)) as another:
                     self._silence(another)
-                finally:
-                    another.close()
             elif guest and domid is not None and still:
                 self.packets.side.halting()
                 guest.hold_still()
@@ -487,8 +480,8 @@ class Primary:
         self.packets.side.release()
         if self.guest and end.guest != "gone":
             stays, runs = end.exit_code is None, end.guest == "run"
-            return problems + self.packets.part(self.guest, stays=stays, runs=runs, off_network=self.aside)
-        unclosed = self.packets.let_flow(off_network=self.aside)
+            return problems + self.packets.part(self.guest, stays=stays, runs=runs)
+        unclosed = self.packets.let_flow()
         return [] if end.guest == "gone" else problems + unclosed
 
     def _forget_guest(self) -> None:

@@ -25,6 +25,8 @@ class PrimaryPackets:
     inbox: Inbox
     permits: Callable[[], bool]
     side: PrimarySide | Untouched = field(default_factory=Untouched)
+    #: Whether the guest here was stopped for good, off the network, because another one is the VM.
+    off_network: bool = False
 
     def take_hold(self, conversation: Conversation, guest: Guest) -> PrimarySide | Untouched:
         """Take hold of the guest's packets for a session, if they are not to leave as they like."""
@@ -52,10 +54,10 @@ class PrimaryPackets:
             self.monitor.event("moved_connections", str(error))  # no reason to leave the VM unprotected
             return []
 
-    def part(self, guest: Guest, *, stays: bool, runs: bool, off_network: bool) -> list[str]:
+    def part(self, guest: Guest, *, stays: bool, runs: bool) -> list[str]:
         """Let packets flow by themselves after a session, unless connections need us, and we stay; returns what went wrong.
 
-        ``runs``: the guest runs on. See ``let_flow``.
+        ``runs``: the guest runs on.
         """
         problems = []
         if isinstance(self.side, PrimarySide):
@@ -65,14 +67,11 @@ class PrimaryPackets:
                 return problems
             if runs and (sentence := left_behind(self.config.vm, moves)):
                 self.monitor.event("moved_connections", sentence)
-        return problems + self.let_flow(off_network=off_network)
+        return problems + self.let_flow()
 
-    def let_flow(self, *, off_network: bool = False) -> list[str]:
-        """Take the filters away; returns what went wrong.
-
-        But not when they are all that keeps a guest silent that must be, and that is not ``off_network``.
-        """
-        if not (self.permits() or off_network):
+    def let_flow(self) -> list[str]:
+        """Take the filters away, unless they are all that keeps a guest silent that must be; returns what went wrong."""
+        if not (self.permits() or self.off_network):
             return []
         side, self.side = self.side, Untouched()
         return attempt([side.close])

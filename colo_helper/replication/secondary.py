@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -250,11 +251,8 @@ class Secondary:
         domid, self.saved = self.host.find(self.config.vm), None
         if domid is None:
             return
-        unfinished = self.host.open_guest(domid)
-        try:
+        with closing(self.host.open_guest(domid)) as unfinished:
             never_ran = unfinished.domain.info().paused
-        finally:
-            unfinished.close()
         if never_ran:
             self.host.destroy(domid)
             self.monitor.event(

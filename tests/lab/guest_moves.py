@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lab import guests, network, ssh
 from lab.guests import Client
-from lab.settings import HOSTS, Settings, address, host_number
+from lab.settings import HOSTS, Settings, address, host_number, peer_of
 
 OURS, STOCK = "ours", "stock"
 PROGRAM = "/opt/colo-helper/current/bin/colo-save-helper"
@@ -63,7 +63,7 @@ class MovedGuest:
     @property
     def peer(self) -> str:
         """The other host."""
-        return next(host for host in HOSTS if host != self.host)
+        return peer_of(self.host)
 
     @property
     def peer_address(self) -> str:

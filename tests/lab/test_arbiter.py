@@ -9,7 +9,7 @@ import time
 import pytest
 
 from lab.demo.witness import Witness
-from lab.settings import HOSTS, address, host_number
+from lab.settings import address, host_number, peer_of
 from tests.lab.arbiter import WitnessHost
 from tests.lab.asker import Asker
 from tests.lab.protected_vm import ProtectedVm
@@ -43,10 +43,6 @@ def vm(witness, settings, play):
     made.on(made.home, "systemctl stop colo-replicator@h1", 120)
 
 
-def other(host):
-    return next(one for one in HOSTS if one != host)
-
-
 def bridged(vm, host):
     """Whether a guest of a host is on the network."""
     return len(vm.on(host, "ls /sys/class/net/xenbr0/brif").split()) > 1
@@ -63,7 +59,7 @@ def events(vm, host, name):
 
 def protect_from(vm, primary):
     """Give both hosts their roles; the one that comes back holds the copy."""
-    vm.give_roles(primary, other(primary))
+    vm.give_roles(primary, peer_of(primary))
     vm.home = primary
     vm.wait_for(primary, "replicating", _COPY_TIMEOUT_S)
 
@@ -121,7 +117,7 @@ def test_a_primary_without_power_is_succeeded_by_itself(vm, witness, lab, settin
 def test_a_primary_that_nobody_hears_stands_still_before_it_is_succeeded(vm, witness, lab, settings):
     """It is cut off from clients, peer and witness, and comes back when the other one is the VM."""
     primary = vm.home
-    secondary = other(primary)
+    secondary = peer_of(primary)
     host = lab.host(primary)
     for path in ("data", "mgmt"):
         host.set_cable(path, plugged=False)

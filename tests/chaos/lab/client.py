@@ -24,7 +24,6 @@ class Writer(threading.Thread):
         super().__init__(daemon=True, name="writer")
         self._client = Client(settings, guest, _ANSWER_TIMEOUT_S)
         self._closed = threading.Event()
-        self.answers = 0
         self.problem = ""
 
     def run(self) -> None:
@@ -37,7 +36,7 @@ class Writer(threading.Thread):
                 self.problem = undone(before, token, answer)
                 if self.problem:
                     return
-                before, self.answers = answer, self.answers + 1
+                before = answer
         except (OSError, ValueError) as error:
             if not self._closed.is_set():
                 self.problem = f"The client's connection broke: {error}"

@@ -14,7 +14,7 @@ from colo_helper.arbiter.record import ALONE, Record
 from lab import guests
 from lab.errors import LabError
 from lab.lab import Lab
-from lab.settings import HOSTS, here
+from lab.settings import HOSTS, here, peer_of
 from tests.chaos.ground import NOBODY, OTHER, SAME, Outcome
 from tests.chaos.lab.client import Writer
 from tests.chaos.lab.faults import Injection
@@ -31,11 +31,6 @@ _DELAY_FACTOR = 20
 _ANSWER_S, _COPY_S, _BOOT_S = 90.0, 600.0, 600.0
 #: Pieces of answers that make an answer: one may have been on its way.
 _ANSWERS = 3
-
-
-def other(host: str) -> str:
-    """Return the peer."""
-    return next(one for one in HOSTS if one != host)
 
 
 class LabGround:
@@ -80,7 +75,7 @@ class LabGround:
         self._listener.begin()
         self._answered(began)
         told = {host: len(self._vm.events(host)) for host in HOSTS}
-        injection = Injection(self._lab, self._vm, self._witness, fault, primary, other(primary))
+        injection = Injection(self._lab, self._vm, self._witness, fault, primary, peer_of(primary))
         doing = self._activity(fault, primary)
         time.sleep(fault.delay_ms * _DELAY_FACTOR / 1000)  # any moment of what is done
         at_s = time.monotonic()
@@ -204,7 +199,7 @@ class LabGround:
             self._vm.on(host, f"systemctl is-active {unit} || true").strip() == "active" for host in HOSTS
         )
         if not (runs and roles[owner] == "primary"):
-            self._vm.give_roles(owner, other(owner))
+            self._vm.give_roles(owner, peer_of(owner))
 
     def _begin_anew(self, injection: Injection) -> None:
         """Another guest, protected from the first host to the second, after all that may be left of this one is gone."""
