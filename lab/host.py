@@ -1,5 +1,6 @@
 """One Xen host of the lab: a QEMU process, its disk overlay, its console and its snapshot."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -160,17 +161,22 @@ class Host:
     @contextmanager
     def monitor(self) -> Iterator[QEMUMonitorProtocol]:
         """The host's QMP monitor; one user at a time."""
-        client = QEMUMonitorProtocol(str(self._socket("qmp")))
-        try:
-            client.connect()
-        except (ConnectError, OSError) as error:
-            raise LabError(f"QEMU of {self.name} does not answer: {self._last_words() or error}") from error
-        try:
-            yield client
-        except ExecuteError as error:
-            raise LabError(f"QEMU of {self.name} refused: {error}") from error
-        finally:
-            client.close()
+        # The library's client uses the thread's event loop and never closes it.
+        with asyncio.Runner() as runner:
+            runner.get_loop()
+            client = QEMUMonitorProtocol(str(self._socket("qmp")))
+            try:
+                client.connect()
+            except (ConnectError, OSError) as error:
+                raise LabError(
+                    f"QEMU of {self.name} does not answer: {self._last_words() or error}"
+                ) from error
+            try:
+                yield client
+            except ExecuteError as error:
+                raise LabError(f"QEMU of {self.name} refused: {error}") from error
+            finally:
+                client.close()
 
     def _command(self, accelerator: list[str], monitor: int, console: int, taps: dict[str, int]) -> list[str]:
         number = host_number(self.name)
