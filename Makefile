@@ -85,8 +85,10 @@ bench: bench-native bench-back-channel bench-pages bench-proxy bench-colo-compar
 lab-tests: setup ## the demo's job, that the lab leaves nothing behind, and what playbooks refuse, on real Xen
 	$(BIN)/pytest -v --durations=0 --durations-min=1 -m 'not full' tests/lab
 
-lab-full: setup ## every test on the lab: protection, faults, power-offs, pairings of save helpers: hours
+lab-full: setup ## every test on the lab: protection, faults, power-offs, pairings of save helpers, all scenarios of molecule: hours
 	$(BIN)/pytest -v tests/lab
+	PATH=$(CURDIR)/$(BIN):$$PATH molecule/run colo_vm
+	PATH=$(CURDIR)/$(BIN):$$PATH molecule/run colo_witness
 
 molecule: setup lab-up ## the roles on the lab's hosts: converge, idempotence, verify
 	PATH=$(CURDIR)/$(BIN):$$PATH molecule/run

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from bench.tables import machine, table
 from colo_helper.quantiles import nearest_rank
 from lab import guests
-from lab.demo import playbooks
 from lab.guests import Client
 from lab.lab import Lab
+from lab.playbooks import play_well
 from lab.settings import Settings, here
 from tests.lab.protected_vm import ProtectedVm
 
@@ -64,15 +64,11 @@ def protected(settings: Settings, count: int, output: str) -> list[Asked]:
     vm = ProtectedVm(settings)
     logs = settings.checkout / "build" / "bench"
     given = {"primary": "xa", "secondary": "xb", "peer_timeout_ms": 20_000, "output": output}
-    playbooks.run(settings, "protect", logs, extra={"colo_vm": _GUEST, "colo_vms": {_GUEST: given}})
+    wish = {"colo_vm": _GUEST, "colo_vms": {_GUEST: given}}
+    play_well(settings, "protect", extra=wish, log=logs / "protect.log")
     vm.wait_for_checkpoints(_WARM_UP_CHECKPOINTS)
     found = both_kinds(settings, count, lambda: int(vm.status()["totals"]["checkpoints"]))
-    playbooks.run(
-        settings,
-        "unprotect",
-        logs,
-        extra={"colo_vm": _GUEST, "colo_confirm": _GUEST, "colo_vms": {_GUEST: given}},
-    )
+    play_well(settings, "unprotect", extra={**wish, "colo_confirm": _GUEST}, log=logs / "unprotect.log")
     return found
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from bench.tables import machine, table
 from colo_helper.quantiles import nearest_rank
 from lab import guests, ssh
-from lab.demo import playbooks
 from lab.guests import Client
 from lab.lab import Lab
+from lab.playbooks import play_well
 from lab.settings import Settings, here
 from tests.lab.asker import Asker
 from tests.lab.guest_moves import STOCK, MovedGuest, environment, let_hosts_log_in
@@ -136,7 +136,9 @@ def protected(settings: Settings, vm: ProtectedVm, logs: Path) -> float:
 
     def protect() -> None:
         with ThreadPoolExecutor() as pool:
-            play = pool.submit(playbooks.run, settings, "protect", logs, extra={"colo_vm": _GUEST})
+            play = pool.submit(
+                play_well, settings, "protect", extra={"colo_vm": _GUEST}, log=logs / "protect.log"
+            )
             wait_for(lambda: play.done() or vm.is_replicating(), "the protected guest")
             play.result()
 
@@ -151,7 +153,8 @@ def under_ours(settings: Settings, seconds: float) -> tuple[Window, float, dict[
     vm.wait_for_checkpoints(_WARM_UP_CHECKPOINTS)
     seen = window(settings, seconds, vm.unit)
     recent = vm.status()["recent"]
-    playbooks.run(settings, "unprotect", logs, extra={"colo_vm": _GUEST, "colo_confirm": _GUEST})
+    wish = {"colo_vm": _GUEST, "colo_confirm": _GUEST}
+    play_well(settings, "unprotect", extra=wish, log=logs / "unprotect.log")
     return seen, silence, {**recent["phases_ms"], "commit": recent["commit_ms"], "apply": recent["apply_ms"]}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,8 @@ class Timeline:
     """Events, and the figures by which the demo is judged (None: not reached)."""
 
     events: list[Event] = field(default_factory=list)
+    changed_again: int | None = None
+    refused_alive: bool | None = None
     checkpoints: int | None = None
     checkpoints_with_b: int | None = None
     pages_compared: int | None = None
@@ -63,25 +66,35 @@ class Timeline:
 
 def judge(timeline: Timeline, wanted_checkpoints: int) -> list[str]:
     """What did not hold, one sentence each; empty when the demo showed all that it promises."""
-    broken = []
+    return [*_protection(timeline, wanted_checkpoints), *_comparison(timeline), *_failover(timeline)]
+
+
+def _protection(timeline: Timeline, wanted_checkpoints: int) -> Iterator[str]:
+    if timeline.changed_again is None or timeline.changed_again:
+        yield f"protecting it once more changed {timeline.changed_again} tasks"
+    if not timeline.refused_alive:
+        yield "a failover was not refused while the primary lived"
     if timeline.checkpoints is None or timeline.checkpoints < wanted_checkpoints:
-        broken.append(f"{timeline.checkpoints} checkpoints were made, {wanted_checkpoints} are wanted")
+        yield f"{timeline.checkpoints} checkpoints were made, {wanted_checkpoints} are wanted"
     if not timeline.checkpoints_with_b:
-        broken.append("B was empty in every checkpoint: the back channel showed nothing")
+        yield "B was empty in every checkpoint: the back channel showed nothing"
+
+
+def _comparison(timeline: Timeline) -> Iterator[str]:
     if not timeline.pages_compared:
-        broken.append("no page of the two copies was compared")
+        yield "no page of the two copies was compared"
     if timeline.pages_unexplained is None or timeline.pages_unexplained:
-        broken.append(f"frames differ without a reason: {timeline.pages_unexplained}")
+        yield f"frames differ without a reason: {timeline.pages_unexplained}"
     if timeline.state_unexplained is None or timeline.state_unexplained:
-        broken.append(f"CPU or device state differs without a reason: {timeline.state_unexplained}")
+        yield f"CPU or device state differs without a reason: {timeline.state_unexplained}"
+
+
+def _failover(timeline: Timeline) -> Iterator[str]:
     if timeline.counter_before is None or timeline.counter_after is None:
-        broken.append("the guest did not answer after the failover")
+        yield "the guest did not answer after the failover"
     elif timeline.counter_after < timeline.counter_before:
-        broken.append(
-            f"the guest went back in time, from {timeline.counter_before} to {timeline.counter_after}"
-        )
+        yield f"the guest went back in time, from {timeline.counter_before} to {timeline.counter_after}"
     if timeline.counter_after is not None and not timeline.counter_goes_on:
-        broken.append("the guest answers after the failover, but its counter stands still")
+        yield "the guest answers after the failover, but its counter stands still"
     if timeline.writes_lost is None or timeline.writes_lost:
-        broken.append(f"writes made before the last checkpoint are missing: {timeline.writes_lost}")
-    return broken
+        yield f"writes made before the last checkpoint are missing: {timeline.writes_lost}"

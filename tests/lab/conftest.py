@@ -1,17 +1,14 @@
 """Fixtures of the tests on the real lab; they run one after the other, on the one lab of this checkout."""
 
 import os
-import re
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import pytest
 
 from lab import ssh
 from lab.errors import LabError
 from lab.lab import Lab
+from lab.playbooks import play as play_on_lab
 from lab.settings import HOSTS, here
 from tests.lab.protected_vm import ProtectedVm
 
@@ -39,31 +36,9 @@ def lab(settings, request):
     return made
 
 
-@dataclass(frozen=True)
-class Played:
-    """One run of a playbook: exit code, all it said with line breaks folded, changed tasks per host."""
-
-    code: int
-    text: str
-    changed: dict[str, int]
-
-
 @pytest.fixture(scope="session")
 def play(settings):
-    def run(name, *arguments):
-        command = [Path(sys.executable).parent / "ansible-playbook", f"playbooks/{name}.yml", *arguments]
-        command += ["--inventory", settings.state_dir / "inventory.yml"]
-        environment = {**os.environ, "ANSIBLE_CONFIG": str(settings.checkout / "ansible.cfg")}
-        done = subprocess.run(
-            command, cwd=settings.checkout, env=environment, capture_output=True, text=True, check=False
-        )
-        print(done.stdout, done.stderr)
-        recap = re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", done.stdout, re.MULTILINE)
-        return Played(
-            done.returncode, " ".join((done.stdout + done.stderr).split()), {h: int(n) for h, n in recap}
-        )
-
-    return run
+    return partial(play_on_lab, settings)
 
 
 @pytest.fixture(scope="session")

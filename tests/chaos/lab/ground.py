@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 from colo_helper.arbiter.record import ALONE, Record
 from lab import guests
 from lab.errors import LabError
 from lab.lab import Lab
+from lab.playbooks import play_well
 from lab.settings import HOSTS, here, peer_of
 from tests.chaos.ground import NOBODY, OTHER, SAME, Outcome
 from tests.chaos.lab.client import Writer
@@ -48,14 +46,15 @@ class LabGround:
         self._listener.start()
         self._closing.callback(self._listener.close)
         self._writer: Writer | None = None
-        self._play("site")
+        play_well(self._settings, "site")
         protected = {
             "primary": HOSTS[0],
             "secondary": HOSTS[1],
             "peer_timeout_ms": PEER_TIMEOUT_MS,
             "arbiter": {"endpoints": [self._witness.url], "lease_s": LEASE_S},
         }
-        self._play("protect", "-e", f"colo_vm={VM}", "-e", json.dumps({"colo_vms": {VM: protected}}))
+        vms = {"colo_vm": VM, "colo_vms": {VM: protected}}
+        play_well(self._settings, "protect", extra=vms)
 
     def close(self) -> None:
         """See Ground."""
@@ -217,12 +216,3 @@ class LabGround:
         self._vm.give_roles(first, second)
         self._vm.home = first
         self._vm.wait_for(first, "replicating", _COPY_S)
-
-    def _play(self, name: str, *arguments: str) -> None:
-        command: list[str | Path] = [
-            Path(sys.executable).parent / "ansible-playbook",
-            f"playbooks/{name}.yml",
-            *("--inventory", self._settings.state_dir / "inventory.yml"),
-            *arguments,
-        ]
-        subprocess.run(command, cwd=self._settings.checkout, check=True)

@@ -3,6 +3,8 @@ from dataclasses import replace
 from lab.demo.timeline import Timeline, judge
 
 GOOD = Timeline(
+    changed_again=0,
+    refused_alive=True,
     checkpoints=25,
     checkpoints_with_b=20,
     pages_compared=1000,
@@ -23,6 +25,8 @@ def test_a_demo_that_showed_everything_is_good():
 
 def test_each_missing_figure_is_a_sentence():
     cases = {
+        "protecting it once more changed 2 tasks": replace(GOOD, changed_again=2),
+        "a failover was not refused while the primary lived": replace(GOOD, refused_alive=False),
         "19 checkpoints were made, 20 are wanted": replace(GOOD, checkpoints=19),
         "B was empty in every checkpoint: the back channel showed nothing": replace(
             GOOD, checkpoints_with_b=0
@@ -44,4 +48,4 @@ def test_each_missing_figure_is_a_sentence():
 
 
 def test_a_demo_that_broke_off_shows_nothing():
-    assert len(judge(Timeline(), 20)) == 7
+    assert len(judge(Timeline(), 20)) == 9
