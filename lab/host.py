@@ -82,7 +82,7 @@ class Host:
         return any(line.split()[1:2] == [tag] for line in listing.splitlines())
 
     def start(self, accelerator: list[str], snapshot: str | None = None) -> None:
-        """Start QEMU, from a snapshot or from the disk; returns as soon as its monitor answers."""
+        """Start QEMU: it boots from the disk, or stands still at a snapshot until `go_on`. Returns when its monitor answers."""
         _check_port(self.ssh_port, self.name)
         self.settings.run_dir.mkdir(parents=True, exist_ok=True)
         # QEMU inherits them all; here they are closed whatever happens.
@@ -96,7 +96,7 @@ class Host:
                 ours.callback(os.close, taps[path])
             command = self._command(accelerator, monitor.fileno(), console.fileno(), taps)
             if snapshot is not None:
-                command += ["-loadvm", snapshot]
+                command += ["-loadvm", snapshot, "-S"]
             log = ours.enter_context((self.directory / "qemu.log").open("wb"))
             subprocess.Popen(
                 command,
@@ -137,6 +137,16 @@ class Host:
             raise LabError(
                 f"{self.name} could not be saved: {str(answer).strip()}; is the disk of {self.directory} full?"
             )
+
+    def stand_still(self) -> None:
+        """Stop its clock and processor where they are; its monitor still answers, unlike that of a frozen host."""
+        with self.monitor() as monitor:
+            monitor.cmd("stop")
+
+    def go_on(self) -> None:
+        """Let a host go on that stands still."""
+        with self.monitor() as monitor:
+            monitor.cmd("cont")
 
     def power_off(self) -> None:
         """Pull the plug: SIGKILL. Nothing to do when it is off."""

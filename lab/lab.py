@@ -105,6 +105,31 @@ class Lab:
                 self._back_to_snapshot(plan, {first.name: WITH_GUEST})
                 ssh.run(self.settings, first.name, f"xl unpause {_GUEST}", _ANSWER_TIMEOUT_S)
 
+    def keep(self, tag: str) -> None:
+        """Save both hosts as they are at one moment, with what they say to each other: a state that `restore` goes back to.
+
+        No HVM or PVH guest may be running on either: pause them.
+        """
+        with self._lock():
+            plan = self._require_plan()
+            hosts = self._hosts(plan)
+            for host in hosts:
+                host.stand_still()
+            try:
+                _on_both(lambda name: self._host(plan, name).take_snapshot(tag))
+            finally:
+                for host in hosts:
+                    host.go_on()
+
+    def restore(self, tag: str) -> None:
+        """Both hosts as `keep` saved them, whatever has happened to them; the network and what else is in it stay."""
+        with self._lock():
+            plan = self._require_plan()
+            self._drop_ssh_masters()
+            for host in self._hosts(plan):
+                host.power_off()
+            self._load(plan, dict.fromkeys(HOSTS, tag))
+
     def _save_guest(self, plan: Plan, first: Host) -> None:
         """Boot the guest once and save its host."""
         self._back_to_snapshot(plan)
@@ -205,16 +230,18 @@ class Lab:
 
     def _back_to_snapshot(self, plan: Plan, special: dict[str, str] | None = None) -> None:
         """Both hosts to the snapshot `ready`, or to the one that `special` names for a host."""
-        started = time.monotonic()
         self._stop_all()
         network.ensure_namespace(self.settings)
         self._mark_run_dir()
+        self._load(plan, {**dict.fromkeys(HOSTS, READY), **(special or {})})
 
-        def back(name: str) -> None:
-            self._host(plan, name).start(plan.accelerator, (special or {}).get(name, READY))
-            self._greet(name)
-
-        _on_both(back)
+    def _load(self, plan: Plan, snapshots: dict[str, str]) -> None:
+        """Hosts that are off go on from their snapshots, together."""
+        started = time.monotonic()
+        _on_both(lambda name: self._host(plan, name).start(plan.accelerator, snapshots[name]))
+        for host in self._hosts(plan):
+            host.go_on()
+        _on_both(self._greet)
         self._say(f"both hosts are back at their snapshot ({time.monotonic() - started:.1f} s)")
 
     def _greet(self, name: str) -> None:

@@ -60,6 +60,19 @@ class WitnessHost:
             self._process.wait()
             self._process = None
 
+    def keep(self, tag):
+        """Set aside what it has written, as a state that `restore` goes back to."""
+        self.kill()
+        shutil.copytree(self._directory / "data", self._directory / tag, dirs_exist_ok=True)
+        self.start()
+
+    def restore(self, tag):
+        """Go on from what was set aside; a lease begins anew."""
+        self.kill()
+        shutil.rmtree(self._directory / "data")
+        shutil.copytree(self._directory / tag, self._directory / "data")
+        self.start()
+
     def forget(self):
         """Kill it and begin with nothing."""
         self.kill()
