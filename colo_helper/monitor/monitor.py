@@ -19,8 +19,8 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def now_utc() -> str:
-    """Return the time for people, such as ``2026-01-01T00:00:00Z``; nothing is ever decided by it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """Return the time for people, such as ``2026-01-01T00:00:00.000Z``; nothing is ever decided by it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def boot_id() -> str:
