@@ -9,6 +9,9 @@ from typing import Any
 CLIENT_PORT, PEER_PORT = 2379, 2380
 ADDRESS = "colo_witness_address"
 ON_HOST = "colo_witness_on_host"
+WATCHDOG = "colo_host_watchdog_s"
+#: As in colo_helper.replication.config, which the controller need not have.
+DEFAULT_LEASE_S = 10
 #: What the role colo_arbiter puts on each Xen host.
 FILES = {
     "ca": "/etc/colo/arbiter/ca.pem",
@@ -109,6 +112,9 @@ def problems(
         }
         for name, of_vm in arbiters.items():
             found += _arbiter_problems(name, of_vm, settings[name].get("output"))
+            for host in (settings[name].get("primary"), settings[name].get("secondary")):
+                seconds = variables.get(host, {}).get(WATCHDOG, 0)
+                found += _watchdog_problems(name, of_vm, host, seconds)
     return found
 
 
@@ -122,6 +128,19 @@ def _arbiter_problems(vm: str, of_vm: Mapping[str, Any], output: object) -> list
         return [
             f"colo_vms: output of {vm} is 'free', and it has an arbiter: what leaves at once cannot be stopped when the lease "
             "ends. Use compare or hold, or 'arbiter: {}' for a VM that shall have none."
+        ]
+    return []
+
+
+def _watchdog_problems(vm: str, of_vm: Mapping[str, Any], host: object, seconds: object) -> list[str]:
+    """Xen has to be first: an owner's last renewal may be a quarter of its lease old when its host freezes."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int) or not (seconds == 0 or 2 <= seconds <= 300):
+        return [f"{WATCHDOG} of {host} is {seconds!r}: give a whole number from 2 to 300, or 0 for none."]
+    lease_s = of_vm.get("lease_s", DEFAULT_LEASE_S) if of_vm else None
+    if seconds and isinstance(lease_s, int) and seconds > lease_s * 2 // 3:
+        return [
+            f"{WATCHDOG} of {host} is {seconds}, and the lease of {vm} lasts {lease_s} s: Xen has to restart a frozen host before "
+            f"the other has the VM. Give at most {lease_s * 2 // 3}, or the VM a longer lease."
         ]
     return []
 

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.full
 LEASE_S = 10
 _ANSWER_TIMEOUT_S = 120
 _COPY_TIMEOUT_S = 400
+_BOOT_TIMEOUT_S = 600
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +141,30 @@ def test_a_primary_that_nobody_hears_stands_still_before_it_is_succeeded(vm, wit
     assert kept(witness) == (secondary, "protected")
     found = vm.verify(secondary)
     assert found["unexplained"] == []
+
+
+def test_a_frozen_host_with_a_watchdog_never_thaws(vm, witness, lab, play, settings):
+    """Xen restarts it before dom0 or a guest of it runs again."""
+    primary = vm.home
+    secondary = peer_of(primary)
+    assert play("site", extra={"colo_host_watchdog_s": 6}).code == 0
+    host = lab.host(primary)
+    asker = Asker(settings).begin()
+    host.freeze()
+    frozen = time.monotonic()
+    vm.wait_for(secondary, "active")
+    print(f"without answer for {asker.longest_silence(frozen):.1f} s")
+    console = (host.directory / "console.log").stat().st_size
+    host.thaw()
+    host.wait_booted(_BOOT_TIMEOUT_S)
+    with (host.directory / "console.log").open("rb") as log:
+        log.seek(console)
+        assert b"Watchdog timer fired for domain 0" in log.read()
+    counters = asker.close()
+    assert counters == sorted(counters)
+    vm.wait_reachable(primary)
+    assert vm.domains(primary) == []
+    assert kept(witness) == (secondary, "alone")
+    protect_from(vm, secondary)
+    assert play("site").code == 0
+    assert "inactive" in vm.on(primary, "systemctl is-active colo-watchdog || true")

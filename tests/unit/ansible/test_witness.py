@@ -98,11 +98,27 @@ def test_the_derived_arbiter_is_what_the_replicators_take() -> None:
         (["w1"], W1, {"output": "free"}, None,
          "colo_vms: output of h1 is 'free', and it has an arbiter: what leaves at once cannot be stopped when the lease ends. "
          "Use compare or hold, or 'arbiter: {}' for a VM that shall have none."),
+        (["w1"], {**W1, "xa": {"colo_host_watchdog_s": 7}}, {}, None,
+         "colo_host_watchdog_s of xa is 7, and the lease of h1 lasts 10 s: Xen has to restart a frozen host before the other "
+         "has the VM. Give at most 6, or the VM a longer lease."),
+        (["w1"], {**W1, "xb": {"colo_host_watchdog_s": 3}}, {"arbiter": {"lease_s": 4}}, None,
+         "colo_host_watchdog_s of xb is 3, and the lease of h1 lasts 4 s: Xen has to restart a frozen host before the other "
+         "has the VM. Give at most 2, or the VM a longer lease."),
+        ([], {"xa": {"colo_host_watchdog_s": 1}}, {}, None,
+         "colo_host_watchdog_s of xa is 1: give a whole number from 2 to 300, or 0 for none."),
+        ([], {"xb": {"colo_host_watchdog_s": "long"}}, {}, None,
+         "colo_host_watchdog_s of xb is 'long': give a whole number from 2 to 300, or 0 for none."),
     ],
 )  # fmt: skip
 def test_what_cannot_work(witnesses: list[str], variables: Any, vm: Any, general: Any, sentence: str) -> None:
     problems = FILTERS["colo_witness_problems"]
     assert problems(witnesses, {"h1": {**H1, **vm}}, general, variables) == [sentence]
+
+
+def test_a_watchdog_that_is_first_or_whose_vms_have_no_lease_is_fine() -> None:
+    problems = FILTERS["colo_witness_problems"]
+    assert not problems(["w1"], {"h1": H1}, None, {**W1, "xa": {"colo_host_watchdog_s": 6}})
+    assert not problems([], {"h1": H1}, None, {"xa": {"colo_host_watchdog_s": 300}})
 
 
 def test_a_witness_on_a_host_may_be_allowed_and_nonsense_is_left_to_the_other_checks() -> None:
