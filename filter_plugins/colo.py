@@ -171,37 +171,6 @@ def failover_problems(
     ]
 
 
-def switch_plan(vm: str, reports: Mapping[str, Any]) -> dict[str, Any]:
-    """Who hands ``vm`` over to whom: ``source`` and ``target``, and ``problems``, one sentence each.
-
-    ``reports`` maps both hosts to their results of colo_vm_info. Roles are those that the replicators have, whatever the
-    inventory says. A switch-over that was begun is gone on with.
-    """
-    entries = {host: (_entries(report) or {}).get(vm) for host, report in reports.items()}
-    states = {
-        host: (entry["state"] or {}) if entry and not entry["stale"] else {}
-        for host, entry in entries.items()
-    }
-    problems = [f"{host} does not answer." for host, report in reports.items() if _entries(report) is None]
-    sources = [
-        host
-        for host, state in states.items()
-        if (state.get("role"), state.get("phase")) in (("primary", "replicating"), ("secondary", "standby"))
-    ]
-    if not problems and len(sources) != 1:
-        phases = ", ".join(f"{host}: {state.get('phase', 'no state')}" for host, state in states.items())
-        problems.append(
-            f"{vm} has no primary that replicates ({phases}); only a protected VM can be switched over. See "
-            "playbooks/status.yml."
-        )
-    source = sources[0] if sources else ""
-    return {
-        "source": source,
-        "target": next((host for host in reports if host != source), ""),
-        "problems": problems,
-    }
-
-
 def discard_confirmation(vm: str, confirm: str, primary: Mapping[str, Any] | None) -> str:
     """What to confirm the removal of a secondary's copy with: the VM running on its primary is reason enough."""
     return vm if confirm == vm or (primary is not None and primary["domain"]) else ""
@@ -402,7 +371,6 @@ class FilterModule:
             "colo_bridges": bridges,
             "colo_pair_problems": pair_problems,
             "colo_failover_problems": failover_problems,
-            "colo_switch_plan": switch_plan,
             "colo_discard_confirmation": discard_confirmation,
             "colo_maintenance_problems": maintenance_problems,
             "colo_maintenance_names": maintenance_names,

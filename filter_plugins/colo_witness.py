@@ -139,8 +139,8 @@ def _watchdog_problems(vm: str, of_vm: Mapping[str, Any], host: object, seconds:
     lease_s = of_vm.get("lease_s", DEFAULT_LEASE_S) if of_vm else None
     if seconds and isinstance(lease_s, int) and seconds > lease_s * 2 // 3:
         return [
-            f"{WATCHDOG} of {host} is {seconds}, and the lease of {vm} lasts {lease_s} s: Xen has to restart a frozen host before "
-            f"the other has the VM. Give at most {lease_s * 2 // 3}, or the VM a longer lease."
+            f"{WATCHDOG} of {host} is {seconds}, and the lease of {vm} lasts {lease_s} s: Xen has to restart a frozen host "
+            f"before the other has the VM. Give at most {lease_s * 2 // 3}, or the VM a longer lease."
         ]
     return []
 

@@ -86,11 +86,15 @@ def protect_the_other_way(vm, play, source, target, *, by_playbook):
     vm.wait_reachable(source)
     assert vm.domains(source) == [], "no half domain after the boot"
     if by_playbook:
-        vms = {vm.name: {"primary": target, "secondary": source, "peer_timeout_ms": 10000}}
-        again = play("protect", "-e", f"colo_vm={vm.name}", "-e", json.dumps({"colo_vms": vms}))
-        assert again.code == 0
+        assert play("reprotect", extra=wish(vm)).code == 0
     else:
         vm.give_roles(target, source)
+
+
+def wish(vm):
+    """The VM as the inventory knows it all the time."""
+    hosts = {"primary": "xa", "secondary": "xb", "peer_timeout_ms": 10000}
+    return {"colo_vm": vm.name, "colo_vms": {vm.name: hosts}}
 
 
 class Clients:
@@ -137,8 +141,7 @@ def protect(vm, play, settings):
         vm.on("xa", "xl destroy h1")
         guests.create(settings, vm.name, "xa")
         guests.wait_answer(settings, vm.name, _BOOT_S)
-    vms = {vm.name: {"primary": "xa", "secondary": "xb", "peer_timeout_ms": 10000}}
-    assert play("protect", "-e", f"colo_vm={vm.name}", "-e", json.dumps({"colo_vms": vms})).code == 0
+    assert play("protect", extra=wish(vm)).code == 0
 
 
 def test_nothing_that_a_client_has_seen_is_undone(installed, lab, play, settings):

@@ -166,39 +166,6 @@ def test_a_copy_may_go_when_confirmed_or_when_the_vm_runs() -> None:
     assert confirmation("h1", "", side("unprotected")) == "h1"
 
 
-def role(phase: str, name: str) -> dict[str, Any]:
-    entry = side(phase)
-    return {"vms": [{**entry, "state": {**entry["state"], "role": name, "phase": phase}}]}
-
-
-@pytest.mark.parametrize(
-    ("reports", "plan"),
-    [
-        ({"xa": role("replicating", "primary"), "xb": role("replicating", "secondary")}, ("xa", "xb")),
-        ({"xa": role("replicating", "secondary"), "xb": role("replicating", "primary")}, ("xb", "xa")),
-        ({"xa": role("standby", "secondary"), "xb": role("unprotected", "primary")}, ("xa", "xb")),
-    ],
-)
-def test_who_hands_over_to_whom(reports: dict[str, Any], plan: tuple[str, str]) -> None:
-    found = FILTERS["colo_switch_plan"]("h1", reports)
-    assert (found["source"], found["target"], found["problems"]) == (*plan, [])
-
-
-@pytest.mark.parametrize(
-    ("reports", "sentence"),
-    [
-        (
-            {"xa": role("unprotected", "primary"), "xb": role("peer_lost", "secondary")},
-            "xa: unprotected, xb: peer_lost",
-        ),
-        ({"xa": role("replicating", "primary"), "xb": {"unreachable": True}}, "xb does not answer."),
-        ({"xa": {"vms": []}, "xb": {"vms": []}}, "xa: no state, xb: no state"),
-    ],
-)
-def test_what_cannot_be_switched_over(reports: dict[str, Any], sentence: str) -> None:
-    assert sentence in FILTERS["colo_switch_plan"]("h1", reports)["problems"][0]
-
-
 @pytest.mark.parametrize(
     ("vm", "host", "reason", "word"),
     [

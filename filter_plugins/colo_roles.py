@@ -1,0 +1,125 @@
+"""Who has which role of a VM now, and who shall have it next, as pure functions on what the replicators say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+#: Phases of a copy that was the VM until a switch-over.
+_STANDING_BY = frozenset({"standby", "handed_over"})
+
+
+def switch_plan(vm: str, reports: Mapping[str, Any]) -> dict[str, Any]:
+    """Who hands ``vm`` over to whom: ``source`` and ``target``, and ``problems``, one sentence each.
+
+    ``reports`` maps both hosts to their results of colo_vm_info. Roles are those that the replicators have, whatever the
+    inventory says. A switch-over that was begun is gone on with.
+    """
+    states = {host: _state(entry) for host, entry in _of_vm(vm, reports).items()}
+    problems = _silent(reports)
+    sources = [
+        host
+        for host, state in states.items()
+        if (state.get("role"), state.get("phase")) in (("primary", "replicating"), ("secondary", "standby"))
+    ]
+    if not problems and len(sources) != 1:
+        phases = ", ".join(f"{host}: {state.get('phase', 'no state')}" for host, state in states.items())
+        problems.append(
+            f"{vm} has no primary that replicates ({phases}); only a protected VM can be switched over. See "
+            "playbooks/status.yml."
+        )
+    source = sources[0] if sources else ""
+    return {
+        "source": source,
+        "target": next((host for host in reports if host != source), ""),
+        "problems": problems,
+    }
+
+
+def reprotect_plan(vm: str, reports: Mapping[str, Any], quiet_s: float = 0, now: str = "") -> dict[str, Any]:
+    """From which host (``source``) to which (``target``) ``vm`` is protected again; whether (``wanted``), in a ``sentence``.
+
+    ``reports`` maps both hosts to their results of colo_vm_info. The source is where the VM runs, whatever the inventory says;
+    ``problems``, one sentence each, when that is not for sure. A VM that has run there for less than ``quiet_s`` seconds
+    before ``now`` (ISO 8601, UTC) is left alone: hosts that come and go would have it copied again and again.
+    """
+    entries = _of_vm(vm, reports)
+    sources = [host for host, entry in entries.items() if entry and _runs(entry)]
+    problems = _silent(reports)
+    if not problems and len(sources) != 1:
+        found = ", ".join(f"{host}: {_seen(entry)}" for host, entry in entries.items())
+        problems.append(
+            f"{vm} runs on no host for sure ({found}); see playbooks/status.yml and docs/operations/failover.md."
+            if not sources
+            else f"TWO COPIES of {vm} may be running ({found}). Decide at once which one is right and remove the other with "
+            f"'xl destroy {vm}' on its host."
+        )
+    source = sources[0] if sources else ""
+    target = next((host for host in reports if host != source), "")
+    reason = "" if problems else _reason_to_leave_alone(vm, source, entries[source], quiet_s, now)
+    return {
+        "source": source,
+        "target": target,
+        "problems": problems,
+        "wanted": not problems and not reason,
+        "sentence": reason or f"{vm} runs on {source}, and {target} gets its copy.",
+    }
+
+
+def _reason_to_leave_alone(vm: str, host: str, entry: Mapping[str, Any], quiet_s: float, now: str) -> str:
+    state = _state(entry)
+    if state.get("role") == "primary" and entry["alive"] and entry["phase"] == "replicating":
+        return f"{vm} is protected from {host} already."
+    if state.get("maintenance"):
+        return f"{vm} is in maintenance: {state['maintenance']}."
+    if not quiet_s:
+        return ""
+    quiet = (datetime.fromisoformat(now) - datetime.fromisoformat(state["since"])).total_seconds()
+    if quiet >= quiet_s:
+        return ""
+    return f"{vm} is as it is on {host} for {quiet:.0f} s only: it is protected again after {quiet_s:.0f} s without a change."
+
+
+def _runs(entry: Mapping[str, Any]) -> bool:
+    """Whether the VM, and not a copy of it, is there."""
+    if not entry["domain"]:
+        return False
+    primary = _state(entry).get("role") == "primary" and entry["phase"] not in _STANDING_BY
+    return entry["protection"] == "active" or primary
+
+
+def _seen(entry: Mapping[str, Any] | None) -> str:
+    if not entry:
+        return "nothing is known there"
+    return f"{entry['phase'] or 'no phase'}, {'a domain' if entry['domain'] else 'no domain'}"
+
+
+def _silent(reports: Mapping[str, Any]) -> list[str]:
+    return [f"{host} does not answer." for host, report in reports.items() if not _answered(report)]
+
+
+def _answered(report: Mapping[str, Any] | None) -> bool:
+    return bool(report) and "vms" in report
+
+
+def _of_vm(vm: str, reports: Mapping[str, Any]) -> dict[str, Mapping[str, Any] | None]:
+    return {
+        host: next((entry for entry in report["vms"] if entry["name"] == vm), None)
+        if _answered(report)
+        else None
+        for host, report in reports.items()
+    }
+
+
+def _state(entry: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What its replicator has said since its host was started."""
+    return (entry["state"] or {}) if entry and not entry["stale"] else {}
+
+
+class FilterModule:
+    """The filters, by the names that playbooks use."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Name to function."""
+        return {"colo_switch_plan": switch_plan, "colo_reprotect_plan": reprotect_plan}
