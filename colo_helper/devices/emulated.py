@@ -11,19 +11,22 @@ from colo_helper.devices.interface import DeviceError, FilteredNic, Tap
 
 @dataclass
 class EmulatedDevices:
-    """A device model; ``faults`` names the operations that fail, ``journal`` what it was asked."""
+    """A device model; ``faults`` names the operations that fail, ``journal`` what it was asked. ``dead``: it has ended."""
 
     state: bytes = b"devices 0"
     running: bool = True
     logging: bool = False
     announced: int = 0
     closed: bool = False
+    dead: bool = False
     disks: list[str] = field(default_factory=list)
     faults: set[str] = field(default_factory=set)
     journal: list[str] = field(default_factory=list)
 
     def _step(self, operation: str) -> None:
         self.journal.append(operation)
+        if self.dead:
+            raise DeviceError("The device model cannot be reached (scripted).")
         if operation in self.faults:
             self.faults.discard(operation)
             raise DeviceError(f"The device model refused '{operation}' (scripted).")
@@ -63,6 +66,10 @@ class EmulatedDevices:
     def writable_disks(self) -> list[str]:
         """See DeviceModel."""
         return self.disks
+
+    def ended(self) -> bool:
+        """See DeviceModel."""
+        return self.dead
 
     def close(self) -> None:
         """See DeviceModel."""

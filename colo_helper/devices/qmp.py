@@ -232,6 +232,18 @@ class QmpDeviceModel:
                 disks.append(str(entry.get("device") or entry.get("qdev") or inserted.get("file")))
         return disks
 
+    def ended(self) -> bool:
+        """See DeviceModel. The socket's file outlives QEMU, and nobody listens at it then."""
+        with socket.socket(socket.AF_UNIX) as channel:
+            channel.setblocking(False)
+            try:
+                channel.connect(self._path)
+            except (ConnectionRefusedError, FileNotFoundError):
+                return True
+            except OSError:  # its queue is full
+                return False
+        return False
+
     def close(self) -> None:
         """See DeviceModel. A device model that has ended has closed the connection by itself."""
         if self._loop.is_closed():

@@ -379,6 +379,8 @@ class Primary:
                 self._hang_up()
             return problems
 
+        if self._without_devices(cause) and self._give_up():
+            return Cause.GIVEN_UP, f"The device model of {self.config.vm} has ended ({why.rstrip('.')})"
         try:
             self.ownership.settle(why, unanswered)
         except SessionEndedError as error:
@@ -386,6 +388,35 @@ class Primary:
         if cause is Cause.STOP and not self.inbox.stop_reason:
             return Cause.PEER_LOST, "The stop that was asked for was refused meanwhile"
         return cause, why
+
+    def _without_devices(self, cause: Cause) -> bool:
+        """Whether the guest can do nothing any more, and its copy may be the VM."""
+        return (
+            self.guest is not None
+            and self.step is PrimaryStep.PROTECTED
+            and cause not in (Cause.STOP, Cause.GUEST_ENDED, Cause.GUEST_DIED)
+            and self.ownership.right.shared
+            and self.guest.devices.ended()
+        )
+
+    def _give_up(self) -> bool:
+        """Have it written down that the copy is the VM, which nobody hears of but by the channels' end; whether that is done.
+
+        The guest here has said its last: its packets went through its device model.
+        """
+        assert self.guest is not None
+        try:
+            self.ownership.hand_over()
+        except SessionEndedError as error:
+            self.monitor.event(
+                "give_up", f"Its copy on {self.config.peer_name} cannot be made the VM: {error}"
+            )
+            return False
+        self.monitor.restore(role="secondary")
+        guest, self.guest = self.guest, None
+        for problem in [*attempt([lambda: self.host.destroy(guest.domain.domid)]), *guest.close()]:
+            self.monitor.event("give_up", problem)
+        return True
 
     def _hang_up(self) -> None:
         if self.conversation:
@@ -445,6 +476,8 @@ class Primary:
             return 0
         if cause is Cause.SUCCEEDED:
             self._stand_aside()
+        if cause is Cause.GIVEN_UP:
+            self.packets.side.discard()
         end = primary_end(self.config.vm, self.config.peer_name, self.step, cause, why, lives=lives)
         if last and end.exit_code is None:
             end = replace(

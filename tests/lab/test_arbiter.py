@@ -143,6 +143,22 @@ def test_a_primary_that_nobody_hears_stands_still_before_it_is_succeeded(vm, wit
     assert found["unexplained"] == []
 
 
+def test_a_primary_whose_device_model_dies_gives_way_to_the_copy(vm, witness, settings):
+    primary = vm.home
+    secondary = peer_of(primary)
+    asker = Asker(settings).begin()
+    vm.on(primary, "kill -KILL $(xenstore-read /local/domain/$(xl domid h1)/image/device-model-pid)")
+    killed = time.monotonic()
+    assert "was handed over by" in vm.wait_for(secondary, "active")
+    print(f"without answer for {asker.longest_silence(killed):.1f} s")
+    counters = asker.close()
+    assert counters == sorted(counters)
+    assert kept(witness) == (secondary, "alone")
+    assert "The device model of h1 has ended" in vm.written(primary)["reason"]
+    assert vm.domains(primary) == []
+    protect_from(vm, secondary)
+
+
 def test_a_frozen_host_with_a_watchdog_never_thaws(vm, witness, lab, play, settings):
     """Xen restarts it before dom0 or a guest of it runs again."""
     primary = vm.home

@@ -173,7 +173,7 @@ def primary_end(
     ``lives`` False: the guest has ended, and that is not the cause.
     """
     why = why.rstrip(".")
-    if step is PrimaryStep.HANDED_OVER or cause is Cause.SUCCEEDED:
+    if step is PrimaryStep.HANDED_OVER or cause in (Cause.SUCCEEDED, Cause.GIVEN_UP):
         return _handed_over_end(vm, peer, cause, why)
     if cause in (Cause.GUEST_ENDED, Cause.GUEST_DIED):
         return _guest_ended_end(vm, peer, step, why, by_itself=cause is Cause.GUEST_ENDED)
@@ -211,6 +211,9 @@ def _guest_ended_end(vm: str, peer: str, step: PrimaryStep, why: str, by_itself:
 
 
 def _handed_over_end(vm: str, peer: str, cause: Cause, why: str) -> PrimaryEnd:
+    if cause is Cause.GIVEN_UP:
+        sentence = f"{why}; its copy on {peer} goes on, and its domain here is gone."
+        return PrimaryEnd("standby", "", 0, sentence, "gone")
     if cause in (Cause.SWITCHED, Cause.SUCCEEDED):
         return PrimaryEnd(
             "standby", "", 0, f"{why}; the copy of {vm} here stands by, off the network.", "hold"

@@ -3,6 +3,7 @@
 import select
 
 from colo_helper.arbiter.emulated import EmulatedArbiter, EmulatedStore
+from colo_helper.control.protocol import Request
 from colo_helper.traffic.framing import FrameReader, RawFrame, pack
 from tests.unit.colo_helper.proxy.frames import tcp
 from tests.unit.colo_helper.replication_pair import VM
@@ -60,3 +61,13 @@ def asks_in_vain(both, world, *hosts):
     world.cut(*hosts)
     both.cut_line()
     return both.phase("primary", "asking")
+
+
+def lose_the_device_model(both):
+    """QEMU of the primary's guest dies, with what it had said last still held."""
+    end = nic(both.primary_host)
+    network = end.to_network.dup()
+    says(end, b"held.")
+    both.primary_host.devices[both.primary_host.find(VM)].dead = True
+    both.p_inbox.put_request(Request("checkpoint"))
+    return network

@@ -19,6 +19,7 @@ from tests.unit.colo_helper.arbitrated import (
     asks_in_vain,
     events,
     heard,
+    lose_the_device_model,
     nic,
     on_network,
     says,
@@ -76,6 +77,20 @@ def test_a_secondary_whose_primary_is_gone_goes_on_by_itself_after_the_lease(bot
     assert both.p_monitor.state.role == "secondary"
     assert not both.guest.running
     assert not on_network(both.primary_host)
+    assert heard(network) == b"", "what was held never leaves"
+
+
+def test_a_guest_without_a_device_model_gives_way_to_its_copy_at_once(both, world):
+    network = lose_the_device_model(both)
+    assert both.phase("secondary", "active") == "The copy of h1 here is the VM (h1 was handed over by xa)."
+    assert on_network(both.secondary_host)
+    assert world.kept == ("xb", ALONE)
+    reason = both.phase("primary", "standby")
+    assert reason.startswith("The device model of h1 has ended (")
+    assert reason.endswith("its copy on xb goes on, and its domain here is gone.")
+    assert both.ended("primary") == 0
+    assert both.p_monitor.state.role == "secondary"
+    assert both.primary_host.find(VM) is None
     assert heard(network) == b"", "what was held never leaves"
 
 

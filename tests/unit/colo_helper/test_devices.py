@@ -194,6 +194,7 @@ def test_a_device_model_that_has_ended(qemu):
     assert qemu.processes[0].wait(10) == 0
     with pytest.raises(DeviceError, match="domain 4"):
         model.command("query-status")
+    assert model.ended()
     model.close()
 
 

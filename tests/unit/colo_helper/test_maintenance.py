@@ -8,7 +8,15 @@ from colo_helper.arbiter.fencing import Fenced
 from colo_helper.arbiter.record import ALONE, PROTECTED, Record
 from colo_helper.control.protocol import Request
 from colo_helper.hypervisor.interface import HypervisorError
-from tests.unit.colo_helper.arbitrated import asks_in_vain, events, heard, nic, on_network, says
+from tests.unit.colo_helper.arbitrated import (
+    asks_in_vain,
+    events,
+    heard,
+    lose_the_device_model,
+    nic,
+    on_network,
+    says,
+)
 from tests.unit.colo_helper.replication_pair import PATIENCE_S, VM, eventually
 
 
@@ -48,6 +56,14 @@ def test_in_maintenance_checkpoints_go_on_and_the_copy_has_no_right(both, world)
     world.mend()
     both.replicating()
     assert world.kept == ("xa", ALONE), "it lasts until somebody ends it"
+
+
+def test_in_maintenance_a_guest_without_a_device_model_stays(both, world):
+    maintained(both)
+    lose_the_device_model(both)
+    both.phase("primary", "unprotected")
+    assert both.primary_host.find(VM) is not None
+    assert world.kept == ("xa", ALONE)
 
 
 def test_when_maintenance_ends_the_copy_has_its_right_again(both, world):
