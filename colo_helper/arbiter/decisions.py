@@ -36,11 +36,20 @@ def protected_by(seen: Seen, me: str, vm: str, secondary: str, generation: str, 
     return Ruling(Do.CLAIM, f"{cause}.", _next(seen, vm, me, PROTECTED, cause, now_s, secondary, generation))
 
 
-def secondary_lost(seen: Seen, me: str, vm: str, why: str, now_s: int) -> Ruling:
-    """Decide for the primary without a secondary: what was said after the last checkpoint may leave, or never."""
+def secondary_lost(seen: Seen, me: str, vm: str, why: str, now_s: int, *, given: bool = False) -> Ruling:
+    """Decide for the primary without a secondary: what was said after the last checkpoint may leave, or never.
+
+    ``given``: the secondary was given the right to go on, and it is not known that it was taken back.
+    """
     ruling = _owned(seen, me, vm)
     if ruling:
         return ruling
+    if seen.record is None and given:
+        return Ruling(
+            Do.WAIT,
+            f"The arbiter knows nothing of {vm}, although the secondary was given the right to go on with it: it has lost what "
+            "it knew. Look whether the copy is the VM there; when not, say so with playbooks/maintenance.yml and colo_confirm.",
+        )
     if seen.record is None or seen.record.mode == ALONE:
         return Ruling(Do.RUN, f"Nobody else has a copy of {vm} that may run.")
     return Ruling(Do.CLAIM, f"{vm} goes on alone here.", _next(seen, vm, me, ALONE, why, now_s))

@@ -55,6 +55,11 @@ class EmulatedStore:
                     return True
             return False
 
+    def forget(self) -> None:
+        """Lose everything, as an etcd whose disk was replaced."""
+        with self._lock:
+            self._kept.clear()
+
     def _look(self, vm: str) -> _Kept:
         kept = self._kept.setdefault(vm, _Kept())
         if kept.seen.lease and self.clock() >= kept.until_s:

@@ -17,6 +17,10 @@ class Right(Protocol):
     def shared(self) -> bool:
         """Whether a secondary may come to own the VM now."""
 
+    @property
+    def forgotten(self) -> bool:
+        """Whether the arbiter has lost what it knew, and only who hears the secondary can tell that it has not gone on."""
+
     def permits(self) -> bool:
         """Tell whether output may leave now. Any thread."""
 
@@ -26,8 +30,8 @@ class Right(Protocol):
     def protect(self, secondary: str, generation: str) -> Ruling:
         """Let a secondary have the right to go on."""
 
-    def alone(self, why: str) -> Ruling:
-        """Go on without a secondary."""
+    def alone(self, why: str, *, given: bool = False) -> Ruling:
+        """Go on without a secondary, which was ``given`` the right to go on as far as is known."""
 
     def hand_over(self, heir: str) -> Ruling:
         """Make the secondary the owner."""
@@ -53,6 +57,7 @@ class ByHand:
 
     automatic = False
     shared = False
+    forgotten = False
 
     def permits(self) -> bool:
         """See Right."""
@@ -66,7 +71,7 @@ class ByHand:
         """See Right."""
         return _RUN
 
-    def alone(self, why: str) -> Ruling:  # noqa: ARG002
+    def alone(self, why: str, *, given: bool = False) -> Ruling:  # noqa: ARG002
         """See Right."""
         return _RUN
 

@@ -69,6 +69,8 @@ class Tenure:
         self._rule: Rule | None = None
         #: Whether the VM is being handed over: nothing may be said, and nothing renewed, until it is known to be ours.
         self._handing = False
+        #: Whether the arbiter has lost what it knew, and it was too late to write it down anew.
+        self._forgotten = False
         #: Held while the arbiter is asked for a change.
         self._settling = threading.Lock()
         self._changed = threading.Condition()
@@ -80,6 +82,11 @@ class Tenure:
     def shared(self) -> bool:
         """Tell whether a secondary may come to own the VM now."""
         return self._rule is not None
+
+    @property
+    def forgotten(self) -> bool:
+        """Tell whether the arbiter has lost what it knew of the VM since the lease of this side has ended."""
+        return self._forgotten
 
     def permits(self) -> bool:
         """Tell whether output may leave now."""
@@ -105,12 +112,14 @@ class Tenure:
             self._renewer.start()
         return ruling
 
-    def alone(self, why: str) -> Ruling:
+    def alone(self, why: str, *, given: bool = False) -> Ruling:
         """Take the secondary's right back: what was not let go yet may leave after RUN, never after STOP.
 
-        Raises ArbiterError.
+        ``given``: it was given, as far as is known. Raises ArbiterError.
         """
-        return self._settle(lambda seen: secondary_lost(seen, self._me, self._vm, why, int(time.time())))
+        return self._settle(
+            lambda seen: secondary_lost(seen, self._me, self._vm, why, int(time.time()), given=given)
+        )
 
     def hand_over(self, heir: str) -> Ruling:
         """Make the secondary the owner; the guest stands still and says nothing any more. Raises ArbiterError."""
@@ -169,6 +178,10 @@ class Tenure:
             if again and self._rule is not rule:
                 return Ruling(Do.WAIT, "")
             seen = self._arbiter.read(self._vm)
+            # While the lease lasts nobody else can have come to own the VM, whatever the arbiter has lost. After that one may.
+            self._forgotten = again and seen.record is None and not self.permits()
+            if self._forgotten:
+                return Ruling(Do.WAIT, f"the arbiter knows nothing of {self._vm} any more.")
             while (ruling := rule(seen)).do is Do.CLAIM:
                 assert ruling.record is not None
                 asked_s = self._clock()

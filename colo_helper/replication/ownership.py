@@ -36,6 +36,8 @@ class Ownership:
     _unwritten: str = ""
     #: When the arbiter is told again, in seconds of the monotonic clock.
     _confirm_s: float = 0.0
+    #: The epoch in which it was noticed that the arbiter has lost what it knew.
+    _forgotten_at: int | None = None
 
     def share(self) -> None:
         """The secondary has a whole copy: from now on it may go on when this side is not heard, but for maintenance.
@@ -93,30 +95,50 @@ class Ownership:
             else:
                 request.succeed(self.monitor.snapshot())
         self._confirm()
+        self._remind()
+
+    def _remind(self) -> None:
+        """Tell an arbiter that has lost all anew: a checkpoint that began since shows that the secondary has not gone on."""
+        if not (self._copied and self.right.forgotten):
+            self._forgotten_at = None
+        elif self._forgotten_at is None:
+            self._forgotten_at = self.monitor.state.epoch
+        elif self.monitor.state.epoch >= self._forgotten_at + 2:
+            self._forgotten_at = None
+            self._try(self._protect)
+
+    def _try(self, ask: Callable[[], Ruling]) -> bool:
+        """Ask for what can wait; whether that was done. Raises SessionEndedError when another has the VM."""
+        try:
+            self._require(ask)
+        except SessionEndedError as error:
+            if error.cause is Cause.SUCCEEDED:
+                raise
+            return False
+        return True
 
     def _confirm(self) -> None:
         """Have written down, now and then, what an operator decided without the arbiter."""
         if self._unwritten and time.monotonic() >= self._confirm_s:
             self._confirm_s = time.monotonic() + _CONFIRM_AGAIN_S
-            try:
-                self._require(self._keep_alone)
-            except SessionEndedError as error:
-                if error.cause is Cause.SUCCEEDED:
-                    raise
-            else:
+            if self._try(self._keep_alone):
                 self._unwritten = ""
 
     def _keep_alone(self) -> Ruling:
-        ruling = self.right.alone(f"maintenance: {self.monitor.state.maintenance}")
+        ruling = self.right.alone(f"maintenance: {self.monitor.state.maintenance}", given=self._given)
         self._is_alone(ruling)
         return ruling
 
     def _protect(self) -> Ruling:
-        if not self.monitor.state.shared:
-            self.monitor.note(
-                shared=True
-            )  # a full disk must not let the next replicator believe that it is alone
+        if self.right.automatic and not self.monitor.state.shared:
+            # A full disk must not let the next replicator believe that it is alone.
+            self.monitor.note(shared=True)
         return self.right.protect(self.peer, self.monitor.state.generation)
+
+    @property
+    def _given(self) -> bool:
+        """Whether the secondary, which is not heard, may have gone on: nobody has taken its right back, or answers for it."""
+        return self.monitor.state.shared is True and not self._copied and not self._unwritten
 
     def _is_alone(self, ruling: Ruling) -> None:
         if ruling.do is Do.RUN and self.monitor.state.shared:
@@ -187,7 +209,7 @@ class Ownership:
         problems: list[str] = []
         while True:
             try:
-                ruling = self.right.alone(why)
+                ruling = self.right.alone(why, given=self._given)
             except ArbiterError as error:
                 pause = str(error)
             else:

@@ -66,6 +66,39 @@ def test_in_maintenance_a_guest_without_a_device_model_stays(both, world):
     assert world.kept == ("xa", ALONE)
 
 
+def test_an_arbiter_that_has_lost_all_lets_nobody_go_on_without_a_word(both, world):
+    asks_in_vain(both, world)
+    world.store.forget()
+    world.now += 3600
+    world.mend()
+    eventually(lambda: "it has lost what it knew" in both.p_monitor.state.reason, "asked")
+    refused = eventually(lambda: events(both, "secondary", "takeover_refused"), "refused")
+    assert refused[0].startswith("The arbiter knows nothing of h1")
+    assert not both.guest.running
+    answer = ask(both, "primary", "maintenance", "xb is off")
+    assert (answer["ok"], answer["code"]) == (False, "no_answer")
+    assert ask(both, "primary", "maintenance", "xb is off", forced=True)["ok"] is True
+    both.phase("primary", "unprotected")
+    assert both.guest.running
+
+
+def test_an_arbiter_that_has_lost_all_is_told_anew_by_a_pair(both, world):
+    world.store.forget()
+    eventually(lambda: world.kept == ("xa", PROTECTED), "written down again, for the lease lasts")
+
+
+def test_an_arbiter_that_was_away_and_lost_all_is_told_once_the_copy_has_shown_that_it_is_one(both, world):
+    world.cut()
+    world.now += 3600
+    world.store.forget()
+    world.mend()
+    eventually(lambda: both.rights["primary"].forgotten, "noticed")
+    assert world.kept is None
+    for _ in range(3):
+        assert both.ask("primary", "checkpoint")["ok"] is True
+    eventually(lambda: world.kept == ("xa", PROTECTED), "written down again")
+
+
 def test_when_maintenance_ends_the_copy_has_its_right_again(both, world):
     maintained(both)
     assert both.saved_by("primary")["maintenance"] == "new disks"

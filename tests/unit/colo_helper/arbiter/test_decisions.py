@@ -32,6 +32,9 @@ def of_alone(owner):
 
 def test_what_nobody_has_asked_for_belongs_to_who_has_the_guest():
     assert secondary_lost(Seen(), HERE, "h1", "gone", 5).do is Do.RUN
+    ruling = secondary_lost(Seen(), HERE, "h1", "gone", 5, given=True)
+    assert ruling.do is Do.WAIT
+    assert "it has lost what it knew" in ruling.sentence
     first = protected_by(Seen(), HERE, "h1", THERE, "g1", 5)
     assert first.record == Record("h1", HERE, 1, PROTECTED, "xb has a copy of h1", 5, THERE, "g1")
     never = primary_lost(Seen(), THERE, "h1", "g1", "silence", 5)
