@@ -73,12 +73,6 @@ class WitnessHost:
         shutil.copytree(self._directory / tag, self._directory / "data")
         self.start()
 
-    def forget(self):
-        """Kill it and begin with nothing."""
-        self.kill()
-        shutil.rmtree(self._directory / "data", ignore_errors=True)
-        self.start()
-
     def read(self, vm):
         """What is kept of a VM."""
         return in_namespace(self.settings, lambda: EtcdArbiter([self.url], Identity(), 5.0).read(vm))

@@ -16,6 +16,7 @@ from colo_helper.quantiles import nearest_rank
 from lab.settings import HOSTS
 from tests.lab.arbiter import WitnessHost
 from tests.lab.asker import Asker
+from tests.lab.kept_pair import KeptPair
 from tests.lab.protected_vm import ProtectedVm
 
 pytestmark = pytest.mark.full
@@ -62,27 +63,10 @@ def kept(request, installed, witness, lab, settings, play):
     hosts = {"primary": PRIMARY, "secondary": SECONDARY, "peer_timeout_ms": knob.peer_timeout_ms}
     wish = {"colo_vm": vm.name, "colo_vms": {vm.name: {**hosts, "arbiter": arbiter}}}
     assert play("protect", extra=wish).code == 0
-    stand_still(vm)
-    witness.keep(request.param)
-    lab.keep(request.param)
-    yield vm, request.param
-    go_back(lab, vm, witness, request.param)  # not with a host that is off
-
-
-def stand_still(vm):
-    """QEMU does not load what it saved while a nested guest ran."""
-    for host in HOSTS:
-        vm.on(host, f"xl pause {vm.name}")
-
-
-def go_back(lab, vm, witness, tag):
-    """Both hosts and their witness as they were kept."""
-    for host in HOSTS:
-        lab.host(host).power_off()
-    witness.restore(tag)
-    lab.restore(tag)
-    for host in reversed(HOSTS):
-        vm.on(host, f"xl unpause {vm.name}")
+    pair = KeptPair(lab, vm, witness, request.param)
+    pair.keep()
+    yield pair
+    pair.go_back()  # not with a host that is off
 
 
 def seconds_ahead(vm, host):
@@ -111,11 +95,11 @@ def lose_power(vm, lab, settings, dice):
 
 
 def test_how_long_a_client_waits(kept, witness, lab, settings):
-    vm, tag = kept
+    vm, tag = kept.vm, kept.tag
     dice = random.Random(SEED)
     found = []
     for run in range(RUNS):
-        go_back(lab, vm, witness, tag)
+        kept.go_back()
         found.append(lose_power(vm, lab, settings, dice))
         record = witness.read(vm.name).record
         assert (record.owner, record.mode) == (SECONDARY, "alone")

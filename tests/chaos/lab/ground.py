@@ -8,7 +8,6 @@ import time
 from contextlib import ExitStack
 
 from colo_helper.arbiter.record import ALONE, Record
-from lab import guests
 from lab.errors import LabError
 from lab.lab import Lab
 from lab.playbooks import play_well
@@ -19,6 +18,7 @@ from tests.chaos.lab.faults import Injection
 from tests.chaos.lab.listener import Listener, longest_silence, speakers
 from tests.chaos.plan import Fault
 from tests.lab.arbiter import WitnessHost
+from tests.lab.kept_pair import KeptPair
 from tests.lab.protected_vm import HELPER, ProtectedVm
 
 VM = "h1"
@@ -26,7 +26,7 @@ LEASE_S, PEER_TIMEOUT_MS = 10, 5000
 #: An emulated host is slow: the plan's milliseconds of delay are so many of the lab's.
 _DELAY_FACTOR = 20
 #: A client's packet that was lost comes again after up to half of the silence until then.
-_ANSWER_S, _COPY_S, _BOOT_S = 90.0, 600.0, 600.0
+_ANSWER_S, _COPY_S = 90.0, 600.0
 #: Pieces of answers that make an answer: one may have been on its way.
 _ANSWERS = 3
 
@@ -55,6 +55,8 @@ class LabGround:
         }
         vms = {"colo_vm": VM, "colo_vms": {VM: protected}}
         play_well(self._settings, "protect", extra=vms)
+        self._kept = KeptPair(self._lab, self._vm, self._witness)
+        self._kept.keep()
 
     def close(self) -> None:
         """See Ground."""
@@ -175,8 +177,8 @@ class LabGround:
     ) -> list[str]:
         """Protect the VM again where it is; returns what must not be."""
         if not answers:
-            notes.append("a new guest")
-            self._begin_anew(injection)
+            notes.append("the guest of before")
+            self._begin_anew()
             return []
         owner = record.owner
         try:
@@ -184,7 +186,7 @@ class LabGround:
             self._vm.home = owner
             self._vm.wait_for(owner, "replicating", _COPY_S)
         except (AssertionError, LabError) as error:
-            self._begin_anew(injection)
+            self._begin_anew()
             return [f"{VM} is not protected again: {error}"]
         return []
 
@@ -200,19 +202,13 @@ class LabGround:
         if not (runs and roles[owner] == "primary"):
             self._vm.give_roles(owner, peer_of(owner))
 
-    def _begin_anew(self, injection: Injection) -> None:
-        """Another guest, protected from the first host to the second, after all that may be left of this one is gone."""
+    def _begin_anew(self) -> None:
+        """The guest as it was before the first fault, protected from the first host to the second."""
         if self._writer:
             self._writer.close()
             self._writer = None
+        self._kept.go_back()
         for host in HOSTS:
-            self._vm.on(
-                host, f"systemctl stop {self._vm.unit}; xl destroy {VM}; rm -rf /var/lib/colo/{VM}; true", 180
-            )
-        self._witness.forget()
-        first, second = injection.primary, injection.secondary
-        guests.create(self._settings, VM, first)
-        guests.wait_answer(self._settings, VM, _BOOT_S)
-        self._vm.give_roles(first, second)
-        self._vm.home = first
-        self._vm.wait_for(first, "replicating", _COPY_S)
+            self._listener.listen(host)
+        self._vm.home = HOSTS[0]
+        self._vm.wait_for(HOSTS[0], "replicating", _COPY_S)
