@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+from lab import guests
 from lab.lab import Lab
 from lab.settings import HOSTS
 from tests.lab.arbiter import WitnessHost
 from tests.lab.protected_vm import ProtectedVm
+
+_ANSWER_S = 60
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class KeptPair:
         self.witness.restore(self.tag)
         self.lab.restore(self.tag)
         self._both("unpause")
+        guests.wait_answer(self.vm.settings, self.vm.name, _ANSWER_S)
 
     def _both(self, verb):
         for host in reversed(HOSTS):
