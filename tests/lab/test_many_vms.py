@@ -11,8 +11,8 @@ import pytest
 
 from lab import guests
 from lab.guests import Client
+from tests.lab.load import Writer
 from tests.lab.protected_vm import ProtectedVm
-from tests.lab.test_power_offs import Writer
 
 VERIFIES = int(os.environ.get("COLO_VERIFIES", "10"))
 _BOOT_S = 600
