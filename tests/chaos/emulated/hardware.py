@@ -40,7 +40,7 @@ _SPEECH = udp(_WORD % 0)[: -len(_WORD % 0)]
 QUESTIONS = frozenset(
     (
         *("info", "nr_frames", "io_state", "pv_drivers_active", "saved_by_others", "special_frames"),
-        *("frame_types", "get_param", "taps", "writable_disks", "find", "why", "read"),
+        *("frame_types", "get_param", "taps", "writable_disks", "ended", "find", "why", "read"),
     )
 )
 
@@ -179,6 +179,8 @@ class Machine:
         """Carry out what a replicator asks of the hypervisor, a device model, taps or the toolstack."""
         if group == "host":
             return getattr(self, method)(*arguments)
+        if method == "ended":
+            return domid in self.headless or domid not in self.devices
         if group in ("dev", "flt") and domid in self.headless:
             raise DeviceError(f"The device model of domain {domid} does not answer.")
         kinds: dict[str, Any] = {

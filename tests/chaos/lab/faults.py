@@ -29,7 +29,7 @@ class Injection:
     secondary: str
     #: Hosts that have lost their power, and are up again after ``mend``.
     rebooted: list[str] = field(default_factory=list)
-    #: Whether the VM's own device model was killed: that is the end of the guest.
+    #: Whether the VM's own device model was killed when no copy may take over: that is the end of the guest.
     guest_killed: bool = False
     #: Whether the host that the VM is handed over to was lost in the middle of it.
     heir_lost: bool = False
@@ -95,7 +95,8 @@ class Injection:
                 pid = f"$(systemctl show --property=MainPID --value {self.vm.unit})"
                 self.vm.on(host, f"pkill -KILL -P {pid} || true")
             case "kill_device_model":
-                self.guest_killed = host == owner
+                unprotected = self.fault.target == BOTH or self.fault.activity == "switchover"
+                self.guest_killed = host == owner and unprotected
                 self.vm.on(host, f"pkill -KILL -f 'qemu.*-name {self.vm.name}' || true")
             case "disk_full":
                 room = "$(df --output=avail -B1 /var/lib/colo | tail -1)"
