@@ -37,7 +37,7 @@ class DeviceModel(Protocol):
         """Return the names of the disks the guest can write through this device model."""
 
     def ended(self) -> bool:
-        """Whether the program is there no more; never raises, and a program that only does not answer is there."""
+        """Whether the program is there no more, for certain; never raises. One that only does not answer is there."""
 
     def close(self) -> None:
         """End the conversation; the device model goes on."""

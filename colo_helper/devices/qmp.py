@@ -233,14 +233,17 @@ class QmpDeviceModel:
         return disks
 
     def ended(self) -> bool:
-        """See DeviceModel. The socket's file outlives QEMU, and nobody listens at it then."""
+        """See DeviceModel. The socket's file outlives a QEMU that was killed, and nobody listens at it any more.
+
+        Without the file, or when its queue is full, nothing is certain. A QEMU that has a client listens on.
+        """
         with socket.socket(socket.AF_UNIX) as channel:
             channel.setblocking(False)
             try:
                 channel.connect(self._path)
-            except (ConnectionRefusedError, FileNotFoundError):
+            except ConnectionRefusedError:
                 return True
-            except OSError:  # its queue is full
+            except OSError:
                 return False
         return False
 

@@ -394,7 +394,7 @@ class Primary:
         return (
             self.guest is not None
             and self.step is PrimaryStep.PROTECTED
-            and cause not in (Cause.STOP, Cause.GUEST_ENDED, Cause.GUEST_DIED)
+            and cause is Cause.LOCAL_ERROR
             and self.ownership.right.shared
             and self.guest.devices.ended()
         )

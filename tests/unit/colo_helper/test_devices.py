@@ -194,6 +194,16 @@ def test_a_device_model_that_has_ended(qemu):
     assert qemu.processes[0].wait(10) == 0
     with pytest.raises(DeviceError, match="domain 4"):
         model.command("query-status")
+    model.close()
+
+
+@needs_qemu
+def test_a_device_model_that_was_killed_has_ended_for_certain(qemu):
+    model = qemu(4)
+    assert not model.ended(), "it listens on while it has a client"
+    model.command("query-status")
+    qemu.processes[0].kill()
+    qemu.processes[0].wait(10)
     assert model.ended()
     model.close()
 
