@@ -24,13 +24,11 @@ from lab.lab import Lab
 from lab.playbooks import play_well
 from lab.settings import Settings, here
 from tests.lab.asker import Asker
-from tests.lab.guest_moves import STOCK, MovedGuest, environment, let_hosts_log_in
+from tests.lab.guest_moves import REMUS, STOCK, MovedGuest, let_hosts_log_in
 from tests.lab.protected_vm import ProtectedVm
 
 _GUEST = "h1"
 _INTERVAL_MS = 1000
-_REMUS = "lab-remus"
-_LOG = "/var/tmp/remus.log"  # noqa: S108  (on the lab's hosts)
 _TIMEOUT_S = 300
 _WARM_UP_CHECKPOINTS = 5
 
@@ -88,23 +86,15 @@ def cpu_of(settings: Settings, unit: str) -> float:
 
 def under_remus(settings: Settings, guest: MovedGuest, seconds: float) -> Window:
     """Measure under stock `xl remus`, and end it; the guest stays on its host."""
-    command = f"xl -vvv remus -Fnd -i {_INTERVAL_MS} -s /root/to-{STOCK} {_GUEST} {guest.peer_address}"
-    line = f"{environment(STOCK)} {command} > {_LOG} 2>&1"
-    ssh.run(settings, "xa", f"systemd-run -q --collect --unit={_REMUS} sh -c '{line}'")
-    wait_for(
-        lambda: (
-            int(ssh.run(settings, "xa", f"grep -ciE \"cmd 'stop'\" {_LOG} || true")) > _WARM_UP_CHECKPOINTS
-        ),
-        "checkpoints of xl remus",
-    )
+    guest.start_remus(STOCK, STOCK, _WARM_UP_CHECKPOINTS, _INTERVAL_MS)
     try:
-        return window(settings, seconds, _REMUS)
+        return window(settings, seconds, REMUS)
     finally:
         # Its receiver first: it would start the copy when the sender is gone.
         ssh.run(
             settings, "xb", f"pkill -KILL -f 'xl.*[m]igrate-receive' ; xl destroy {_GUEST}--incoming || true"
         )
-        ssh.run(settings, "xa", f"systemctl stop {_REMUS}; sleep 2; xl unpause {_GUEST} || true")
+        ssh.run(settings, "xa", f"systemctl stop {REMUS}; sleep 2; xl unpause {_GUEST} || true")
         ssh.run(
             settings,
             "xb",

@@ -19,6 +19,8 @@ PROGRAM = "/opt/colo-helper/current/bin/colo-save-helper"
 #: Asked for by the environment of one command; nothing of the host is changed.
 ENVIRONMENT = {OURS: f"LIBXL_SAVE_HELPER={PROGRAM}", STOCK: "LIBXL_SAVE_HELPER="}
 _IMAGE = "/var/tmp/moved.sav"
+#: The unit that `xl remus` runs as, and what it says.
+REMUS, _REMUS_LOG = "lab-remus", "/var/tmp/remus.log"
 ON_HOST = Path(__file__).parent / "on_host"
 _MOVE_TIMEOUT_S = 300
 #: What `xl migrate -s` runs instead of ssh.
@@ -146,32 +148,33 @@ class MovedGuest:
 
     def remus(self, saver: str, restorer: str, checkpoints: int, while_protected: Callable[[], None]) -> str:
         """Replicate by Remus, then lose the primary: paused first, because nobody else keeps it from running on."""
-        log = "/var/tmp/remus.log"
-        command = f"xl -vvv remus -Fnd -i 500 -s /root/to-{restorer} {self.name} {self.peer_address}"
-        self.on(
-            self.host,
-            f"systemd-run -q --collect --unit=lab-remus sh -c '{environment(saver)} {command} > {log} 2>&1'",
-        )
-        self._await_checkpoints(log, checkpoints)
+        self.start_remus(saver, restorer, checkpoints)
         while_protected()
-        seen = self._suspensions(log)
-        self._await_checkpoints(log, seen + 2)
-        self.on(self.host, f"xl pause {self.name}; systemctl kill -s KILL lab-remus")
+        self._await_checkpoints(self._suspensions() + 2)
+        self.on(self.host, f"xl pause {self.name}; systemctl kill -s KILL {REMUS}")
         self._await_running()
-        said = self.on(self.host, f"cat {log}; xl destroy {self.name}")
+        said = self.on(self.host, f"cat {_REMUS_LOG}; xl destroy {self.name}")
         self.arrived()
         return said
 
-    def _suspensions(self, log: str) -> int:
-        """How often libxl has stopped the guest."""
-        return int(
-            self.on(self.host, f"grep -ciE \"cmd 'stop'|suspend request|has been suspended\" {log} || true")
+    def start_remus(self, saver: str, restorer: str, checkpoints: int, interval_ms: int = 500) -> None:
+        """Have the unit REMUS replicate it, and wait for so many checkpoints. No network buffer, no disks."""
+        command = (
+            f"xl -vvv remus -Fnd -i {interval_ms} -s /root/to-{restorer} {self.name} {self.peer_address}"
         )
+        line = f"{environment(saver)} {command} > {_REMUS_LOG} 2>&1"
+        self.on(self.host, f"systemd-run -q --collect --unit={REMUS} sh -c '{line}'")
+        self._await_checkpoints(checkpoints)
 
-    def _await_checkpoints(self, log: str, wanted: int) -> None:
+    def _suspensions(self) -> int:
+        """How often libxl has stopped the guest."""
+        words = "cmd 'stop'|suspend request|has been suspended"
+        return int(self.on(self.host, f'grep -ciE "{words}" {_REMUS_LOG} || true'))
+
+    def _await_checkpoints(self, wanted: int) -> None:
         deadline = time.monotonic() + _MOVE_TIMEOUT_S
-        while self._suspensions(log) < wanted:
-            assert time.monotonic() < deadline, self.on(self.host, f"tail -20 {log}")
+        while self._suspensions() < wanted:
+            assert time.monotonic() < deadline, self.on(self.host, f"tail -20 {_REMUS_LOG}")
             time.sleep(1)  # libxl tells nobody about its checkpoints but its log
 
     def _await_running(self) -> None:
