@@ -448,6 +448,9 @@ def saved_while(phase):
 
 
 def test_who_starts_anew_where_another_may_have_the_vm_keeps_it_off_the_network(pair, world):
+    world.store.change(
+        world.store.read(VM), Record(VM, "xa", 1, PROTECTED, "xb has a copy", 1, "xb", "g1"), 0
+    )
     world.cut("xa")
     both = pair(arbiters=world.ways, output="hold", p_saved=saved_while("replicating")).start()
     both.phase("primary", "asking")
