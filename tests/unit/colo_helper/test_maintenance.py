@@ -74,7 +74,7 @@ def test_an_arbiter_that_has_lost_all_lets_nobody_go_on_without_a_word(both, wor
     eventually(lambda: "it has lost what it knew" in both.p_monitor.state.reason, "asked")
     refused = eventually(lambda: events(both, "secondary", "takeover_refused"), "refused")
     assert refused[0].startswith("The arbiter knows nothing of h1")
-    assert not both.guest.running
+    eventually(lambda: not both.guest.running, "it stands still")
     answer = ask(both, "primary", "maintenance", "xb is off")
     assert (answer["ok"], answer["code"]) == (False, "no_answer")
     assert ask(both, "primary", "maintenance", "xb is off", forced=True)["ok"] is True
