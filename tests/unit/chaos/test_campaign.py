@@ -185,7 +185,9 @@ def test_an_output_deadline_behind_the_lease_is_found():
         and (one.target, one.activity) == ("primary", "checkpoint")
         and (one.step, one.when) == ("line.RECEIVED<", "after")
     )
-    numbers = list(itertools.islice(telling, 6))  # on a machine that is busy not each of them meets the moment
+    numbers = list(
+        itertools.islice(telling, 6)
+    )  # on a machine that is busy not each of them meets the moment
     planted = [text for one in run(1, numbers, lambda: EmulatedGround(late=True)) for text in one.exceptions]
     assert any(text.startswith("Both copies speak: ") for text in planted)
     assert [one.exceptions for one in run(1, numbers, EmulatedGround)] == [()] * len(numbers)
