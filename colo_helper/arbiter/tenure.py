@@ -69,8 +69,8 @@ class Tenure:
         self._rule: Rule | None = None
         #: Whether the VM is being handed over: nothing may be said, and nothing renewed, until it is known to be ours.
         self._handing = False
-        #: Whether the arbiter has lost what it knew, and it was too late to write it down anew.
-        self._forgotten = False
+        #: Whether the arbiter has lost what it knew, and the lease of this side had ended before that was noticed.
+        self.forgotten = False
         #: Held while the arbiter is asked for a change.
         self._settling = threading.Lock()
         self._changed = threading.Condition()
@@ -82,11 +82,6 @@ class Tenure:
     def shared(self) -> bool:
         """Tell whether a secondary may come to own the VM now."""
         return self._rule is not None
-
-    @property
-    def forgotten(self) -> bool:
-        """Tell whether the arbiter has lost what it knew of the VM since the lease of this side has ended."""
-        return self._forgotten
 
     def permits(self) -> bool:
         """Tell whether output may leave now."""
@@ -179,8 +174,8 @@ class Tenure:
                 return Ruling(Do.WAIT, "")
             seen = self._arbiter.read(self._vm)
             # While the lease lasts nobody else can have come to own the VM, whatever the arbiter has lost. After that one may.
-            self._forgotten = again and seen.record is None and not self.permits()
-            if self._forgotten:
+            self.forgotten = again and seen.record is None and not self.permits()
+            if self.forgotten:
                 return Ruling(Do.WAIT, f"the arbiter knows nothing of {self._vm} any more.")
             while (ruling := rule(seen)).do is Do.CLAIM:
                 assert ruling.record is not None

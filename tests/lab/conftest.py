@@ -10,6 +10,7 @@ from lab.errors import LabError
 from lab.lab import Lab
 from lab.playbooks import play as play_on_lab
 from lab.settings import HOSTS, here
+from tests.lab.arbiter import WitnessHost
 from tests.lab.protected_vm import ProtectedVm
 
 
@@ -57,6 +58,14 @@ def installed(lab, settings, play):
                 ssh.run(settings, host, f"touch {mark}")
 
     return ready
+
+
+@pytest.fixture(scope="module")
+def witness(installed, settings):
+    """An etcd beside both hosts, which are ready."""
+    installed()
+    with WitnessHost(settings).running() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,13 @@ import json
 import time
 from dataclasses import dataclass
 
-from lab import ssh
+from lab import guests, ssh
 from lab.errors import LabError
 from lab.settings import HOSTS, Settings, address, host_number
 
 HELPER = "/opt/colo-helper/current/bin/colo-helper"
 _WAIT_S = 120
+_BOOT_S = 600
 
 
 @dataclass
@@ -38,6 +39,13 @@ class ProtectedVm:
         return json.loads(
             self.on(host, f"cat /var/lib/colo/{self.name}/state.json 2>/dev/null || echo '{{}}'")
         )
+
+    def have_guest(self, host):
+        """Have the guest run on a host, which has room for one in the lab; boots it where another one is."""
+        if self.name not in self.domains(host):
+            self.on(host, "xl destroy h1")
+            guests.create(self.settings, self.name, host)
+            guests.wait_answer(self.settings, self.name, _BOOT_S)
 
     def is_replicating(self):
         """Whether both copies run and checkpoints are made."""

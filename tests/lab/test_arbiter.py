@@ -3,14 +3,12 @@
 Only in a full run. Ends with h1 unprotected.
 """
 
-import json
 import time
 
 import pytest
 
 from lab.demo.witness import Witness
 from lab.settings import address, host_number, peer_of
-from tests.lab.arbiter import WitnessHost
 from tests.lab.asker import Asker
 from tests.lab.protected_vm import ProtectedVm
 
@@ -23,13 +21,6 @@ _BOOT_TIMEOUT_S = 600
 
 
 @pytest.fixture(scope="module")
-def witness(installed, settings):
-    installed()
-    with WitnessHost(settings).running() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def vm(witness, settings, play):
     made = ProtectedVm(settings)
     protected = {
@@ -38,8 +29,7 @@ def vm(witness, settings, play):
         "peer_timeout_ms": 5000,
         "arbiter": {"endpoints": [witness.url], "lease_s": LEASE_S},
     }
-    done = play("protect", "-e", "colo_vm=h1", "-e", json.dumps({"colo_vms": {"h1": protected}}))
-    assert done.code == 0
+    assert play("protect", extra={"colo_vm": "h1", "colo_vms": {"h1": protected}}).code == 0
     yield made
     made.on(made.home, "systemctl stop colo-replicator@h1", 120)
 

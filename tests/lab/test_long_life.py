@@ -12,7 +12,6 @@ import time
 import pytest
 
 from colo_helper.quantiles import nearest_rank
-from lab import guests
 from lab.demo.witness import Witness
 from lab.guests import Client
 from tests.lab.load import PACES_S, Clients, Writer, compare_many
@@ -23,7 +22,6 @@ GUEST = os.environ.get("COLO_GUEST", "h1")
 SEED = int(os.environ.get("COLO_SEED", "1"))
 _ANSWER_TIMEOUT_S = 120
 _COPY_TIMEOUT_S = 400
-_BOOT_S = 600
 pytestmark = pytest.mark.full
 
 
@@ -50,21 +48,18 @@ def wish(vm):
     return {"colo_vm": vm.name, "colo_vms": {vm.name: hosts}}
 
 
-def protect(vm, play, settings):
-    """Have the guest protected from xa to xb; a host of the lab has room for one."""
+def protect(vm, play):
+    """Have the guest protected from xa to xb."""
     if vm.is_replicating():
         return
-    if vm.name not in vm.domains("xa"):
-        vm.on("xa", "xl destroy h1")
-        guests.create(settings, vm.name, "xa")
-        guests.wait_answer(settings, vm.name, _BOOT_S)
+    vm.have_guest("xa")
     assert play("protect", extra=wish(vm)).code == 0
 
 
 def test_one_connection_lasts_through_all_turns(installed, lab, play, settings):
     installed()
     vm = ProtectedVm(settings, GUEST)
-    protect(vm, play, settings)
+    protect(vm, play)
     dice = random.Random(SEED)
     silences, work = [], 0
     source, target = "xa", "xb"

@@ -16,10 +16,8 @@ from datetime import datetime
 import pytest
 
 from colo_helper.quantiles import nearest_rank
-from lab import guests
 from lab.guests import Client
 from lab.settings import HOSTS
-from tests.lab.arbiter import WitnessHost
 from tests.lab.kept_pair import KeptPair
 from tests.lab.load import PACES_S, Clients, Writer, compare_many
 from tests.lab.protected_vm import ProtectedVm
@@ -32,7 +30,6 @@ GUEST = os.environ.get("COLO_GUEST", "h1")
 SEED = int(os.environ.get("COLO_SEED", "1"))
 PRIMARY, SECONDARY = HOSTS
 _ANSWER_TIMEOUT_S = 120
-_BOOT_S = 600
 
 
 @dataclass(frozen=True)
@@ -56,22 +53,12 @@ class Parts:
     answered: float
 
 
-@pytest.fixture(scope="module")
-def witness(installed, settings):
-    installed()
-    with WitnessHost(settings).running() as running:
-        yield running
-
-
 @pytest.fixture(params=KNOBS)
 def kept(request, installed, witness, lab, settings, play):
-    """A pair protected at a knob, kept with its witness under the knob's name. A host of the lab has room for one guest."""
+    """A pair protected at a knob, kept with its witness under the knob's name."""
     installed()
     vm, knob = ProtectedVm(settings, GUEST), KNOBS[request.param]
-    if vm.name not in vm.domains(PRIMARY):
-        vm.on(PRIMARY, "xl destroy h1")
-        guests.create(settings, vm.name, PRIMARY)
-        guests.wait_answer(settings, vm.name, _BOOT_S)
+    vm.have_guest(PRIMARY)
     arbiter = {"endpoints": [witness.url], "lease_s": knob.lease_s}
     hosts = {"primary": PRIMARY, "secondary": SECONDARY, "peer_timeout_ms": knob.peer_timeout_ms}
     wish = {"colo_vm": vm.name, "colo_vms": {vm.name: {**hosts, "arbiter": arbiter}}}

@@ -59,10 +59,8 @@ def session():
     if kept:
         try:
             return kept[0].get_transport().open_session(timeout=TIMEOUT_S)
-        except (
-            paramiko.SSHException,
-            EOFError,
-        ):  # closed by the peer, or the session before has not quite ended there
+        except (paramiko.SSHException, EOFError):
+            # Closed by the peer, or the session before has not quite ended there.
             kept.pop().close()
     kept.append(connect())
     return kept[0].get_transport().open_session(timeout=TIMEOUT_S)
