@@ -5,7 +5,7 @@ LAB := $(BIN)/python -m lab
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types model unit fuzz chaos chaos-lab stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-helper bench-replication bench-packets lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
+.PHONY: help setup lint types model unit fuzz chaos chaos-lab stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-plan bench-helper bench-replication bench-packets lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ bench-colo-compare: setup ## our comparator against QEMU's colo-compare on the s
 bench-channel: setup ## our SSH channels against ssh -L with the same cipher, over a real sshd on loopback: under five minutes
 	scripts/install-packages scripts/bench-packages.txt
 	$(BIN)/python -m bench.channel
+
+bench-plan: setup ## plans for fleets of 10, 100 and 1,000 hosts, against the emptiest host first
+	$(BIN)/python -m bench.plan
 
 bench-helper: setup lab-up ## our save helper against Xen's own under real xl, on the lab
 	$(BIN)/ansible-playbook playbooks/site.yml

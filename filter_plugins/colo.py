@@ -38,8 +38,13 @@ _NUMBERS = (
 _OUTPUTS = ("compare", "hold", "free")
 
 
-def inventory_problems(vms: object, hosts: Sequence[str], variables: Mapping[str, Any]) -> list[str]:
-    """Everything in colo_vms and colo_hosts that cannot work, one sentence each; needs no facts and no host."""
+def inventory_problems(
+    vms: object, hosts: Sequence[str], variables: Mapping[str, Any], optional: Sequence[str] = ()
+) -> list[str]:
+    """Everything in colo_vms and colo_hosts that cannot work, one sentence each; needs no facts and no host.
+
+    ``optional`` are sides that a VM may be without, for a plan.
+    """
     problems = []
     if not isinstance(vms, Mapping):
         return ["colo_vms is not a mapping of VM names to their settings: see inventory/example."]
@@ -53,7 +58,11 @@ def inventory_problems(vms: object, hosts: Sequence[str], variables: Mapping[str
             problems.append(f"colo_vms: {name} is not a mapping of settings: see inventory/example.")
             continue
         sides = {side: vm.get(side) for side in ("primary", "secondary")}
-        problems += [f"colo_vms: {name} has no {side}." for side, host in sides.items() if not host]
+        problems += [
+            f"colo_vms: {name} has no {side}."
+            for side, host in sides.items()
+            if not host and side not in optional
+        ]
         problems += [
             f"colo_vms: the {side} of {name} is {host}, which is not in the group colo_hosts ({', '.join(hosts)})."
             for side, host in sides.items()

@@ -112,9 +112,9 @@ def problems(
         }
         for name, of_vm in arbiters.items():
             found += _arbiter_problems(name, of_vm, settings[name].get("output"))
-            for host in (settings[name].get("primary"), settings[name].get("secondary")):
-                seconds = variables.get(host, {}).get(WATCHDOG, 0)
-                found += _watchdog_problems(name, of_vm, host, seconds)
+            hosts = (settings[name].get("primary"), settings[name].get("secondary"))
+            for host in (host for host in hosts if host in variables):
+                found += _watchdog_problems(name, of_vm, host, variables[host].get(WATCHDOG, 0))
     return found
 
 
