@@ -83,7 +83,7 @@ bench-packets: setup lab-up ## what a client waits for: unprotected, outputs com
 	$(BIN)/ansible-playbook playbooks/site.yml
 	$(BIN)/python -m bench.packets_lab
 
-bench: bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-helper bench-replication bench-packets ## all benchmarks, each against a peer in the same run
+bench: bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-plan bench-helper bench-replication bench-packets ## all benchmarks, each against a peer in the same run
 
 lab-tests: setup ## the demo's job, that the lab leaves nothing behind, and what playbooks refuse, on real Xen
 	$(BIN)/pytest -v --durations=0 --durations-min=1 -m 'not full' tests/lab

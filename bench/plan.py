@@ -32,11 +32,14 @@ _VM_MIB = (2048, 4096, 4096, 8192, 16_384)
 
 def fleet(hosts: int) -> tuple[list[Host], list[Vm]]:
     """Hosts in racks, and VMs of mixed sizes without copies; the same each time."""
-    dice = random.Random(hosts)  # noqa: S311  # a load, not a secret
+    dice = random.Random(hosts)
     racks = max(3, hosts // RACK_HOSTS)
     return (
         [Host(f"x{at:04}", f"rack-{at % racks:02}", _HOST_MIB, 10_000) for at in range(hosts)],
-        [Vm(f"v{at:05}", f"x{at % hosts:04}", "", dice.choice(_VM_MIB), 100) for at in range(hosts * VMS_A_HOST)],
+        [
+            Vm(f"v{at:05}", f"x{at % hosts:04}", "", dice.choice(_VM_MIB), 100)
+            for at in range(hosts * VMS_A_HOST)
+        ],
     )
 
 
@@ -95,7 +98,9 @@ def main() -> None:
     for hosts in arguments.hosts:
         for planner in PLANNERS:
             command = [sys.executable, "-m", "bench.plan", "--hosts", str(hosts), "--only", planner]
-            rows.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\t"))
+            rows.append(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\t")
+            )
     head = ("hosts", "VMs", "", "s", "MiB", "copies", "fullest", "its bound", "worst death of even")
     print(f"Plans for fleets, {machine()}:\n")
     print(table(head, [[cell.strip() for cell in row] for row in rows]))

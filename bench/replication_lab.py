@@ -66,7 +66,7 @@ def window(settings: Settings, seconds: float, unit: str) -> Window:
     before = look()
     domid = ssh.run(settings, "xa", f"xl domid {_GUEST}").strip()
     sampler = f"python3 -IS /root/pause_sampler.py {domid} {seconds}"
-    pauses = json.loads(ssh.run(settings, "xa", sampler, seconds + 120))
+    pauses = json.loads(ssh.run(settings, "xa", sampler, 4 * seconds + 120))
     after = look()
     memory = int(show(settings, unit, "MemoryCurrent") or 0) / 2**20 if unit else 0.0
     took, counted, sent, cpu_s = (later - earlier for later, earlier in zip(after, before, strict=True))

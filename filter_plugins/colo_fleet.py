@@ -56,8 +56,8 @@ def fleet_summary(quality: Mapping[str, Any]) -> list[str]:
     """How good a plan is, in two sentences."""
     lines = [
         f"{quality['copies']} of {quality['vms']} VMs have a copy on {quality['hosts']} hosts, {quality['moved']} copies move. "
-        f"The fullest host is {quality['fullest_host']} with {quality['fullest']:.1%} of its memory; no placement has less than "
-        f"{quality['fullest_bound']:.1%}."
+        f"The fullest host is {quality['fullest_host']} with {quality['fullest']:.1%} of its memory; no placement has less "
+        f"than {quality['fullest_bound']:.1%}."
     ]
     worst = quality["worst_death"]
     if worst:

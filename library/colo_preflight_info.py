@@ -20,6 +20,34 @@ options:
     description: How much memory Xen must have left for a new domain.
     type: int
     default: 0
+  guests:
+    description: VMs to describe, those of them that run here.
+    type: list
+    elements: str
+    default: []
+  reach:
+    description: TCP ports of others that shall answer to this host.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: What it is called in RV(reach).
+        type: str
+        required: true
+      address:
+        description: Where.
+        type: str
+        required: true
+      port:
+        description: The port there.
+        type: int
+        required: true
+  paths:
+    description: Files and devices that shall be there.
+    type: list
+    elements: path
+    default: []
   prefix:
     description: Where releases of colo_helper are installed; what is there is reported.
     type: path
@@ -97,6 +125,40 @@ free_memory_mib:
   type: int
   returned: always
   sample: 902
+processor:
+  description: The processor's features as Xen has them, C(hw_caps); equal on hosts of the same kind.
+  type: str
+  returned: always
+  sample: "078bf3fd:82982203:20100800:00000005:00000000:00000000:00000000:00000000"
+time:
+  description: The host's clock, in seconds since 1970.
+  type: float
+  returned: always
+  sample: 1764150000.25
+guests:
+  description: The VMs of O(guests) that run here.
+  type: dict
+  returned: always
+  sample:
+    h1:
+      type: hvm
+      memory_mib: 136
+      vcpus: 1
+      pv_platform: false
+      passthrough: 0
+      nics: [vif_ioemu]
+      disks: []
+reach:
+  description: For each of O(reach), milliseconds to a connection, or what was wrong.
+  type: dict
+  returned: always
+  sample: {xb: {ms: 0.4, error: ""}}
+missing:
+  description: Those of O(paths) that are not there.
+  type: list
+  elements: str
+  returned: always
+  sample: []
 helper:
   description: The release of colo_helper in use, and all that are installed, newest first.
   type: dict
@@ -121,6 +183,18 @@ def main() -> None:
         argument_spec={
             "bridges": {"type": "list", "elements": "str", "default": []},
             "minimum_memory_mib": {"type": "int", "default": 0},
+            "guests": {"type": "list", "elements": "str", "default": []},
+            "reach": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "address": {"type": "str", "required": True},
+                    "port": {"type": "int", "required": True},
+                },
+            },
+            "paths": {"type": "list", "elements": "path", "default": []},
             "prefix": {"type": "path", "default": "/opt/colo-helper"},
         },
         supports_check_mode=True,

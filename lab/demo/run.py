@@ -99,7 +99,7 @@ def _steps(settings: Settings, lab: Lab, debian: Sequence[int], timeline: Timeli
             f"{_VM} lives on {secondary}: counter {sighting.answer.counter}, writes {sighting.answer.writes}, "
             f"last {sighting.answer.last}",
         )
-    run("status")
+    _ask_whether_protected(settings, out, timeline)
 
 
 def _protect_again(settings: Settings, out: Path, timeline: Timeline) -> None:
@@ -119,6 +119,15 @@ def _fail_over_too_soon(settings: Settings, out: Path, timeline: Timeline) -> No
     timeline.refused_alive = asked.code != 0 and _ALIVE in asked.text
     said = "is refused" if timeline.refused_alive else f"ended with exit code {asked.code}"
     timeline.add("controller", "failover", f"while the primary lives {said}: {_ALIVE} ({asked.took_s:.0f} s)")
+
+
+def _ask_whether_protected(settings: Settings, out: Path, timeline: Timeline) -> None:
+    """Scripts get to know by the exit code that the VM has one copy only."""
+    asked = play(settings, "status", log=out / "status-alone.log")
+    timeline.said_unprotected = asked.code != 0 and f"{_VM} is not protected" in asked.text
+    timeline.add(
+        "controller", "status", f"exit code {asked.code} for a VM with one copy ({asked.took_s:.0f} s)"
+    )
 
 
 def _note_verification(verified: dict[str, Any], primary: str, timeline: Timeline) -> None:

@@ -38,6 +38,7 @@ class Timeline:
     counter_after: int | None = None
     counter_goes_on: bool | None = None
     writes_lost: int | None = None
+    said_unprotected: bool | None = None
 
     def __post_init__(self) -> None:
         self._started = time.monotonic()
@@ -98,3 +99,5 @@ def _failover(timeline: Timeline) -> Iterator[str]:
         yield "the guest answers after the failover, but its counter stands still"
     if timeline.writes_lost is None or timeline.writes_lost:
         yield f"writes made before the last checkpoint are missing: {timeline.writes_lost}"
+    if not timeline.said_unprotected:
+        yield "the status of a VM with one copy was not a failure that names it"

@@ -12,7 +12,9 @@ from ansible.module_utils.colo.placement import Host, Usage, Vm, even_spread, pl
 CHECKPOINT_MBIT = 100
 
 
-def plan(hosts: Sequence[Mapping[str, Any]], vms: Mapping[str, Mapping[str, Any]], moves: int = 0) -> dict[str, Any]:
+def plan(
+    hosts: Sequence[Mapping[str, Any]], vms: Mapping[str, Mapping[str, Any]], moves: int = 0
+) -> dict[str, Any]:
     """Return ``vms`` with a secondary for each, and what there is to say about it.
 
     ``hosts`` have name, failure_domain, memory_mib and link_mbit (None: not limited); ``vms`` are as in colo_vms, with
@@ -61,7 +63,10 @@ def _why(vm: Vm, hosts: Mapping[str, Host], now: str, before: Usage, after: Usag
     left = f"{after.room(there)} of {there.memory_mib} MiB stay free there"
     if not vm.secondary:
         return f"{vm.name}: its copy comes to {now} ({there.failure_domain}), as it had none; {left}."
-    return f"{vm.name}: its copy moves from {vm.secondary} to {now} ({there.failure_domain}), {_reason(vm, hosts, before)}; {left}."
+    reason = _reason(vm, hosts, before)
+    return (
+        f"{vm.name}: its copy moves from {vm.secondary} to {now} ({there.failure_domain}), {reason}; {left}."
+    )
 
 
 def _reason(vm: Vm, hosts: Mapping[str, Host], before: Usage) -> str:

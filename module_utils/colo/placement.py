@@ -54,10 +54,11 @@ class Vm:
 
 @dataclass(frozen=True)
 class Costs:
-    """What makes a placement worse: a VM without a copy; a copy that moves; and, each in thousandths,
+    """What makes a placement worse; the last three are thousandths.
 
-    how full the fullest host is, how full the host of each copy was before it came, and how much more of a host's VMs its
-    death leaves to one other host than an even spread would. ``effort`` is what the solver may spend.
+    A VM without a copy; a copy that moves; how full the fullest host is; how full the host of each copy was before it came;
+    and how much more of a host's VMs its death leaves to one other host than an even spread would. ``effort`` is what the
+    solver may spend.
     """
 
     unplaced: int = 10**9
@@ -195,7 +196,9 @@ class _Fleet:
 
     def _blocks(self, vms: Iterable[Vm]) -> list[list[Vm]]:
         """The VMs of one primary together, so that its death is spread; those with most memory first."""
-        ordered = sorted(vms, key=lambda vm: (-self._used.run[vm.primary], vm.primary, -vm.memory_mib, vm.name))
+        ordered = sorted(
+            vms, key=lambda vm: (-self._used.run[vm.primary], vm.primary, -vm.memory_mib, vm.name)
+        )
         return [
             some[at : at + BLOCK_VMS]
             for _primary, group in groupby(ordered, key=lambda vm: vm.primary)

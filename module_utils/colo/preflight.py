@@ -5,11 +5,12 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ansible.module_utils.colo import host, save_helper
+from ansible.module_utils.colo import host, save_helper, surroundings
 from ansible.module_utils.colo.files import read_text
 from ansible.module_utils.colo.release import describe
 
@@ -120,6 +121,11 @@ def report(module: AnsibleModule) -> dict[str, Any]:
         "debian_release": facts.os.get("VERSION_ID", ""),
         "python_version": ".".join(map(str, facts.python)),
         "free_memory_mib": facts.free_memory_mib,
+        "processor": facts.xen.get("hw_caps", ""),
+        "time": time.time(),
+        "guests": surroundings.read_guests(module, module.params["guests"]),
+        "reach": surroundings.reach(module.params["reach"]),
+        "missing": surroundings.missing(module.params["paths"]),
         "helper": describe(Path(module.params["prefix"])),
         "save_helper": save_helper.describe(),
     }

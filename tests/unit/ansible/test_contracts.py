@@ -222,9 +222,20 @@ def test_rotate_names_the_vms_there_are() -> None:
     assert "xa" not in done.stdout
 
 
-def test_status_shows_silent_hosts_and_succeeds(silent_hosts: Path) -> None:
+@pytest.mark.parametrize(("wish", "code"), [("true", 2), ("false", 0)])
+def test_status_shows_silent_hosts_and_says_by_its_exit_code_what_is_not_protected(
+    silent_hosts: Path, wish: str, code: int
+) -> None:
     command = [Path(sys.executable).with_name("ansible-playbook"), "-i", silent_hosts, "playbooks/status.yml"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert "xa unreachable" in done.stdout
-    assert "xa does not answer. xb does not answer." in done.stdout
+    done = subprocess.run(
+        [*command, "-e", f"colo_status_fail={wish}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = " ".join(done.stdout.split())
+    assert done.returncode == code
+    assert "xa unreachable" in said
+    assert "xa does not answer. xb does not answer." in said
+    assert ("h1 is not protected: xa does not answer. xb does not answer." in said) == bool(code)

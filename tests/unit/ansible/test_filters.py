@@ -6,7 +6,14 @@ import pytest
 
 from tests.unit.ansible.module_host import REPOSITORY, load
 
-FILTERS = load(REPOSITORY / "filter_plugins" / "colo.py").FilterModule().filters()
+FILTERS = {
+    name: function
+    for plugin in ("colo", "colo_preflight", "colo_reports")
+    for name, function in load(REPOSITORY / "filter_plugins" / f"{plugin}.py")
+    .FilterModule()
+    .filters()
+    .items()
+}
 H1 = {"primary": "xa", "secondary": "xb", "interval_ms": 1000, "peer_timeout_ms": 5000, "bridge": "xenbr0"}
 ADDRESSES = {"xa": {"colo_channel_address": "192.168.77.1"}, "xb": {"colo_channel_address": "192.168.77.2"}}
 LAST = {"a_pages": 120, "b_pages": 300, "d_pages": 350, "bytes": 812345, "pause_ms": 400.4}
@@ -266,6 +273,22 @@ def test_table_of_a_protected_vm_one_with_a_dead_host_and_one_that_is_not_protec
     )
 
 
+def test_what_is_not_protected_is_named_with_its_reason() -> None:
+    h2 = {**H1, "primary": "xc"}
+    reports = {
+        "xa": {"vms": [side("replicating")]},
+        "xb": {"vms": [side("replicating"), side("peer_lost", name="h2", sentence="Its primary was lost.")]},
+        "xc": {"unreachable": True},
+    }
+    assert FILTERS["colo_unprotected"](reports, {"h1": H1, "h2": h2, "h3": H1}) == [
+        "h2 is not protected: xc does not answer. Its primary was lost.",
+        "h3 is not protected.",
+    ]
+    assert FILTERS["colo_unprotected"](reports, {"h1": H1}) == [
+        "h2 is not protected: h2 is not in the inventory's colo_vms. Its primary was lost."
+    ]
+
+
 @pytest.mark.parametrize(
     ("channels", "shown"),
     [
@@ -303,5 +326,8 @@ def test_table_shows_dead_replicators_stale_states_strangers_and_two_copies() ->
     assert rows[1].endswith("The replicator died.")
     assert "xa unprotected         xb active" in rows[2]
     assert rows[2].endswith("TWO COPIES may be running: xb took over, and xa may still run h2.")
+    assert FILTERS["colo_unprotected"](reports, {"h1": H1, "h2": H1})[0] == (
+        "h1 is not protected: The replicator died."
+    )
     assert rows[3].startswith("old  -     xa not protected")
     assert rows[3].endswith("old is not in the inventory's colo_vms. Not since.")

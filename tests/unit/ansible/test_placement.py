@@ -85,7 +85,9 @@ RACKS = [Host(f"x{at:02}", f"rack-{at % 4}", 64_000) for at in range(12)]
 
 def test_a_death_is_spread_over_many() -> None:
     vms = [Vm(f"v{at}", "x00", "", 1000) for at in range(9)]
-    assert Counter(place(RACKS, vms).values()) == {host.name: 1 for host in RACKS if host.failure_domain != "rack-0"}
+    assert Counter(place(RACKS, vms).values()) == {
+        host.name: 1 for host in RACKS if host.failure_domain != "rack-0"
+    }
 
 
 def test_only_copies_of_a_host_that_is_gone_move() -> None:
@@ -148,7 +150,8 @@ HOSTS = [
         ),
         (
             {"secondary": "x2"},
-            "v: its copy moves from x2 to x3 (rack-2), as x2 is in rack-1 like its primary x1; 900 of 1000 MiB stay free there.",
+            "v: its copy moves from x2 to x3 (rack-2), as x2 is in rack-1 like its primary x1; 900 of 1000 MiB stay "
+            "free there.",
         ),
     ],
 )
@@ -163,7 +166,10 @@ def test_every_change_has_its_reason(vm: dict[str, Any], said: str) -> None:
     ("vms", "problem"),
     [
         (
-            {"v": {"primary": "x1", "memory_mib": 900, "secondary": "x3"}, "w": {"primary": "x3", "memory_mib": 200}},
+            {
+                "v": {"primary": "x1", "memory_mib": 900, "secondary": "x3"},
+                "w": {"primary": "x3", "memory_mib": 200},
+            },
             "v has no host for its copy: it needs 900 MiB and 100 Mbit/s, and of 1 hosts outside rack-1 x3 comes nearest, with "
             "800 MiB and 250 Mbit/s left. Add a host or memory, or protect fewer VMs.",
         ),
@@ -233,13 +239,20 @@ def test_what_the_inventory_must_say() -> None:
     ]
     many = [f"x{at}" for at in range(8)]
     found = FILTERS["colo_fleet_problems"]({}, many, {name: {"colo_failure_domain": "a"} for name in many})
-    assert found == ["No colo_memory_mib, how much memory VMs and copies may use there: x0, x1, x2, x3, x4 and 3 more."]
+    assert found == [
+        "No colo_memory_mib, how much memory VMs and copies may use there: x0, x1, x2, x3, x4 and 3 more."
+    ]
 
 
 def test_the_playbook_writes_the_plan_once(tmp_path: Path) -> None:
     """The example fleet: a file that is inventory, and nothing to change in a second run."""
     written = tmp_path / "colo_vms.yml"
-    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", "inventory/fleet", "playbooks/plan.yml"]
+    command = [
+        Path(sys.executable).with_name("ansible-playbook"),
+        "-i",
+        "inventory/fleet",
+        "playbooks/plan.yml",
+    ]
 
     def play(*more: object) -> str:
         done = subprocess.run(

@@ -16,6 +16,7 @@ GOOD = Timeline(
     counter_after=12,
     counter_goes_on=True,
     writes_lost=0,
+    said_unprotected=True,
 )
 
 
@@ -42,10 +43,13 @@ def test_each_missing_figure_is_a_sentence():
             GOOD, counter_goes_on=False
         ),
         "writes made before the last checkpoint are missing: 1": replace(GOOD, writes_lost=1),
+        "the status of a VM with one copy was not a failure that names it": replace(
+            GOOD, said_unprotected=False
+        ),
     }
     for sentence, timeline in cases.items():
         assert judge(timeline, 20) == [sentence]
 
 
 def test_a_demo_that_broke_off_shows_nothing():
-    assert len(judge(Timeline(), 20)) == 9
+    assert len(judge(Timeline(), 20)) == 10

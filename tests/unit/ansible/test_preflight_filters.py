@@ -1,0 +1,199 @@
+"""Whether pairs of hosts can protect their VMs: a table, and a sentence for everything that is in the way."""
+
+import copy
+import json
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.unit.ansible.module_host import REPOSITORY, load, utility
+
+FILTERS = load(REPOSITORY / "filter_plugins" / "colo_preflight.py").FilterModule().filters()
+preflight = FILTERS["colo_preflight"]
+surroundings = utility("surroundings")
+VMS = {"h1": {"primary": "xa", "secondary": "xb"}}
+GUEST = {
+    "type": "hvm", "memory_mib": 136, "vcpus": 1, "pv_platform": False, "passthrough": 0, "nics": ["vif_ioemu"],
+    "disks": ["/dev/san/h1"],
+}  # fmt: skip
+
+
+LEFT_OVER = {"name": "h1", "domain": {"memory_mib": 1}, "alive": False, "protection": "stopped"}
+
+
+def ways(peer: str) -> dict[str, Any]:
+    return {
+        f"{peer} channels": {"ms": 0.6, "error": ""},
+        f"{peer} heartbeats": {"ms": 1.4, "error": ""},
+        "witness w1": {"ms": 2.0, "error": ""},
+    }
+
+
+def variables() -> dict[str, Any]:
+    """Two hosts that are ready."""
+
+    def host(peer: str, guests: dict[str, Any]) -> dict[str, Any]:
+        said = {
+            "ok": True, "problems": [], "xen_release": "4.17", "processor": "078bf3fd", "free_memory_mib": 300, "time": 1000.0,
+            "guests": guests, "reach": ways(peer),
+        }  # fmt: skip
+        return {
+            "colo_preflight": said, "colo_look": {"vms": []}, "colo_preflight_disks": {"missing": []},
+            "colo_preflight_asked": 999.0, "colo_preflight_answered": 1001.0,
+        }  # fmt: skip
+
+    return copy.deepcopy({"xa": host("xb", {"h1": GUEST}), "xb": host("xa", {})})
+
+
+def test_a_pair_that_is_ready() -> None:
+    assert preflight(VMS, variables()) == {
+        "table": [
+            "VM  PAIR     XEN   CPU   GUEST        MEMORY          PATH  WITNESS  DISKS  LEFT OVER  RESULT",
+            "h1  xa > xb  4.17  same  hvm, 1 vCPU  152 of 300 MiB  1 ms  2 ms     there  none       ready",
+        ],
+        "problems": [],
+    }
+
+
+def test_a_vm_that_is_protected_needs_no_memory_more() -> None:
+    known = variables()
+    for host in known.values():
+        host["colo_look"]["vms"] = [
+            {"name": "h1", "phase": "replicating", "alive": True, "domain": {"memory_mib": 128}}
+        ]
+    known["xb"]["colo_preflight"]["free_memory_mib"] = 10
+    found = preflight(VMS, known)
+    assert found["problems"] == []
+    assert found["table"][1].endswith("protected")
+    assert "in use" in found["table"][1]
+
+
+def guest(**fields: Any) -> Callable[[dict[str, Any]], None]:
+    def change(known: dict[str, Any]) -> None:
+        known["xa"]["colo_preflight"]["guests"]["h1"] |= fields
+
+    return change
+
+
+def said(host: str, **fields: Any) -> Callable[[dict[str, Any]], None]:
+    def change(known: dict[str, Any]) -> None:
+        known[host]["colo_preflight"] |= fields
+
+    return change
+
+
+def registered(host: str, **fields: Any) -> Callable[[dict[str, Any]], None]:
+    def change(known: dict[str, Any]) -> None:
+        known[host] |= fields
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (registered("xb", colo_preflight={"unreachable": True}), "xb does not answer on ssh."),
+        (said("xa", ok=False, problems=["xa: it is not."]), "xa: it is not."),
+        (said("xb", xen_release="4.20"), ""),
+        (said("xa", xen_release="4.20"), "h1: its primary xa runs Xen 4.20 and its secondary xb Xen 4.17. Both must run"),
+        (said("xb", processor="1"), "have different features (hw_caps of 'xl info': 078bf3fd and 1)"),
+        (said("xb", time=1031.0), "xb: its clock is 30 s or more ahead of the controller's"),
+        (said("xa", time=900.0), "xa: its clock is 99 s or more behind the controller's"),
+        (said("xa", guests={}), "h1 on xa does not run: start it there"),
+        (guest(type="pv"), "h1 on xa is of type pv, and only hvm guests are protected"),
+        (guest(pv_platform=True, passthrough=1),
+         "offers PV drivers to its guest, which are not replicated (xen_platform_pci=0); "
+         "it has devices of its host passed through"),
+        (guest(nics=["vif"]), "has a network card that is not emulated"),
+        (said("xb", free_memory_mib=151), "h1: its copy needs 152 MiB on xb, where Xen has 151 left"),
+        (said("xa", reach={**ways("xb"), "xb heartbeats": {"ms": None, "error": "No route to host"}}),
+         "h1: xa does not reach the heartbeats of xb (No route to host)"),
+        (said("xb", reach={**ways("xa"), "witness w1": {"ms": None, "error": "Connection refused"}}),
+         "h1: xb does not reach the witness w1 (Connection refused)"),
+        (registered("xb", colo_preflight_disks={"missing": ["/dev/san/h1", "/dev/other"]}),
+         "h1: xb has no /dev/san/h1, which h1 uses"),
+        (registered("xb", colo_look={"vms": [LEFT_OVER]}),
+         "There is a domain h1 on xb, its secondary, that no replicator keeps"),
+    ],
+)  # fmt: skip
+def test_what_is_in_the_way_is_a_sentence(change: Callable[[dict[str, Any]], None], sentence: str) -> None:
+    known = variables()
+    change(known)
+    found = preflight(VMS, known)
+    assert found["table"][1].endswith("NOT READY" if sentence else "ready")
+    assert len(found["problems"]) == bool(sentence)
+    assert sentence in " ".join(found["problems"])
+
+
+def test_a_vm_that_has_moved_is_not_called_lost() -> None:
+    known = variables()
+    known["xa"]["colo_preflight"]["guests"] = {}
+    known["xb"]["colo_look"]["vms"] = [
+        {"name": "h1", "protection": "active", "alive": False, "domain": {"memory_mib": 128}}
+    ]
+    assert preflight(VMS, known)["problems"] == [
+        "h1 runs on xb since a takeover: see playbooks/reprotect.yml."
+    ]
+
+
+def test_what_a_host_has_to_reach_and_to_have() -> None:
+    known = {
+        "xa": {"colo_channel_address": "192.0.2.1", "colo_preflight": {"guests": {"h1": GUEST}}},
+        "xb": {
+            "colo_channel_address": "192.0.2.2",
+            "colo_channel_heartbeat_address": "198.51.100.2",
+            "colo_channel_port": 2222,
+        },
+        "w1": {"colo_witness_address": "203.0.113.1"},
+    }
+    wanted = FILTERS["colo_reach_wanted"]
+    assert wanted(VMS, "xa", known, ["w1"]) == [
+        {"name": "xb channels", "address": "192.0.2.2", "port": 2222},
+        {"name": "xb heartbeats", "address": "198.51.100.2", "port": 2222},
+        {"name": "witness w1", "address": "203.0.113.1", "port": 2379},
+    ]
+    assert wanted(VMS, "xb", known, [])[0]["address"] == "192.0.2.1"
+    assert wanted(VMS, "xc", known, ["w1"]) == []
+    assert FILTERS["colo_disks_wanted"](VMS, "xb", known) == ["/dev/san/h1"]
+    assert FILTERS["colo_disks_wanted"](VMS, "xa", known) == []
+
+
+def test_guests_as_xl_lists_them() -> None:
+    listed = [
+        {"domid": 0, "config": {"c_info": {"type": "pv", "name": "Domain-0"}, "b_info": {"max_memkb": 524288}}},
+        {
+            "domid": 1,
+            "config": {
+                "c_info": {"type": "hvm", "name": "h1"},
+                "b_info": {
+                    "max_vcpus": 2, "max_memkb": 131072, "video_memkb": 8192, "type.hvm": {"xen_platform_pci": "False"},
+                },
+                "disks": [{"pdev_path": "/dev/san/h1", "vdev": "hda"}, {"vdev": "hdc", "is_cdrom": 1}],
+                "nics": [{"devid": 0, "nictype": "vif_ioemu"}],
+                "pcidevs": [{"dev": 1}],
+            },
+        },
+    ]  # fmt: skip
+    found = surroundings.parse_guests(json.dumps(listed))
+    assert found["h1"] == {**GUEST, "vcpus": 2, "passthrough": 1}
+    assert found["Domain-0"]["type"] == "pv"
+    assert surroundings.parse_guests("") == {}
+
+
+def test_reach_tells_a_port_that_answers_from_one_that_does_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        open_one = {"name": "open", "address": "127.0.0.1", "port": port}
+        assert surroundings.reach([open_one])["open"]["error"] == ""
+    found = surroundings.reach([{**open_one, "name": "shut"}])["shut"]
+    assert (found["ms"], found["error"]) == (None, "Connection refused")
+
+
+def test_missing_files(tmp_path: Any) -> None:
+    (tmp_path / "there").touch()
+    assert surroundings.missing([str(tmp_path / "there"), str(tmp_path / "b"), str(tmp_path / "a")]) == [
+        str(tmp_path / "a"),
+        str(tmp_path / "b"),
+    ]
