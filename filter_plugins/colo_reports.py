@@ -20,6 +20,18 @@ COLUMNS = (
     "REASON",
 )
 
+#: What a VM in colo_vms has when it does not say: the defaults of the role colo_vm.
+_DEFAULTS: dict[str, object] = {
+    "interval_ms": 1000,
+    "min_interval_ms": 100,
+    "latency_ms": 500,
+    "copy_downtime_ms": 300,
+    "output": "compare",
+    "peer_timeout_ms": 5000,
+    "heartbeat_misses": 5,
+    "bridge": "xenbr0",
+}
+
 
 def failover_problems(
     secondary: Mapping[str, Any], primary: Mapping[str, Any] | None, hosts: Mapping[str, str]
@@ -50,6 +62,42 @@ def failover_problems(
         f"Two running copies would be worse than none. If the VM on {hosts['primary']} is broken, end it first: "
         f"'systemctl stop colo-replicator@{name}' and 'xl destroy {name}' there, then run this again."
     ]
+
+
+def exported(reports: Mapping[str, Any], vms: Mapping[str, Any]) -> dict[str, Any]:
+    """``vms`` as the hosts have them now: roles and settings of each VM that is protected, the others as they were.
+
+    ``reports`` as for the table. ``notes`` says what is different, and what cannot be told.
+    """
+    known = {host: _entries(report) for host, report in reports.items()}
+    found = {str(name): dict(vm) for name, vm in vms.items()}
+    notes = [
+        f"{host} does not answer: what it has is as colo_vms said." for host in reports if known[host] is None
+    ]
+    for host, entries in sorted(known.items()):
+        for name, entry in sorted((entries or {}).items()):
+            if entry["alive"] and entry["config"] and (entry["state"] or {}).get("role") == "primary":
+                now = _settings(entry["config"], host)
+                if "arbiter" in entry["config"] and name not in vms:
+                    now["arbiter"] = {
+                        key: value for key, value in entry["config"]["arbiter"].items() if key != "host"
+                    }
+                was = found.get(name, {})
+                notes += [
+                    f"{name}: {key} is {value!r}"
+                    + (f", where colo_vms has {was[key]!r}." if key in was else ".")
+                    for key, value in now.items()
+                    if was.get(key, _DEFAULTS.get(key)) != value
+                ]
+                kept = {key: value for key, value in now.items() if key in was or _DEFAULTS.get(key) != value}
+                found[name] = {**was, **kept}
+    return {"vms": found, "notes": notes}
+
+
+def _settings(config: Mapping[str, Any], host: str) -> dict[str, Any]:
+    """What of a primary's configuration an operator has chosen."""
+    chosen = {key: config[key] for key in _DEFAULTS if key in config}
+    return {"primary": host, "secondary": config["peer"]["name"], **chosen}
 
 
 def purge_problems(report: Mapping[str, Any], host: str) -> list[str]:
@@ -256,5 +304,6 @@ class FilterModule:
             "colo_maintenance_failures": maintenance_failures,
             "colo_status_table": status_table,
             "colo_unprotected": unprotected,
+            "colo_exported": exported,
             "colo_purge_problems": purge_problems,
         }

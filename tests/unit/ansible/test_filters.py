@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.unit.ansible.module_host import REPOSITORY, load
 
@@ -331,3 +332,61 @@ def test_table_shows_dead_replicators_stale_states_strangers_and_two_copies() ->
     )
     assert rows[3].startswith("old  -     xa not protected")
     assert rows[3].endswith("old is not in the inventory's colo_vms. Not since.")
+
+
+def primary(**config: Any) -> dict[str, Any]:
+    """An entry of a VM's primary with its configuration."""
+    settings = {
+        "role": "primary",
+        "peer": {"name": "xa", "address": "192.0.2.1", "port": 22},
+        "interval_ms": 1000,
+        **config,
+    }
+    return side("replicating", config=settings, state={"role": "primary"})
+
+
+def test_a_set_up_exports_itself_with_the_roles_of_now() -> None:
+    vms = {"h1": {**H1, "memory_mib": 128}, "h2": {**H1, "primary": "xc"}, "h3": dict(H1)}
+    new = primary(
+        latency_ms=50, output="hold", arbiter={"endpoints": ["https://w:2379"], "lease_s": 4, "host": "xb"}
+    )
+    reports = {
+        "xa": {"vms": [side("replicating", config={"role": "secondary"}, state={"role": "secondary"})]},
+        "xb": {
+            "vms": [
+                primary(peer_timeout_ms=8000),
+                {**new, "name": "h9"},
+                {**primary(), "name": "h3", "alive": False},
+            ]
+        },
+        "xc": {"unreachable": True},
+    }
+    found = FILTERS["colo_exported"](reports, vms)
+    assert found["vms"] == {
+        "h1": {**vms["h1"], "primary": "xb", "secondary": "xa", "peer_timeout_ms": 8000},
+        "h2": vms["h2"],
+        "h3": vms["h3"],
+        "h9": {
+            "primary": "xb",
+            "secondary": "xa",
+            "latency_ms": 50,
+            "output": "hold",
+            "arbiter": {"endpoints": ["https://w:2379"], "lease_s": 4},
+        },
+    }
+    assert found["notes"][:4] == [
+        "xc does not answer: what it has is as colo_vms said.",
+        "h1: primary is 'xb', where colo_vms has 'xa'.",
+        "h1: secondary is 'xa', where colo_vms has 'xb'.",
+        "h1: peer_timeout_ms is 8000, where colo_vms has 5000.",
+    ]
+    again = FILTERS["colo_exported"](reports, found["vms"])
+    assert (again["vms"], again["notes"]) == (found["vms"], found["notes"][:1]), (
+        "what is exported is what is there"
+    )
+
+
+def test_what_is_exported_knows_the_roles_defaults() -> None:
+    defaults = yaml.safe_load((REPOSITORY / "roles" / "colo_vm" / "defaults" / "main.yml").read_text())
+    known = load(REPOSITORY / "filter_plugins" / "colo_reports.py")._DEFAULTS
+    assert known == {key: defaults[f"colo_vm_{key}"] for key in known}
