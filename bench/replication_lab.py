@@ -29,7 +29,7 @@ from tests.lab.protected_vm import ProtectedVm
 
 _GUEST = "h1"
 _INTERVAL_MS = 1000
-_TIMEOUT_S = 300
+_TIMEOUT_S = 900
 _WARM_UP_CHECKPOINTS = 5
 
 

@@ -67,6 +67,32 @@ def reprotect_plan(vm: str, reports: Mapping[str, Any], quiet_s: float = 0, now:
     }
 
 
+def upgrade_plan(vm: str, reports: Mapping[str, Any]) -> dict[str, Any]:
+    """Whose replicators are started anew: ``secondary`` first, then ``primary``; ``problems``, one sentence each.
+
+    ``reports`` maps both hosts to their results of colo_vm_info. ``wanted`` is false for a VM that nobody protects. ``shielded``:
+    whether a copy could take over by itself meanwhile, so that maintenance is needed, and an operator has not begun it.
+    """
+    entries = _of_vm(vm, reports)
+    roles = {_state(entry).get("role"): host for host, entry in entries.items() if entry and entry["alive"]}
+    healthy = len(roles) == 2 and all(entry and entry["phase"] == "replicating" for entry in entries.values())
+    problems = _silent(reports)
+    if not problems and roles and not healthy:
+        found = ", ".join(f"{host}: {_seen(entry)}" for host, entry in entries.items())
+        problems.append(
+            f"{vm} does not run on two hosts ({found}), and the next step would make it worse: see playbooks/status.yml."
+        )
+    states = [_state(entry) for entry in entries.values()]
+    arbiters = [entry for entry in entries.values() if entry and (entry["config"] or {}).get("arbiter")]
+    return {
+        "primary": roles.get("primary", ""),
+        "secondary": roles.get("secondary", ""),
+        "problems": problems,
+        "wanted": healthy and not problems,
+        "shielded": bool(arbiters) and not any(state.get("maintenance") for state in states),
+    }
+
+
 def _reason_to_leave_alone(vm: str, host: str, entry: Mapping[str, Any], quiet_s: float, now: str) -> str:
     state = _state(entry)
     if state.get("role") == "primary" and entry["alive"] and entry["phase"] == "replicating":
@@ -122,4 +148,8 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name to function."""
-        return {"colo_switch_plan": switch_plan, "colo_reprotect_plan": reprotect_plan}
+        return {
+            "colo_switch_plan": switch_plan,
+            "colo_reprotect_plan": reprotect_plan,
+            "colo_upgrade_plan": upgrade_plan,
+        }

@@ -52,6 +52,12 @@ def read_unit(module: AnsibleModule, vm: str) -> dict[str, str]:
     }
 
 
+def main_pid(module: AnsibleModule, vm: str) -> int:
+    """The replicator's process; 0 when it does not run."""
+    _rc, out, _err = run_tool(module, ["systemctl", "show", "--property=MainPID", unit_name(vm)])
+    return int(parse_properties(out).get("MainPID") or 0)
+
+
 def read_domains(module: AnsibleModule) -> dict[str, dict[str, Any]] | None:
     """The domains of this host by name; None when Xen does not tell."""
     rc, out, _err = run_tool(module, ["xl", "list"])

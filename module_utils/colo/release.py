@@ -53,6 +53,16 @@ def digests_in_use(prefix: Path, digests: Iterable[str]) -> set[str]:
     return used
 
 
+def digest_of_process(prefix: Path, pid: int) -> str:
+    """The release that a process has mapped; empty when it runs without one, or does not run."""
+    releases = str(prefix / "releases") + "/"
+    try:
+        text = (PROC / str(pid) / "maps").read_text(encoding="utf-8", errors="replace") if pid else ""
+    except OSError:
+        return ""
+    return text.split(releases, 1)[1].split("/", 1)[0] if releases in text else ""
+
+
 def compile_missing(packages: Path) -> int:
     """Compile every source that has no byte code of this Python yet; returns how many. What fails is not imported."""
     count = 0

@@ -1,12 +1,15 @@
 """What an operator does around a protected VM, each of it twice, on real Xen: preflight, status, logs, and leaving no trace."""
 
+import shutil
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lab import ssh
+from tests.lab.asker import Asker
 
 pytestmark = pytest.mark.full
 VM = ("-e", "colo_vm=h1")
@@ -45,6 +48,7 @@ def test_from_nothing_to_a_protected_vm_and_back_to_nothing(lab, play, settings,
     assert "Everything is as colo_vms says." in exported.text
     assert yaml.safe_load((tmp_path / "colo_vms.yml").read_text())["colo_vms"]["h1"]["primary"] == "xa"
 
+    upgraded(play, settings, tmp_path / "checkout")
     held = gathered(play, settings, tmp_path)
     assert {"state.json", "events.jsonl", "journal.txt", "config.json"} <= {Path(name).name for name in held}
     refused = play("purge", "-e", "colo_host=xb", "-e", "colo_confirm=xb")
@@ -59,6 +63,37 @@ def test_from_nothing_to_a_protected_vm_and_back_to_nothing(lab, play, settings,
         play_twice(play, "purge", "-e", f"colo_host={host}", "-e", f"colo_confirm={host}")
         assert ssh.run(settings, host, f"ls -d {OURS} 2>/dev/null; getent passwd colo; true") == ""
     assert "h1" in ssh.run(settings, "xa", "xl list"), "the VM runs on"
+
+
+def upgraded(play, settings, source):
+    """Another release, under a client that never stops asking: nothing is lost, and nobody hangs up."""
+    ignored = shutil.ignore_patterns(".git", ".lab", ".venv", ".*_cache", ".cache", ".hypothesis")
+    shutil.copytree(settings.checkout, source, ignore=ignored)
+    with (source / "colo_helper" / "__init__.py").open("a") as module:
+        module.write("#: Another release.\n")
+    before = {host: release_of(settings, host) for host in ("xa", "xb")}
+    asker = Asker(settings)
+    asker.start()
+    began = time.monotonic()
+    done = play("upgrade", *VM, "-e", f"colo_host_source={source}")
+    silence = asker.longest_silence(began)
+    counters = asker.close()  # one connection through all of it
+    assert done.code == 0
+    assert counters == sorted(counters)
+    assert "h1 runs on, on xa, and was without a second copy for" in done.text
+    after = {host: release_of(settings, host) for host in ("xa", "xb")}
+    assert after["xa"] == after["xb"] != before["xa"]
+    print(
+        f"upgraded in {done.took_s:.0f} s; {len(counters)} answers, the longest wait for one was {silence:.1f} s"
+    )
+    again = play("upgrade", *VM, "-e", f"colo_host_source={source}")
+    assert (again.code, sum(again.changed.values())) == (0, 0)
+
+
+def release_of(settings, host):
+    """The release that the replicator of h1 runs with."""
+    pid = ssh.run(settings, host, "systemctl show --property=MainPID --value colo-replicator@h1").strip()
+    return ssh.run(settings, host, f"grep -o 'releases/[0-9a-f]*' /proc/{pid}/maps | sort -u").split()
 
 
 def gathered(play, settings, tmp_path):
