@@ -70,8 +70,9 @@ def reprotect_plan(vm: str, reports: Mapping[str, Any], quiet_s: float = 0, now:
 def upgrade_plan(vm: str, reports: Mapping[str, Any]) -> dict[str, Any]:
     """Whose replicators are started anew: ``secondary`` first, then ``primary``; ``problems``, one sentence each.
 
-    ``reports`` maps both hosts to their results of colo_vm_info. ``wanted`` is false for a VM that nobody protects. ``shielded``:
-    whether a copy could take over by itself meanwhile, so that maintenance is needed, and an operator has not begun it.
+    ``reports`` maps both hosts to their results of colo_vm_info. ``wanted`` is false for a VM that nobody protects.
+    ``shielded``: whether a copy could take over by itself meanwhile, so that maintenance is needed, and an operator has not
+    begun it.
     """
     entries = _of_vm(vm, reports)
     roles = {_state(entry).get("role"): host for host, entry in entries.items() if entry and entry["alive"]}

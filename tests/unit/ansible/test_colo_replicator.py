@@ -159,8 +159,8 @@ def test_an_arbiter_is_shielded_unless_an_operator_has_done_so() -> None:
         ({"xa": side("primary"), "xb": {"unreachable": True}}, "xb does not answer."),
         (
             {"xa": side("primary", "unprotected"), "xb": side("secondary", "peer_lost")},
-            "h1 does not run on two hosts (xa: unprotected, a domain, xb: peer_lost, a domain), and the next step would make it "
-            "worse: see playbooks/status.yml.",
+            "h1 does not run on two hosts (xa: unprotected, a domain, xb: peer_lost, a domain), and the next step would make "
+            "it worse: see playbooks/status.yml.",
         ),
         (
             {"xa": side("primary"), "xb": {"vms": []}},
