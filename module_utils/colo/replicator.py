@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Phases in which a replicator can be started anew and finds all that it needs: no copy is under way.
 RESTARTABLE = frozenset(
-    {"replicating", "waiting", "unprotected", "connecting", "peer_lost", "awaiting_guest"}
+    {"replicating", "resyncing", "waiting", "unprotected", "connecting", "peer_lost", "awaiting_guest"}
 )
 #: How often is looked for what systemd or the replicator has done.
 _POLL_S = 0.5
