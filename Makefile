@@ -5,7 +5,7 @@ LAB := $(BIN)/python -m lab
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types model unit fuzz chaos chaos-lab stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-plan bench-helper bench-replication bench-packets lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
+.PHONY: help setup lint types model unit fuzz chaos chaos-lab stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-plan bench-fleet bench-helper bench-replication bench-packets lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ bench-channel: setup ## our SSH channels against ssh -L with the same cipher, ov
 bench-plan: setup ## plans for fleets of 10, 100 and 1,000 hosts, against the emptiest host first
 	$(BIN)/python -m bench.plan
 
+bench-fleet: setup ## run time of status.yml with 10, 100 and 1,000 pairs, against a ping of as many hosts
+	$(BIN)/python -m bench.fleet
+
 bench-helper: setup lab-up ## our save helper against Xen's own under real xl, on the lab
 	$(BIN)/ansible-playbook playbooks/site.yml
 	$(BIN)/python -m bench.helper_lab
@@ -83,7 +86,7 @@ bench-packets: setup lab-up ## what a client waits for: unprotected, outputs com
 	$(BIN)/ansible-playbook playbooks/site.yml
 	$(BIN)/python -m bench.packets_lab
 
-bench: bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-plan bench-helper bench-replication bench-packets ## all benchmarks, each against a peer in the same run
+bench: bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-plan bench-fleet bench-helper bench-replication bench-packets ## all benchmarks, each against a peer in the same run
 
 lab-tests: setup ## the demo's job, that the lab leaves nothing behind, and what playbooks refuse, on real Xen
 	$(BIN)/pytest -v --durations=0 --durations-min=1 -m 'not full' tests/lab
