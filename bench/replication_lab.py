@@ -1,9 +1,9 @@
 """Our replicator against stock `xl remus -Fnd` on the lab, in one run: the same guest, the same interval, the same hosts.
 
 Alone, under stock Remus (the copy stands by), under ours (both copies run). The pauses are what Xen says on the primary,
-sampled in the same way for both (a checkpoint of ours that meets an I/O request pauses more than once); bytes are all that left the primary's network cards. Before that, how long a client waits
-for an answer while the guest is copied for the first time, against a move by stock `xl migrate`. Software emulation: only
-ratios say something.
+sampled in the same way for both; a checkpoint of ours that meets an I/O request pauses more than once. Bytes are all that
+left the primary's network cards. Before that, how long a client waits for an answer while the guest is copied for the first
+time, against a move by stock `xl migrate`. Software emulation: only ratios say something.
 """
 
 from __future__ import annotations
