@@ -313,11 +313,11 @@ class _Model:
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = 1  # the same answer each time
         solver.parameters.random_seed = 0
-        solver.parameters.max_deterministic_time = self._effort
         solver.parameters.relative_gap_limit = GAP
-        status = solver.solve(self._model)
-        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            raise RuntimeError(f"no placement in an effort of {self._effort:g}: {solver.status_name(status)}")
+        solver.parameters.max_deterministic_time = self._effort
+        while (status := solver.solve(self._model)) == cp_model.UNKNOWN:
+            solver.parameters.max_deterministic_time *= 8  # there is one: no copy anywhere
+        assert status in (cp_model.OPTIMAL, cp_model.FEASIBLE), self._model.validate()
         return {vm.name: host for (vm, host), chosen in self._on.items() if solver.boolean_value(chosen)}
 
     def _sum(self, host: str, vms: Iterable[Vm], what: str = "memory_mib") -> cp_model.LinearExprT:
