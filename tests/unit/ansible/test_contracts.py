@@ -222,6 +222,29 @@ def test_rotate_names_the_vms_there_are() -> None:
     assert "xa" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("preflight", 2, "xa does not answer on ssh. xb does not answer on ssh."),
+        ("export", 0, "xb does not answer: what it has is as colo_vms said."),
+        ("gather_logs", 0, "xa, xb did not answer: what is there is of the others only."),
+        ("purge", 2, "Say which host: -e colo_host=NAME. The group colo_hosts has: xa, xb."),
+    ],
+)
+def test_playbooks_that_look_say_which_hosts_are_silent(
+    silent_hosts: Path, name: str, code: int, said: str
+) -> None:
+    command = [
+        Path(sys.executable).with_name("ansible-playbook"),
+        "-i",
+        silent_hosts,
+        f"playbooks/{name}.yml",
+    ]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert said in " ".join(done.stdout.split())
+
+
 @pytest.mark.parametrize(("wish", "code"), [("true", 2), ("false", 0)])
 def test_status_shows_silent_hosts_and_says_by_its_exit_code_what_is_not_protected(
     silent_hosts: Path, wish: str, code: int
