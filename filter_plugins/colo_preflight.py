@@ -201,10 +201,6 @@ def _guest(pair: Pair) -> Seen:
                 guest["type"] != "hvm",
                 f"is of type {guest['type']}, and only hvm guests are protected (type='hvm')",
             ),
-            (
-                guest["pv_platform"],
-                "offers PV drivers to its guest, which are not replicated (xen_platform_pci=0)",
-            ),
             (guest["passthrough"], "has devices of its host passed through, which no copy can have"),
             (
                 any(kind != "vif_ioemu" for kind in guest["nics"]),
@@ -215,7 +211,9 @@ def _guest(pair: Pair) -> Seen:
     ]
     if wrong:
         return guest["type"], f"{where} {'; it '.join(wrong)}. Change its configuration, and start it anew."
-    return f"{guest['type']}, {guest['vcpus']} vCPU", ""
+    # Whether its guest uses them is seen when it is protected.
+    offered = ", PV offered" if guest["pv_platform"] else ""
+    return f"{guest['type']}, {guest['vcpus']} vCPU{offered}", ""
 
 
 def _memory(pair: Pair) -> Seen:
@@ -278,11 +276,17 @@ def _disks(pair: Pair) -> Seen:
     if not disks:
         return "none", ""
     missing = [path for path in pair.missing_disks if path in disks]
+    writable = pair.guest["writable_disks"] if pair.guest else []
+    if writable:
+        return "writable", (
+            f"{pair.vm} can write to {', '.join(writable)}, and disks are not replicated: protect a VM that has only disks that "
+            "it reads (mode r), or none."
+        )
     if not missing:
         return "there", ""
     return "missing", (
-        f"{pair.vm}: {pair.hosts[1]} has no {', '.join(missing)}, which {pair.vm} uses on {pair.hosts[0]}. Disks are not "
-        "replicated: both hosts must have the same ones, for instance on shared storage."
+        f"{pair.vm}: {pair.hosts[1]} has no {', '.join(missing)}, which {pair.vm} reads on {pair.hosts[0]}: have the same "
+        "there, for instance on shared storage."
     )
 
 

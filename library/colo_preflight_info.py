@@ -148,6 +148,7 @@ guests:
       passthrough: 0
       nics: [vif_ioemu]
       disks: []
+      writable_disks: []
 reach:
   description: For each of O(reach), milliseconds to a connection, or what was wrong.
   type: dict

@@ -25,6 +25,7 @@ def parse_guests(text: str) -> dict[str, dict[str, Any]]:
     for domain in json.loads(text or "[]"):
         config = domain.get("config", {})
         identity, build = config.get("c_info", {}), config.get("b_info", {})
+        disks = [disk for disk in config.get("disks", []) if disk.get("pdev_path")]
         if "name" in identity:
             guests[identity["name"]] = {
                 "type": str(identity.get("type", "unknown")),
@@ -33,7 +34,8 @@ def parse_guests(text: str) -> dict[str, dict[str, Any]]:
                 "pv_platform": build.get("type.hvm", {}).get("xen_platform_pci") != "False",
                 "passthrough": len(config.get("pcidevs", [])) + len(config.get("usbctrls", [])),
                 "nics": [str(nic.get("nictype", "vif")) for nic in config.get("nics", [])],
-                "disks": [disk["pdev_path"] for disk in config.get("disks", []) if disk.get("pdev_path")],
+                "disks": [disk["pdev_path"] for disk in disks],
+                "writable_disks": [disk["pdev_path"] for disk in disks if disk.get("readwrite")],
             }
     return guests
 

@@ -14,7 +14,10 @@ from tests.lab.asker import Asker
 pytestmark = pytest.mark.full
 VM = ("-e", "colo_vm=h1")
 #: Where a host keeps what site.yml brought.
-OURS = "/opt/colo-helper /etc/colo /var/lib/colo /run/colo /etc/ssh/sshd_config.d/colo.conf /etc/systemd/system/colo-*"
+OURS = (
+    "/opt/colo-helper /etc/colo /var/lib/colo /run/colo /etc/tmpfiles.d/colo.conf /etc/ssh/sshd_config.d/colo.conf "
+    "/etc/systemd/system/colo-replicator@.service /etc/systemd/system/colo-watchdog.service"
+)
 
 
 def play_twice(play, name, *arguments):

@@ -16,7 +16,7 @@ surroundings = utility("surroundings")
 VMS = {"h1": {"primary": "xa", "secondary": "xb"}}
 GUEST = {
     "type": "hvm", "memory_mib": 136, "vcpus": 1, "pv_platform": False, "passthrough": 0, "nics": ["vif_ioemu"],
-    "disks": ["/dev/san/h1"],
+    "disks": ["/dev/san/h1"], "writable_disks": [],
 }  # fmt: skip
 
 
@@ -103,9 +103,9 @@ def registered(host: str, **fields: Any) -> Callable[[dict[str, Any]], None]:
         (said("xa", time=900.0), "xa: its clock is 99 s or more behind the controller's"),
         (said("xa", guests={}), "h1 on xa does not run: start it there"),
         (guest(type="pv"), "h1 on xa is of type pv, and only hvm guests are protected"),
-        (guest(pv_platform=True, passthrough=1),
-         "offers PV drivers to its guest, which are not replicated (xen_platform_pci=0); "
-         "it has devices of its host passed through"),
+        (guest(type="pv", passthrough=1), "are protected (type='hvm'); it has devices of its host passed through"),
+        (guest(writable_disks=["/dev/san/h1"]), "h1 can write to /dev/san/h1, and disks are not replicated"),
+        (guest(pv_platform=True), ""),
         (guest(nics=["vif"]), "has a network card that is not emulated"),
         (said("xb", free_memory_mib=151), "h1: its copy needs 152 MiB on xb, where Xen has 151 left"),
         (said("xa", reach={**ways("xb"), "xb heartbeats": {"ms": None, "error": "No route to host"}}),
@@ -113,7 +113,7 @@ def registered(host: str, **fields: Any) -> Callable[[dict[str, Any]], None]:
         (said("xb", reach={**ways("xa"), "witness w1": {"ms": None, "error": "Connection refused"}}),
          "h1: xb does not reach the witness w1 (Connection refused)"),
         (registered("xb", colo_preflight_disks={"missing": ["/dev/san/h1", "/dev/other"]}),
-         "h1: xb has no /dev/san/h1, which h1 uses"),
+         "h1: xb has no /dev/san/h1, which h1 reads"),
         (registered("xb", colo_look={"vms": [LEFT_OVER]}),
          "There is a domain h1 on xb, its secondary, that no replicator keeps"),
     ],
@@ -170,14 +170,17 @@ def test_guests_as_xl_lists_them() -> None:
                 "b_info": {
                     "max_vcpus": 2, "max_memkb": 131072, "video_memkb": 8192, "type.hvm": {"xen_platform_pci": "False"},
                 },
-                "disks": [{"pdev_path": "/dev/san/h1", "vdev": "hda"}, {"vdev": "hdc", "is_cdrom": 1}],
+                "disks": [
+                    {"pdev_path": "/dev/san/h1", "vdev": "hda", "readwrite": 1},
+                    {"vdev": "hdc", "is_cdrom": 1},
+                ],
                 "nics": [{"devid": 0, "nictype": "vif_ioemu"}],
                 "pcidevs": [{"dev": 1}],
             },
         },
     ]  # fmt: skip
     found = surroundings.parse_guests(json.dumps(listed))
-    assert found["h1"] == {**GUEST, "vcpus": 2, "passthrough": 1}
+    assert found["h1"] == {**GUEST, "vcpus": 2, "passthrough": 1, "writable_disks": ["/dev/san/h1"]}
     assert found["Domain-0"]["type"] == "pv"
     assert surroundings.parse_guests("") == {}
 
