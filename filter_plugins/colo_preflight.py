@@ -279,8 +279,8 @@ def _disks(pair: Pair) -> Seen:
     writable = pair.guest["writable_disks"] if pair.guest else []
     if writable:
         return "writable", (
-            f"{pair.vm} can write to {', '.join(writable)}, and disks are not replicated: protect a VM that has only disks that "
-            "it reads (mode r), or none."
+            f"{pair.vm} can write to {', '.join(writable)}, and disks are not replicated: protect a VM that has only disks "
+            "that it reads (mode r), or none."
         )
     if not missing:
         return "there", ""
