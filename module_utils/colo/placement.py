@@ -23,6 +23,8 @@ from ortools.sat.python import cp_model
 CELL_HOSTS = 24
 #: VMs that are solved together.
 BLOCK_VMS = 40
+#: How many hosts of its cell a VM may choose from at least.
+FEWEST_HOSTS = 8
 #: How many hosts a VM may choose from that its cell has no room for.
 WIDE_HOSTS = 48
 #: What the solver may spend on one primary's VMs and on a whole cell, in its own deterministic measure: one is a few seconds.
@@ -54,25 +56,21 @@ class Vm:
 
 @dataclass(frozen=True)
 class Costs:
-    """What makes a placement worse; the last three are thousandths.
+    """What makes a placement worse: a VM without a copy, a copy that moves, and two things in thousandths.
 
-    A VM without a copy; a copy that moves; how full the fullest host is; how full the host of each copy was before it came;
-    and how much more of a host's VMs its death leaves to one other host than an even spread would. ``effort`` is what the
-    solver may spend.
+    How full the fullest host is; and for each primary how much more of its VMs its death leaves to one other host than an even
+    spread would. ``effort`` is what the solver may spend.
     """
 
-    unplaced: int = 10**9
-    moved: int = 10**6
-    fullest: int = 0
-    crowded: int = 0
-    uneven: int = 10
+    unplaced: int = 10**10
+    moved: int = 10**7
+    fullest: int = 50
+    uneven: int = 50
     effort: float = CELL_EFFORT
 
 
-#: New copies go to the emptiest hosts. With all copies of a cell in play, the fullest host counts: a move must be needed, or
-#: it was asked for and makes the fullest host emptier, or a death milder.
-NEW_COPIES = Costs(crowded=1, effort=BLOCK_EFFORT)
-NEEDED_MOVES, WANTED_MOVES = Costs(fullest=100), Costs(fullest=100, moved=50)
+#: A move must be needed, or it was asked for and makes the fullest host emptier, or a death milder.
+NEW_COPIES, NEEDED_MOVES, WANTED_MOVES = Costs(effort=BLOCK_EFFORT), Costs(), Costs(moved=50)
 
 
 @dataclass
@@ -188,11 +186,18 @@ class _Fleet:
 
         def solve(cell: tuple[int, list[Vm]]) -> None:
             for block in self._blocks(cell[1]):
-                self._put(block, self._solved(self._cells[cell[0]], block, before, NEW_COPIES))
+                hosts = self._emptiest(self._cells[cell[0]], block)
+                self._put(block, self._solved(hosts, block, before, NEW_COPIES))
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _done in pool.map(solve, self._of_cells(vms).items()):
                 pass  # raises what was raised there
+
+    def _emptiest(self, hosts: Iterable[Host], block: Sequence[Vm]) -> list[Host]:
+        """Hosts for the copies of one primary's VMs, a few more than VMs: the fullest of these is what counts."""
+        fitting = [host for host in hosts if any(self._may_be_on(vm, host.name) for vm in block)]
+        fitting.sort(key=lambda host: (self._used.memory[host.name] / max(1, host.memory_mib), host.name))
+        return fitting[: max(FEWEST_HOSTS, len(block) * 3 // 2)]
 
     def _blocks(self, vms: Iterable[Vm]) -> list[list[Vm]]:
         """The VMs of one primary together, so that its death is spread; those with most memory first."""
@@ -298,11 +303,7 @@ class _Model:
         if moves is not None:
             self._model.add(sum(moved) <= moves)
         cost += [costs.moved * one for one in moved]
-        cost.append(costs.uneven * self._unevenness())
-        if costs.fullest:
-            cost.append(costs.fullest * self._fullest())
-        if costs.crowded:
-            cost.append(costs.crowded * self._crowding())
+        cost += [costs.fullest * self._fullest(), costs.uneven * self._unevenness()]
         self._model.minimize(sum(cost))
         for vm, host in self._on:
             if vm.name in before:
@@ -337,14 +338,6 @@ class _Model:
             memory = self._used.memory[host.name] + self._sum(host.name, vms)
             self._model.add(1000 * memory <= most * host.memory_mib)
         return most
-
-    def _crowding(self) -> cp_model.LinearExprT:
-        """Sum over the copies: thousandths of its memory that a host used before."""
-        return sum(
-            1000 * self._used.memory[host.name] // host.memory_mib * self._on[vm, host.name]
-            for host, vms in self._of_host.items()
-            for vm in vms
-        )
 
     def _unevenness(self) -> cp_model.LinearExprT:
         """Sum over the primaries: thousandths of its VMs' memory that its death leaves to one host beyond an even spread."""
