@@ -77,27 +77,30 @@ def exported(reports: Mapping[str, Any], vms: Mapping[str, Any]) -> dict[str, An
     for host, entries in sorted(known.items()):
         for name, entry in sorted((entries or {}).items()):
             if entry["alive"] and entry["config"] and (entry["state"] or {}).get("role") == "primary":
-                now = _settings(entry["config"], host)
-                if "arbiter" in entry["config"] and name not in vms:
-                    now["arbiter"] = {
-                        key: value for key, value in entry["config"]["arbiter"].items() if key != "host"
-                    }
-                was = found.get(name, {})
-                notes += [
-                    f"{name}: {key} is {value!r}"
-                    + (f", where colo_vms has {was[key]!r}." if key in was else ".")
-                    for key, value in now.items()
-                    if was.get(key, _DEFAULTS.get(key)) != value
-                ]
-                kept = {key: value for key, value in now.items() if key in was or _DEFAULTS.get(key) != value}
-                found[name] = {**was, **kept}
+                was, now = found.get(name, {}), _settings(entry["config"], host, with_arbiter=name not in vms)
+                found[name] = {**was, **{key: now[key] for key in now if key in was or _chosen(key, now)}}
+                notes += [f"{name}: {_difference(key, was, now)}" for key in now if _differs(key, was, now)]
     return {"vms": found, "notes": notes}
 
 
-def _settings(config: Mapping[str, Any], host: str) -> dict[str, Any]:
-    """What of a primary's configuration an operator has chosen."""
-    chosen = {key: config[key] for key in _DEFAULTS if key in config}
-    return {"primary": host, "secondary": config["peer"]["name"], **chosen}
+def _settings(config: Mapping[str, Any], host: str, *, with_arbiter: bool) -> dict[str, Any]:
+    """What a primary's configuration says of what stands in colo_vms."""
+    settings = {key: config[key] for key in _DEFAULTS if key in config}
+    if with_arbiter and "arbiter" in config:
+        settings["arbiter"] = {key: value for key, value in config["arbiter"].items() if key != "host"}
+    return {"primary": host, "secondary": config["peer"]["name"], **settings}
+
+
+def _chosen(key: str, now: Mapping[str, Any]) -> bool:
+    return bool(_DEFAULTS.get(key) != now[key])
+
+
+def _differs(key: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    return bool(was.get(key, _DEFAULTS.get(key)) != now[key])
+
+
+def _difference(key: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return f"{key} is {now[key]!r}" + (f", where colo_vms has {was[key]!r}." if key in was else ".")
 
 
 def purge_problems(report: Mapping[str, Any], host: str) -> list[str]:
