@@ -64,20 +64,13 @@ def pair_problems(vms: Mapping[str, Any], releases: Mapping[str, str]) -> list[s
 
 
 def reach_wanted(
-    vms: Mapping[str, Any], host: str, variables: Mapping[str, Any], witnesses: Sequence[str]
+    pairs: Sequence[Mapping[str, str]], variables: Mapping[str, Any], witnesses: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """What ``host`` has to reach, as colo_preflight_info takes it: its peers' channels and heartbeats, and each witness."""
-    peers = sorted(
-        {
-            other
-            for vm in vms.values()
-            for one, other in (
-                (vm["primary"], vm["secondary"]),
-                (vm["secondary"], vm["primary"]),
-            )
-            if one == host
-        }
-    )
+    """What a host with these ``pairs`` (colo_pairs) has to reach, as colo_preflight_info takes it.
+
+    Its peers' channels and heartbeats, and each witness.
+    """
+    peers = sorted({pair["peer"] for pair in pairs})
     wanted = []
     for peer in peers:
         port = variables[peer].get("colo_channel_port", 22)

@@ -148,7 +148,11 @@ def test_what_a_host_has_to_reach_and_to_have() -> None:
         },
         "w1": {"colo_witness_address": "203.0.113.1"},
     }
-    wanted = FILTERS["colo_reach_wanted"]
+    pairs = load(REPOSITORY / "filter_plugins" / "colo.py").FilterModule().filters()["colo_pairs"]
+
+    def wanted(vms: Any, host: str, variables: Any, witnesses: list[str]) -> Any:
+        return FILTERS["colo_reach_wanted"](pairs(vms, host), variables, witnesses)
+
     assert wanted(VMS, "xa", known, ["w1"]) == [
         {"name": "xb channels", "address": "192.0.2.2", "port": 2222},
         {"name": "xb heartbeats", "address": "198.51.100.2", "port": 2222},
