@@ -194,7 +194,8 @@ class Lane:
             write_frame(stream, buffers, patience, _SLICE_S)
             self._last_write = time.monotonic()
         except ChannelLostError:
-            stream.close()  # half a frame may be out, so the reading thread has to say that it is broken
+            # Half a frame may be out, so the reading thread has to say that it is broken; but the peer may have said why.
+            stream.close_when_empty()
 
     def _await_room(self, size: int, patience: Patience) -> None:
         with self._state:

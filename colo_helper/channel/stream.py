@@ -51,7 +51,7 @@ class FdStream:
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._wake_r, self._wake_w = os.pipe()
-        self._closing = False
+        self._closing = self._emptying = False
         for fd in {read_fd, write_fd}:
             os.set_blocking(fd, False)
 
@@ -61,7 +61,8 @@ class FdStream:
         poll.register(self._wake_r, select.POLLIN)
         while not (ready := poll.poll(slice_s * 1000)):
             patience()
-        if self._closing or any(found == self._wake_r for found, _ in ready):
+        found = {number for number, _ in ready}
+        if self._wake_r in found and not (self._emptying and event == select.POLLIN and fd in found):
             raise ChannelLostError("The channel was closed on this side.")
 
     def read(self, length: int, patience: Patience, slice_s: float) -> bytes:
@@ -110,6 +111,16 @@ class FdStream:
 
         The descriptors stay open until ``release``: a number must not be reused under a reader.
         """
+        self._emptying = False
+        self._begin_to_close()
+
+    def close_when_empty(self) -> None:
+        """End writing, and reading as soon as nothing more is there: a peer's last words outlive its end of the channel."""
+        if not self._closing:
+            self._emptying = True
+            self._begin_to_close()
+
+    def _begin_to_close(self) -> None:
         if not self._closing:
             self._closing = True
             os.write(self._wake_w, b"x")

@@ -97,16 +97,21 @@ class Relay:
                         if line.frozen.is_set() or frame.kind is Kind.TAKEN:
                             self._wait_until_heard()
                     line.on_cut()
-                    continue
-                self._pass_on(frame)
+                elif not self._pass_on(frame):
+                    return  # the other way finds the end too, after what that side had still to say
         except ChannelLostError:
             self.source.close()
             self.target.close()
             shut(self.target)
 
-    def _pass_on(self, frame: Any) -> None:
+    def _pass_on(self, frame: Any) -> bool:
+        """Tell whether the target still takes frames."""
         buffers = encode(frame.kind, frame.head, frame.parts, frame.number)
-        write_frame(self.target, buffers, lambda: None, 1.0)
+        try:
+            write_frame(self.target, buffers, lambda: None, 1.0)
+        except ChannelLostError:
+            return False
+        return True
 
     def _wait_until_heard(self) -> None:
         """The peer has read it, and had a moment to hand it on: a loss of the session that comes first would hide it."""

@@ -261,6 +261,29 @@ def test_a_goodbye_is_told_from_a_break(ends):
     assert not one.broken.is_set(), "whoever closes is not told that it broke"
 
 
+def test_last_words_are_heard_though_nothing_can_be_written_any_more(ends):
+    heard, may_read = [], threading.Event()
+
+    def on_frame(frame):
+        may_read.wait(PATIENCE_S)
+        heard.append(frame.head["n"])
+
+    end = ends(on_frame=on_frame)
+    ours, theirs = socket.socketpair()
+    end.lane.detach()
+    fd = theirs.detach()
+    end.lane.attach(FdStream(fd, fd), 0)
+    with ours:
+        for n in (1, 2):
+            ours.sendall(b"".join(encode(Kind.STREAM, {"n": n}, (), n)))
+        ours.sendall(b"".join(encode(Kind.BYE, {"reason": "That was all."})))
+    end.lane.send(Kind.STREAM, {}, (), nothing)  # fails, for the peer has gone; it is kept for a next connection
+    may_read.set()
+    assert end.broken.wait(PATIENCE_S)
+    assert heard == [1, 2]
+    assert end.breaks[0].goodbye == "That was all."
+
+
 def test_a_peer_that_forgot_frames_is_refused(ends):
     sender, receiver = ends(), ends()
     join(sender, receiver)
