@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from colo_helper import __version__
+from colo_helper.control.look import STATE_ROOT, known_vms, look
 from colo_helper.control.protocol import VERBS
-
-STATE_ROOT = Path("/var/lib/colo")
 
 
 def dispatch(arguments: Sequence[str]) -> int:
@@ -29,6 +28,9 @@ def dispatch(arguments: Sequence[str]) -> int:
     status = commands.add_parser("status", help="show what is")
     status.add_argument("vm", nargs="?")
     status.add_argument("--json", action="store_true", help="the whole state as JSON")
+    exporter = commands.add_parser("exporter", help="answer Prometheus (systemd runs it)")
+    exporter.add_argument("address")
+    exporter.add_argument("port", type=_whole(1, 65535))
     commands.add_parser("receive", help="take a VM from xl migrate at the peer (systemd does this)")
     ctl = commands.add_parser("ctl", help="ask the replicator of a VM for something; prints its JSON answer")
     ctl.add_argument("vm")
@@ -44,6 +46,10 @@ def dispatch(arguments: Sequence[str]) -> int:
         from colo_helper.replication.runner import run as run_replicator  # noqa: PLC0415
 
         return run_replicator(chosen.vm)
+    if chosen.command == "exporter":
+        from colo_helper.exporter.server import serve  # noqa: PLC0415
+
+        return serve(chosen.address, chosen.port)
     if chosen.command == "receive":
         from colo_helper.channel.receive import main as receive  # noqa: PLC0415
 
@@ -144,7 +150,7 @@ def _ctl(chosen: argparse.Namespace) -> int:
 
 
 def _status(vm: str | None, *, as_json: bool) -> int:
-    names = [vm] if vm else sorted(path.parent.name for path in STATE_ROOT.glob("*/state.json"))
+    names = [vm] if vm else known_vms(STATE_ROOT)
     found = [state for name in names if (state := _state_of(name))]
     if as_json:
         _say(json.dumps(found[0] if vm and found else found, indent=1))
@@ -158,24 +164,8 @@ def _status(vm: str | None, *, as_json: bool) -> int:
 
 
 def _state_of(vm: str) -> dict[str, Any] | None:
-    """Return the fresh state from the replicator, or the one it left behind; ``running`` tells which."""
-    from colo_helper.control.client import ask  # noqa: PLC0415
-    from colo_helper.control.protocol import RefusedError  # noqa: PLC0415
-
     try:
-        answer = ask(vm, "status", timeout_s=30.0)
-        return {**{key: value for key, value in answer.items() if key != "ok"}, "running": True}
-    except RefusedError:
-        return _left_behind(STATE_ROOT / vm / "state.json")
-
-
-def _left_behind(path: Path) -> dict[str, Any] | None:
-    from colo_helper.monitor.files import read_json  # noqa: PLC0415
-
-    try:
-        return {**read_json(path), "running": False}
-    except FileNotFoundError:
-        return None
+        return look(vm, STATE_ROOT)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return None

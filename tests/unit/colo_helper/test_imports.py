@@ -14,8 +14,9 @@ ROOT = Path(colo_helper.__file__).parent
 MAY_IMPORT = {
     "arbiter": set(),
     "channel": set(),
-    "control": set(),
+    "control": {"monitor"},
     "devices": set(),
+    "exporter": {"control", "monitor"},
     "helper": {"stream", "memory", "hypervisor"},
     "hypervisor": {"memory", "stream"},
     "memory": set(),

@@ -277,7 +277,9 @@ def test_last_words_are_heard_though_nothing_can_be_written_any_more(ends):
         for n in (1, 2):
             ours.sendall(b"".join(encode(Kind.STREAM, {"n": n}, (), n)))
         ours.sendall(b"".join(encode(Kind.BYE, {"reason": "That was all."})))
-    end.lane.send(Kind.STREAM, {}, (), nothing)  # fails, for the peer has gone; it is kept for a next connection
+    end.lane.send(
+        Kind.STREAM, {}, (), nothing
+    )  # fails, for the peer has gone; it is kept for a next connection
     may_read.set()
     assert end.broken.wait(PATIENCE_S)
     assert heard == [1, 2]

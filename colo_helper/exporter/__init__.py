@@ -1,0 +1,1 @@
+"""Figures of this host's VMs for Prometheus."""
