@@ -111,6 +111,31 @@ def pairs(vms: Mapping[str, Any], host: str, only: str = "") -> list[dict[str, s
     ]
 
 
+def batches(hosts: Sequence[str], vms: Mapping[str, Any], sizes: object = 0) -> list[list[str]]:
+    """All of ``hosts`` in batches, so that the two hosts of a VM are always in the same one.
+
+    ``sizes`` counts groups of hosts that VMs link, which is pairs where each host has one peer: a number for every batch, or
+    one for the first, the second and so on, of which the last goes on; 0 or none: all at once. Raises ValueError.
+    """
+    wanted = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
+    if any(isinstance(size, bool) or not str(size).isdecimal() for size in wanted):
+        raise ValueError(f"colo_batch is {sizes!r}, not a number of pairs or a list of numbers.")
+    linked = {host: [host] for host in hosts}
+    for vm in vms.values():
+        one, other = (linked.get(vm.get(side)) for side in ("primary", "secondary"))
+        if one is None or other is None or one is other:
+            continue
+        one += other
+        linked |= dict.fromkeys(other, one)
+    groups = [members for host, members in linked.items() if members[0] == host]
+    found: list[list[str]] = []
+    while groups:
+        size = int(wanted[min(len(found), len(wanted) - 1)] if wanted else 0) or len(groups)
+        found.append([host for members in groups[:size] for host in members])
+        groups = groups[size:]
+    return found
+
+
 def channel_keys_of(results: Sequence[Mapping[str, Any]], vm: str) -> dict[str, list[str]]:
     """What a host says of itself for ``vm``, out of its results of colo_channel in a loop: all its keys, and its host keys.
 
@@ -169,6 +194,7 @@ class FilterModule:
             "colo_selection_problems": selection_problems,
             "colo_host_selection_problems": host_selection_problems,
             "colo_pairs": pairs,
+            "colo_batches": batches,
             "colo_channel_keys_of": channel_keys_of,
             "colo_bridges": bridges,
             "colo_maintenance_problems": maintenance_problems,

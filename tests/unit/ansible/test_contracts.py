@@ -186,6 +186,34 @@ def test_a_silent_host_is_told_in_a_sentence(silent_hosts: Path, playbook: str, 
     assert sentence in said
 
 
+def test_site_stops_at_the_first_batch_that_fails(silent_hosts: Path, tmp_path: Path) -> None:
+    inventory = yaml.safe_load(silent_hosts.read_text())
+    hosts = inventory["all"]["children"]["colo_hosts"]["hosts"]
+    inventory["all"]["children"]["colo_hosts"]["hosts"] = dict.fromkeys(
+        ("xa", "ya", "za", "xb", "yb"), hosts["xa"]
+    )
+    inventory["all"]["vars"]["colo_vms"] = {
+        f"{pair}1": {"primary": f"{pair}a", "secondary": f"{pair}b"} for pair in "xy"
+    }
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    command = [
+        Path(sys.executable).with_name("ansible-playbook"),
+        "playbooks/site.yml",
+        "-i",
+        tmp_path / "hosts.yml",
+    ]
+
+    def asked(*options: str) -> set[str]:
+        done = subprocess.run(
+            [*command, *options], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+        assert done.returncode != 0
+        return {name for name in ("xa", "xb", "ya", "yb", "za") if f"[{name}]: UNREACHABLE!" in done.stdout}
+
+    assert asked("-e", "colo_batch=1") == {"xa", "xb"}
+    assert asked() == {"xa", "xb", "ya", "yb", "za"}
+
+
 def test_the_witness_playbook_asks_for_a_witness_and_for_all_of_them(
     silent_hosts: Path, tmp_path: Path
 ) -> None:

@@ -30,6 +30,34 @@ def side(phase: str, **fields: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+LINKS = {
+    "1": {"primary": "a", "secondary": "d"},
+    "2": {"primary": "d", "secondary": "c"},
+    "3": {"primary": "e"},
+}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        (0, [["a", "d", "c", "b", "e"]]),
+        ([], [["a", "d", "c", "b", "e"]]),
+        (1, [["a", "d", "c"], ["b"], ["e"]]),
+        ("2", [["a", "d", "c", "b"], ["e"]]),
+        ([1, 10], [["a", "d", "c"], ["b", "e"]]),
+        ([1, 0], [["a", "d", "c"], ["b", "e"]]),
+    ],
+)
+def test_hosts_that_share_a_vm_are_in_one_batch(sizes: object, expected: list[list[str]]) -> None:
+    assert FILTERS["colo_batches"]("abcde", LINKS, sizes) == expected
+
+
+@pytest.mark.parametrize("sizes", [-1, "many", [1, "x"], True, 1.5, {"a": 1}])
+def test_a_batch_is_a_number_of_pairs(sizes: object) -> None:
+    with pytest.raises(ValueError, match=r"colo_batch is .*, not a number of pairs"):
+        FILTERS["colo_batches"]("ab", {}, sizes)
+
+
 def test_the_example_inventory_has_no_problem() -> None:
     assert FILTERS["colo_inventory_problems"]({"h1": H1}, ["xa", "xb"], ADDRESSES) == []
 
