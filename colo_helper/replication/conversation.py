@@ -32,6 +32,8 @@ _ENDINGS = {
     Kind.END: Cause.END,
     Kind.RENEW: Cause.RENEW,
 }
+#: What a refusal comes to, by its code.
+_REFUSALS = {"failed": Cause.PEER_FAILED, "taken_over": Cause.SUCCEEDED}
 
 
 class Conversation:
@@ -165,8 +167,8 @@ class Conversation:
     def _raise_ending(frame: Frame) -> None:
         cause = _ENDINGS.get(frame.kind)
         if cause:
-            if cause is Cause.PEER_REFUSED and frame.head.get("code") == "failed":
-                cause = Cause.PEER_FAILED
+            if cause is Cause.PEER_REFUSED:
+                cause = _REFUSALS.get(str(frame.head.get("code")), cause)
             reason = frame.head.get("error") or frame.head.get("reason") or "no reason given"
             raise SessionEndedError(cause, str(reason))
 

@@ -76,3 +76,6 @@ class Host(Protocol):
 
     def destroy(self, domid: int) -> None:
         """Destroy a domain; harmless when it is gone."""
+
+    def going_down(self) -> bool:
+        """Whether this host is being shut down, or started anew, in order."""

@@ -146,6 +146,11 @@ class Inbox:
         """Say that this side cannot go on with the session."""
         self._queue.put(_Trouble(sentence))
 
+    @property
+    def stopped_by_service(self) -> bool:
+        """Whether the service manager ends this program, which it also does when the host is shut down."""
+        return self._stopped_by_service != ""
+
     def refuse_stops(self, code: str, sentence: str) -> None:
         """What operators have asked until now is not done; what the service manager asked stands."""
         self.wait(0)

@@ -23,6 +23,7 @@ from colo_helper.replication.decisions.primary import (
     PrimaryEnd,
     PrimaryStart,
     PrimaryStep,
+    awaits_guest,
     beginning,
     guest_ended,
     guest_refusal,
@@ -82,7 +83,7 @@ class Primary:
         """
         before = primary_start(self.saved, self.host.find(self.config.vm), boot_id())
         self.monitor.restore(ended_generation=before.ended, **kept_state(self.saved))
-        self.awaiting = (self.saved or {}).get("phase") == "awaiting_guest" and before.ended != ""
+        self.awaiting = awaits_guest(self.saved, before.ended, boot_id())
         wait_s = 0.0
         while True:
             checkpoints = self.monitor.state.totals.checkpoints
@@ -343,10 +344,13 @@ class Primary:
             if epochs.handed_over:
                 self.step = PrimaryStep.HANDED_OVER
         if epochs.switched:
-            return (
-                Cause.SWITCHED,
-                f"{self.config.vm} runs on {self.config.peer_name} since epoch {epochs.epoch}",
-            )
+            why = f"{self.config.vm} runs on {self.config.peer_name} since epoch {epochs.epoch}"
+            if not epochs.leaves:
+                return Cause.SWITCHED, why
+            self._discard(
+                guest
+            )  # whoever shuts the host down must not save it, to be restored at the next boot
+            return Cause.GIVEN_UP, f"{why}, because this host is being shut down"
         return Cause.STOP, self.inbox.stop_reason
 
     def _handed_over(self) -> None:
@@ -413,10 +417,14 @@ class Primary:
             )
             return False
         self.monitor.restore(role="secondary")
-        guest, self.guest = self.guest, None
+        self._discard(self.guest)
+        return True
+
+    def _discard(self, guest: Guest) -> None:
+        """The copy is the VM; nothing of the guest here stays."""
+        self.guest = None
         for problem in [*attempt([lambda: self.host.destroy(guest.domain.domid)]), *guest.close()]:
             self.monitor.event("give_up", problem)
-        return True
 
     def _hang_up(self) -> None:
         if self.conversation:

@@ -86,6 +86,8 @@ class PrimaryEpochs(SavingParent):
     #: Whether the secondary's copy may be, or is, the VM now.
     handed_over: bool = False
     switched: bool = False
+    #: Whether that is because this host is being shut down.
+    leaves: bool = False
 
     def __post_init__(self) -> None:
         config = self.config
@@ -254,11 +256,13 @@ class PrimaryEpochs(SavingParent):
                     requested,
                     wanted,
                     caught,
+                    self.inbox.stopped_by_service and self.host.going_down(),
                 )
             )
             if step.action == "stop":
                 return 0
-            if step.action == "checkpoint":
+            if step.action in ("checkpoint", "leave"):
+                self.leaves = step.action == "leave"
                 self._why, self._diverged = step.sentence, wanted != ""
                 self._begin()
                 return 1
@@ -286,7 +290,8 @@ class PrimaryEpochs(SavingParent):
             self._sent_bytes += self.conversation.send(Kind.SUSPEND, {"epoch": self.epoch})
 
     def _asked_for(self, verb: str) -> bool:
-        return not self._first and any(request.verb == verb for request in self._requests)
+        asked = {request.verb for request in self._requests} | ({"switchover"} if self.leaves else set())
+        return not self._first and verb in asked
 
     @property
     def _to_hold(self) -> bool:

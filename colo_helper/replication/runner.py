@@ -147,7 +147,7 @@ def _serve(
     listener = AttachListener(
         run_dir / "attach.sock",
         config.vm,
-        lambda: attach_refusal(config.vm, monitor.state.phase),
+        lambda: attach_refusal(config.vm, monitor.state.phase, arbiter=right.automatic),
         lambda name: session(config, monitor, inbox, name),
         inbox.put_session,
     )

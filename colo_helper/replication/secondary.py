@@ -10,6 +10,7 @@ from typing import Any
 
 from colo_helper import __version__
 from colo_helper.arbiter.decisions import Do
+from colo_helper.channel.session import Session
 from colo_helper.channel.wire import Frame, Kind
 from colo_helper.control.protocol import Request
 from colo_helper.monitor.monitor import Monitor, boot_id
@@ -43,6 +44,8 @@ from colo_helper.traffic.moves import Moves
 from colo_helper.traffic.sides import SecondarySide, Untouched, to_nobody
 
 _PROGRESS_S = 1.0
+#: How long a primary that comes back may take to say who it is, in seconds.
+_HELLO_TIMEOUT_S = 10.0
 #: How often it is looked whether connections still need their numbers moved after a take-over.
 _FOLLOWED_S = 10.0
 
@@ -355,6 +358,9 @@ class Secondary:
 
         def interrupted() -> None:
             self.succession.obey(self.inbox)
+            if self.inbox.stopped_by_service and not self.stop_sent_s and self.host.going_down():
+                # Not the end of the protection: the primary looks for its secondary until this host is there again.
+                raise SessionEndedError(Cause.LOCAL_ERROR, "The secondary's host is being shut down.")
             if self.inbox.stop_reason and not self.stop_sent_s:
                 self.stop_sent_s = time.monotonic()
                 conversation.send(Kind.STOP, {"reason": self.inbox.stop_reason})
@@ -401,7 +407,7 @@ class Secondary:
         elif self.inbox.sessions and not active:
             return self._session().exit_code
         elif self.inbox.sessions:
-            self.inbox.sessions.pop().close()  # it began before the takeover
+            self._turn_away(self.inbox.sessions.pop())
         elif self.inbox.stop_requests and not active:
             end = stopped_end(self.config.vm, self.inbox.stop_reason)
             if problems := self._destroy():
@@ -419,6 +425,30 @@ class Secondary:
         else:
             self.inbox.wait_forever()
         return None
+
+    def _turn_away(self, session: Session) -> None:
+        """There is a primary although this copy is the VM. Without an arbiter nobody else tells it so.
+
+        It believes that of a guest only which this copy comes from.
+        """
+        if self.succession.right.automatic:
+            session.close()  # it began before the takeover
+            return
+        primary, state = Conversation(session, self.inbox), self.monitor.state
+        try:
+            hello = primary.expect(Kind.HELLO, timeout_s=_HELLO_TIMEOUT_S).head
+            stale = hello.get("generation") == state.generation != "" and not self._unable()
+            text = f"{self.config.vm} was taken over and is active there: {state.reason}"
+            primary.tell(Kind.REFUSE, {"code": "taken_over" if stale else "failed", "error": text})
+            self.monitor.event(
+                "primary_told", f"The primary on {self.config.peer_name} came back, and was told."
+            )
+        except SessionEndedError as error:
+            self.monitor.event(
+                "primary_told", f"The primary on {self.config.peer_name} came back, and went: {error}"
+            )
+        finally:
+            primary.close()
 
     def _be_the_vm(self) -> None:
         """What is left to do after a takeover."""

@@ -212,6 +212,13 @@ class XenHost:
                 f"'xl destroy {domid}' failed with status {done.returncode}: {done.stderr.strip()}."
             )
 
+    def going_down(self) -> bool:
+        """See Host. systemd says so from the moment on in which the shutdown was asked for."""
+        try:
+            return self._run(["systemctl", "is-system-running"]).stdout.strip() == "stopping"
+        except HostError:
+            return False  # then it is a stop like another
+
     def _xl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self._run(["xl", *arguments])
 

@@ -201,6 +201,7 @@ class ProtectedVm(DesiredState):
             self._systemctl("stop")
         if before["config"] != config:
             write_atomically(snapshot.config_path(self.vm), render(config))
+        self._systemctl("enable", "--quiet")  # from now on at every boot
         self._started = time.monotonic()
         self._systemctl("start", "--no-block")
 
@@ -272,7 +273,7 @@ class ProtectedVm(DesiredState):
                         f"The replicator of {self.vm} on {now.host} does not stop: {answer.get('error')}",
                         code=answer.get("code"),
                     )
-        self._systemctl("stop")
+        self._systemctl("disable", "--quiet", "--now")
         snapshot.config_path(self.vm).unlink(missing_ok=True)
         left = self.look()
         if left.domain is not None and (now.config or {}).get("role") == "secondary" and not now.taken_over:

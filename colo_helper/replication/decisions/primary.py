@@ -86,6 +86,14 @@ def primary_start(saved: dict[str, Any] | None, domid: int | None, boot_id: str)
     )
 
 
+def awaits_guest(saved: dict[str, Any] | None, ended: str, boot_id: str) -> bool:
+    """Tell whether a guest is waited for: it has ended under an earlier replicator, or this host was started anew since."""
+    known = saved or {}
+    if known.get("boot_id") != boot_id:
+        return saved is not None
+    return known.get("phase") == "awaiting_guest" and ended != ""
+
+
 def maybe_succeeded(saved: dict[str, Any] | None) -> bool:
     """Tell whether somebody else had the right to go on with the VM when an earlier run ended, in this boot or before."""
     return saved is not None and (
@@ -105,11 +113,13 @@ class Idle:
     wanted: str = ""
     #: Somebody else has paused the guest, and caught it in the middle of an I/O request.
     caught: bool = False
+    #: The stop is that of the whole host.
+    host_ends: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class IdleStep:
-    """``action`` is ``wait`` (for ``wait_s``), ``checkpoint`` or ``stop``."""
+    """``action`` is ``wait`` (for ``wait_s``), ``checkpoint``, ``stop``, or ``leave``: a switch-over, then a stop."""
 
     action: str
     wait_s: float
@@ -123,7 +133,7 @@ CAUGHT_S = 0.5
 def idle_step(idle: Idle) -> IdleStep:
     """Decide what the primary does while both copies run."""
     if idle.stop_reason:
-        return IdleStep("stop", 0.0, idle.stop_reason)
+        return _stop_step(idle)
     if idle.caught:
         return IdleStep(
             "wait",
@@ -138,6 +148,12 @@ def idle_step(idle: Idle) -> IdleStep:
     if idle.now_s >= idle.due_s:
         return IdleStep("checkpoint", 0.0, "The interval has passed.")
     return IdleStep("wait", idle.due_s - idle.now_s, "The interval has not passed yet.")
+
+
+def _stop_step(idle: Idle) -> IdleStep:
+    if idle.host_ends and not idle.caught:
+        return IdleStep("leave", 0.0, f"{idle.stop_reason} The host is being shut down.")
+    return IdleStep("stop", 0.0, idle.stop_reason)
 
 
 @unique
@@ -212,7 +228,7 @@ def _guest_ended_end(vm: str, peer: str, step: PrimaryStep, why: str, by_itself:
 
 def _handed_over_end(vm: str, peer: str, cause: Cause, why: str) -> PrimaryEnd:
     if cause is Cause.GIVEN_UP:
-        sentence = f"{why}; its copy on {peer} goes on, and its domain here is gone."
+        sentence = f"{why}; the copy on {peer} is {vm} now, and its domain here is gone."
         return PrimaryEnd("standby", "", 0, sentence, "gone")
     if cause in (Cause.SWITCHED, Cause.SUCCEEDED):
         return PrimaryEnd(

@@ -74,9 +74,12 @@ def _takeover_refusal(vm: str, role: str, phase: str) -> Refusal | None:
     return None
 
 
-def attach_refusal(vm: str, phase: str) -> str:
-    """Return why no primary may attach in this phase of the secondary, or an empty string."""
-    if phase in ("waiting", "peer_lost", "torn", *STANDING_BY):
+def attach_refusal(vm: str, phase: str, *, arbiter: bool) -> str:
+    """Return why no primary may attach in this phase of the secondary, or an empty string.
+
+    Where no arbiter tells a primary that it is not the VM any more, the copy that took over does.
+    """
+    if phase in ("waiting", "peer_lost", "torn", *STANDING_BY) or (phase == "active" and not arbiter):
         return ""
     if phase in ("receiving", "resyncing", "replicating"):
         return f"Another primary of {vm} is attached already."

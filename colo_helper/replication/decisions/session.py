@@ -26,8 +26,8 @@ class Cause(Enum):
     STOP = "somebody asked this side to stop"
     END = "the primary ended the protection in order"
     ABORT = "the primary gave up and its guest runs on"
-    SUCCEEDED = "the arbiter says that the VM is another host's"
-    GIVEN_UP = "the guest has no device model any more, and its copy is the VM from now on"
+    SUCCEEDED = "the VM is another host's: the arbiter says so, or, without one, that host"
+    GIVEN_UP = "the guest here is gone, and its copy is the VM from now on"
     LEFT = "the service manager ends this program before the arbiter has answered"
     SWITCHED = "the roles have been swapped"
 

@@ -176,7 +176,7 @@ def _serve(
     listener = AttachListener(
         birth.directory / "attach.sock",
         VM,
-        lambda: attach_refusal(VM, monitor.state.phase),
+        lambda: attach_refusal(VM, monitor.state.phase, arbiter=right.automatic),
         lambda name: connect.session(config, monitor, inbox, name),
         inbox.put_session,
         group="",

@@ -61,7 +61,7 @@ def starts(host: FakeHost) -> FakeHost:
     def systemctl(words: list[str]) -> tuple[int, str, str]:
         if words[1] == "start":
             host.units[UNIT] = RUNNING
-        elif words[1] == "stop":
+        elif words[1] == "stop" or "--now" in words:
             host.units[UNIT] = ("inactive", "dead", "success")
         return 0, "\n".join(
             f"{key}={value}" for key, value in
@@ -95,6 +95,7 @@ def test_primary_is_protected_and_the_second_run_changes_nothing(starts: FakeHos
         "interval_ms": 1000, "copy_downtime_ms": 300, "peer_timeout_ms": 5000, "heartbeat_misses": 5, "bridge": "xenbr0",
         "min_interval_ms": 100, "latency_ms": 500, "output": "compare",
     }  # fmt: skip
+    assert starts.ran("systemctl", "enable", "--quiet", UNIT)
     assert starts.ran("systemctl", "start", "--no-block", UNIT)
     second = run("colo_vm", name="h1", role="primary", peer=PEER)
     assert second["changed"] is False

@@ -125,6 +125,8 @@ class EmulatedHost:
     filters: dict[int, EmulatedFilters] = field(default_factory=dict)
     destroyed: list[int] = field(default_factory=list)
     refuse_restore: bool = False
+    #: Whether it is being shut down.
+    shuts_down: bool = False
     #: Where marks are kept for whoever comes after a crash.
     run_dir: Path | None = None
     prepare: Callable[[EmulatedDomain, EmulatedDevices], None] | None = None
@@ -171,6 +173,9 @@ class EmulatedHost:
             ThreadHelper(domain, request, os.dup(stream_fd), NO_FD if back_fd == NO_FD else os.dup(back_fd)),
             "colo-save-helper",
         )
+
+    def going_down(self) -> bool:
+        return self.shuts_down
 
     def destroy(self, domid: int) -> None:
         self.destroyed.append(domid)

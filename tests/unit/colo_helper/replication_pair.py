@@ -247,7 +247,7 @@ class Pair:
         self.listener = AttachListener(
             self.directory / "attach.sock",
             VM,
-            lambda: attach_refusal(VM, self.s_monitor.state.phase),
+            lambda: attach_refusal(VM, self.s_monitor.state.phase, arbiter=self.arbiters is not None),
             lambda name: connect.session(
                 config("secondary", self.timeout_ms), self.s_monitor, self.s_inbox, name
             ),

@@ -87,7 +87,7 @@ def test_a_guest_without_a_device_model_gives_way_to_its_copy_at_once(both, worl
     assert world.kept == ("xb", ALONE)
     reason = both.phase("primary", "standby")
     assert reason.startswith("The device model of h1 has ended (")
-    assert reason.endswith("its copy on xb goes on, and its domain here is gone.")
+    assert reason.endswith("the copy on xb is h1 now, and its domain here is gone.")
     assert both.ended("primary") == 0
     assert both.p_monitor.state.role == "secondary"
     assert both.primary_host.find(VM) is None

@@ -395,10 +395,12 @@ def test_takeover_while_the_primary_is_alive_says_so():
     assert refusal.sentence == "The primary of h1 is alive: its channels are up. Stop it first."
 
 
+@pytest.mark.parametrize("arbiter", [True, False])
 @pytest.mark.parametrize("phase", SECONDARY_PHASES)
-def test_who_may_attach(phase):
-    assert (attach_refusal("h1", phase) == "") is (
-        phase in ("waiting", "peer_lost", "torn", "standby", "handed_over")
+def test_who_may_attach(phase, arbiter):
+    to_be_told = ("active",) if not arbiter else ()
+    assert (attach_refusal("h1", phase, arbiter=arbiter) == "") is (
+        phase in ("waiting", "peer_lost", "torn", "standby", "handed_over", *to_be_told)
     )
 
 

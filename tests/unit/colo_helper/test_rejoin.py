@@ -6,6 +6,7 @@ import pytest
 
 from colo_helper.channel.wire import Kind
 from colo_helper.monitor.monitor import boot_id
+from tests.unit.colo_helper.arbitrated import on_network
 from tests.unit.colo_helper.emulated_host import EmulatedHost
 from tests.unit.colo_helper.replication_pair import eventually, pairs_that_retry
 from tests.unit.colo_helper.test_replication import (
@@ -186,12 +187,39 @@ def test_a_copy_of_something_else_is_refused_and_stays(pair):
     assert both.ask("secondary", "takeover")["ok"] is True
 
 
-def test_a_primary_whose_copy_was_taken_over_says_so_and_goes_on_asking(pair):
+def test_a_primary_whose_copy_was_taken_over_is_not_the_vm_any_more(pair):
     both = parted(pair)
     assert both.ask("secondary", "takeover")["ok"] is True
     both.mend_line()
-    eventually(lambda: "was taken over and is active here" in both.p_monitor.state.reason, "the reason")
-    assert both.p_monitor.state.phase == "unprotected"
-    both.p_inbox.put_stop("An operator asked to stop.")
+    said = both.phase("primary", "standby")
+    assert said.startswith("h1 was taken over and is active there: ")
     assert both.ended("primary") == 0
+    assert both.p_monitor.state.role == "secondary"
+    assert not both.guest.running
+    assert not on_network(both.primary_host)
+    assert on_network(both.secondary_host)
+    assert both.copy.running
+
+
+@pytest.mark.parametrize("change", ["another first copy", "a copy that has ended"])
+def test_a_primary_goes_on_when_what_took_over_is_not_its_copy_or_runs_no_more(pair, change):
+    first = parted(pair)
+    assert first.ask("secondary", "takeover")["ok"] is True
+    p_saved = first.saved_by("primary")
+    if change == "another first copy":
+        p_saved |= {"generation": "another"}
+    else:
+        first.copy.ended = "poweroff"
+    both = pair(
+        primary_host=first.primary_host,
+        secondary_host=first.secondary_host,
+        saved=first.saved_by("secondary"),
+        p_saved=p_saved,
+    )
+    first.close_replicators()
+    both.start()
+    eventually(lambda: "was taken over and is active there" in both.p_monitor.state.reason, "the reason")
+    assert both.p_monitor.state.phase == "unprotected"
+    assert both.guest.running
+    assert on_network(both.primary_host)
     assert boot_id() == both.saved_by("primary")["boot_id"]

@@ -147,3 +147,64 @@ def test_a_replicator_with_the_old_configuration_does_not_start(role, was, phase
     assert role_refusal(VM, role, saved, boot_id(), 4) == ""
     assert role_refusal(VM, role, saved, boot_id(), None) == ""
     assert role_refusal(VM, role, None, boot_id(), 3) == ""
+
+
+STOPPED = "The service manager stopped the replicator (SIGTERM)."
+
+
+def test_a_host_that_is_shut_down_hands_its_vm_over(pair):
+    both = pair().start().replicating()
+    write_on_both(both, random.Random(7), 1)
+    memory = guest_memory(both.guest)
+    both.primary_host.shuts_down = True
+    both.p_inbox.put_stop(STOPPED)
+    assert (both.ended("primary"), both.ended("secondary")) == (0, 0)
+    assert on_the_network(both.secondary_host)
+    assert guest_memory(both.copy) == memory
+    assert VM not in both.primary_host.domains, (
+        "nothing that the host would save, and restore at its next boot"
+    )
+    ends = both.saved_by("primary"), both.saved_by("secondary")
+    assert [(one["role"], one["phase"]) for one in ends] == [
+        ("secondary", "standby"),
+        ("primary", "unprotected"),
+    ]
+    assert ends[0]["reason"] == (
+        "h1 runs on xb since epoch 1, because this host is being shut down; the copy on xb is h1 now, and its domain here "
+        "is gone."
+    )
+
+
+def test_a_replicator_alone_that_is_stopped_hands_nothing_over(pair):
+    both = pair().start().replicating()
+    both.p_inbox.put_stop(STOPPED)
+    assert (both.ended("primary"), both.ended("secondary")) == (0, 0)
+    assert both.p_monitor.state.phase == "stopped"
+    assert on_the_network(both.primary_host)
+    assert both.copy is None
+
+
+def test_a_vm_whose_peer_is_gone_is_stopped_with_its_host(pair):
+    both = pair(timeout_ms=500).start().replicating()
+    both.cut_line()
+    both.phase("primary", "unprotected")
+    both.primary_host.shuts_down = True
+    both.p_inbox.put_stop(STOPPED)
+    assert both.ended("primary") == 0
+    assert both.p_monitor.state.phase == "stopped"
+    assert both.guest.running
+
+
+def test_a_primary_looks_for_its_secondary_whose_host_is_shut_down(pair):
+    both = pair().start().replicating()
+    both.secondary_host.shuts_down = True
+    both.s_inbox.put_stop(STOPPED)
+    assert both.ended("secondary") == 0
+    said = both.phase("primary", "unprotected")
+    assert (
+        said == "The secondary on xb failed: The secondary's host is being shut down; h1 runs on unprotected."
+    )
+    assert both.copy is None
+    assert both.s_monitor.state.phase == "stopped"
+    assert "primary" not in both.exit_codes
+    assert on_the_network(both.primary_host)
