@@ -80,8 +80,8 @@ class Tenure:
 
     @property
     def shared(self) -> bool:
-        """Tell whether a secondary may come to own the VM now."""
-        return self._rule is not None
+        """Tell whether a secondary may come to own the VM now, or may have: it was to be handed over, and no answer came."""
+        return self._rule is not None or self._handing
 
     def permits(self) -> bool:
         """Tell whether output may leave now."""

@@ -161,7 +161,11 @@ class Session:
 
     def start(self, on_frame: Callable[[Frame], None], on_lost: Callable[[str], None]) -> None:
         """Hand frames on from now; ``on_lost`` is called once, with one sentence, unless ``close`` comes first."""
-        self._on_frame, self._on_lost = on_frame, on_lost
+        with self._lock:
+            self._on_frame, self._on_lost = on_frame, on_lost
+            lost_before = self._loss
+        if lost_before:
+            on_lost(lost_before)
         self._started_s = time.monotonic()
         self._liveness = Liveness(LANES, self._timing.interval_s, self._timing.misses, self._started_s)
         self._started.set()
@@ -334,7 +338,8 @@ class Session:
                 return
             self._loss = sentence
             self._ended.set()
-        self._on_lost(sentence)
+            on_lost = self._on_lost
+        on_lost(sentence)
         for lane in self._lanes.values():
             lane.close(f"The peer gave the session up: {sentence}")
 

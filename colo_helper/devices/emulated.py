@@ -78,9 +78,10 @@ class EmulatedDevices:
 
 @dataclass
 class EmulatedNics:
-    """Taps of an emulated domain."""
+    """Taps of an emulated domain; ``faults`` names the operations that fail half way, after their first tap."""
 
     current: list[Tap] = field(default_factory=lambda: [Tap("vif7.0-emu", "xenbr0"), Tap("vif7.0", "xenbr0")])
+    faults: set[str] = field(default_factory=set)
 
     def taps(self) -> list[Tap]:
         """See Nics."""
@@ -89,13 +90,22 @@ class EmulatedNics:
     def isolate(self) -> list[Tap]:
         """See Nics."""
         before = self.taps()
-        self.current = [replace(tap, bridge="") for tap in before]
+        self._change("isolate", [replace(tap, bridge="") for tap in before])
         return before
 
     def connect(self, taps: Sequence[Tap]) -> None:
         """See Nics."""
         wanted = {tap.name: tap.bridge for tap in taps}
-        self.current = [replace(tap, bridge=wanted.get(tap.name, tap.bridge)) for tap in self.current]
+        self._change(
+            "connect", [replace(tap, bridge=wanted.get(tap.name, tap.bridge)) for tap in self.current]
+        )
+
+    def _change(self, operation: str, wanted: list[Tap]) -> None:
+        if operation in self.faults:
+            self.faults.discard(operation)
+            self.current = [*wanted[:1], *self.current[1:]]
+            raise DeviceError(f"'ip' failed in the middle of '{operation}' (scripted).")
+        self.current = wanted
 
 
 @dataclass

@@ -28,16 +28,22 @@ def boot_id() -> str:
     return BOOT_ID.read_text().strip()
 
 
+def _says_who(before: State, after: State) -> bool:
+    return after.role != before.role or after.phase in ("active", "standby", "handed_over")
+
+
 class Monitor:
     """The state, kept in memory and written on every change. May be read by other threads at any time.
 
-    What cannot be written, because the disk is full, is said in the journal, and written later (see ``catch_up``). A phase that
-    cannot be written raises OSError when ``decides``: then the file tells the next replicator, and nobody else does, who has
-    the VM.
+    What cannot be written, because the disk is full, is said in the journal, and written later (see ``catch_up``). Who has the
+    VM, which a change of the role and some phases say, raises OSError when it cannot be written and this state ``decides``:
+    then the file tells that the next replicator, and nobody else does.
     """
 
     def __init__(self, directory: Path, state: State, notifier: Notifier, *, decides: bool = True) -> None:
         self._decides = decides
+        #: Whether an earlier replicator's state is still to be taken up: nothing of this one's has taken its place yet.
+        self.takes_up = False
         #: Whether the state is newer than its file.
         self._unwritten = False
         self._directory = directory
@@ -66,13 +72,19 @@ class Monitor:
     def enter(self, phase: str, reason: str, **changes: Any) -> None:  # noqa: ANN401  (fields of State)
         """Enter a phase for a reason (one sentence): state file, event and systemd's status line.
 
-        Raises OSError, see Monitor; the phase is then the one before in the file, and the new one here.
+        Raises OSError, see Monitor; then it is not entered.
         """
         with self._lock:
-            if phase != self._state.phase:
+            before, since = self._state, self._since
+            if phase != before.phase:
                 self._since = now_utc()
-            self._state = replace(self._state, phase=phase, reason=reason, **{"progress": None, **changes})
-            self._write_state(must=self._decides)
+            self._state = replace(before, phase=phase, reason=reason, **{"progress": None, **changes})
+            try:
+                self._write_state(must=self._decides and _says_who(before, self._state))
+            except OSError:
+                self._state, self._since, self._unwritten = before, since, True
+                raise
+            self.takes_up = False
         self.event(phase, reason)
         self._notifier.status(f"{phase}: {reason}")
 
@@ -84,11 +96,14 @@ class Monitor:
     def note(self, **known: Any) -> None:  # noqa: ANN401  (fields of State)
         """Write down what is known from now on, in the same phase; when that fails (OSError) it is not known."""
         with self._lock:
-            before, self._state = self._state, replace(self._state, **known)
+            before, since = self._state, self._since
+            self._state = replace(before, **known)
+            if self._state.phase != before.phase:
+                self._since = now_utc()
             try:
                 write_json(self._directory / "state.json", self.snapshot())
             except OSError:
-                self._state = before
+                self._state, self._since = before, since
                 raise
 
     def progress(self, step: str, moved_bytes: int, elapsed_s: float, **more: float | None) -> None:
@@ -143,8 +158,7 @@ class Monitor:
                 self._write_state()
 
     def _write_state(self, *, must: bool = False) -> None:
-        """Within the lock. What ``must`` be written and is not, was not done, so it is not written later either."""
-        self._unwritten = False
+        """Within the lock. Raises OSError when what ``must`` be written is not."""
         self._unwritten = not self._write("state.json", self.snapshot(), must=must)
 
     def _write(self, name: str, value: dict[str, Any], *, must: bool = False) -> bool:

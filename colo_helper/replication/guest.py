@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,9 +116,12 @@ class Guest:
 
     def resume(self) -> None:
         """Let the devices run, then the vCPUs; undoes every pause that is ours."""
+        self._start()
+        self._undo_pauses()
+
+    def _start(self) -> None:
         self.devices.cont()
         self.devices_stopped = False
-        self._undo_pauses()
 
     def adopt_halt(self) -> None:
         """Take over a guest that the toolstack or an earlier replicator left paused, and stop its devices as well."""
@@ -160,14 +163,16 @@ class Guest:
 
     def let_run(self) -> list[str]:
         """Undo whatever holds the guest; tries everything and returns what could not be undone."""
-        problems = []
-        if self._saving:
-            wait([self._saving])  # the device model serves one of us at a time
-            self._saving = None
+        self.await_saving()
+        self._saving = None
         if self.devices_stopped or self.halted:
-            problems = attempt([self.devices.cont, self._undo_pauses])
-        self.devices_stopped = False
-        return problems
+            return attempt([self._start, self._undo_pauses])
+        return []
+
+    def await_saving(self) -> None:
+        """Wait until the devices' state is saved, if it is being saved: the device model serves one of us at a time."""
+        if self._saving:
+            wait([self._saving])
 
     def close(self) -> list[str]:
         """Give the connections back; returns what went wrong."""
@@ -203,7 +208,7 @@ class Guest:
         self.held.clear()
 
 
-def attempt(steps: list[Callable[[], None]]) -> list[str]:
+def attempt(steps: Sequence[Callable[[], object]]) -> list[str]:
     """Take every step, whatever the others do; returns what went wrong on this host."""
     problems = []
     for step in steps:

@@ -203,7 +203,6 @@ class Primary:
             )
             if refusal:
                 raise SessionEndedError(Cause.LOCAL_ERROR, refusal)
-            self._wait_for_firmware(guest)
         except BaseException as error:
             if guest:
                 guest.close()
@@ -215,12 +214,11 @@ class Primary:
         before = self._begin(guest, domid)
         self.step = PrimaryStep.PROTECTED if self.awaiting else PrimaryStep.UNPROTECTED
         self.awaiting = False
-        if before.crashed:
-            problems = guest.recover()
-            self.monitor.event("recovered", " ".join([before.sentence, *problems]))
         if before.generation:
             self.step = PrimaryStep.PROTECTED
         self.packets.go_on_moving(guest)
+        if not before.crashed:
+            self._wait_for_firmware(guest)
         self.monitor.enter("connecting", f"Connecting to {self.config.peer_name}.", domid=domid)
         return guest
 
@@ -246,6 +244,8 @@ class Primary:
         if before.generation:
             self.monitor.restore(generation=before.generation, epoch=before.epoch, domid=domid)
         doubtful = self.ownership.right.automatic and (self.silenced or maybe_succeeded(self.saved))
+        if not doubtful:
+            self._recover(guest, before)
 
         def waiting() -> list[str]:
             if not doubtful:
@@ -260,7 +260,14 @@ class Primary:
             off = [tap for tap in guest.nics.taps() if not tap.bridge]
             guest.nics.connect([replace(tap, bridge=self.config.bridge) for tap in off])
             self.silenced = False
+            self._recover(guest, before)
         return before
+
+    def _recover(self, guest: Guest, before: PrimaryStart) -> None:
+        """Undo what an earlier replicator of this guest had under way."""
+        if before.crashed:
+            problems = guest.recover()
+            self.monitor.event("recovered", " ".join([before.sentence, *problems]))
 
     def _silence(self, guest: Guest) -> None:
         guest.nics.isolate()
@@ -357,12 +364,7 @@ class Primary:
         """From here on this side is the secondary, whatever happens."""
         self.ownership.hand_over()
         text = f"{self.config.vm} is being handed over to {self.config.peer_name}; it stands still here."
-        try:
-            self.monitor.enter("handed_over", text, role="secondary")
-        except OSError:
-            if not self.ownership.right.automatic:
-                self.monitor.restore(role="primary")  # not written down, so not done
-                raise
+        self.monitor.enter("handed_over", text, role="secondary")
 
     def _protected(self) -> None:
         """The secondary has a whole copy."""
@@ -500,12 +502,16 @@ class Primary:
                 self.monitor.enter(end.phase, sentence)
             self._answer_waiting(sentence)
             return None
-        if self.guest:
-            problems = self.guest.close()
-            if problems:
-                self.monitor.event("close", " ".join(problems))
-        self.monitor.enter(end.phase, sentence)
+        self._leave(end.phase, sentence)
         return end.exit_code
+
+    def _leave(self, phase: str, sentence: str) -> None:
+        for problem in self.guest.close() if self.guest else []:
+            self.monitor.event("close", problem)
+        if self.monitor.takes_up and phase == "failed":
+            self.monitor.event(phase, sentence)  # the next replicator has still to put the guest in order
+        else:
+            self.monitor.enter(phase, sentence)
 
     def _let_go(self, cause: Cause, end: PrimaryEnd, why: str) -> list[str]:
         """Let the guest run, its packets leave, and the peer know; returns what of the guest could not be put back."""

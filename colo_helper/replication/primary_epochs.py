@@ -214,8 +214,9 @@ class PrimaryEpochs(SavingParent):
 
     def _hand_over(self) -> None:
         """Both stand still and are equal: from the moment the secondary is told so, its copy is the VM and this one is not."""
-        taps = self.guest.nics.isolate()
+        taps = [tap for tap in self.guest.nics.taps() if tap.bridge]
         try:
+            self.guest.nics.isolate()
             self.on_handover()  # written down first: whoever comes after a crash must not let it run here
             self.handed_over = True
             self.conversation.send(Kind.HANDOVER, {"epoch": self.epoch})
@@ -303,8 +304,9 @@ class PrimaryEpochs(SavingParent):
         self.packets.resumed()
 
     def switch_qemu_logdirty(self, domid: int, enable: bool) -> int:
-        """See Callbacks."""
+        """See Callbacks. It may come while the devices' state is saved, when the helper has failed meanwhile."""
         self.packets.must_obey()
+        self.guest.await_saving()
         return super().switch_qemu_logdirty(domid, enable)
 
     def _let_run(self) -> None:

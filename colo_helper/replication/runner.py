@@ -15,7 +15,6 @@ from colo_helper.arbiter.tenure import Tenure
 from colo_helper.arbiter.times import times
 from colo_helper.control.protocol import RefusedError, Request
 from colo_helper.control.server import ControlServer
-from colo_helper.hypervisor.interface import HypervisorError
 from colo_helper.monitor.files import read_json
 from colo_helper.monitor.monitor import Monitor, boot_id
 from colo_helper.monitor.sdnotify import Notifier
@@ -30,7 +29,12 @@ from colo_helper.replication.config import (
     ConfigError,
     load_config,
 )
-from colo_helper.replication.decisions.refusals import attach_refusal, role_refusal, verb_refusal
+from colo_helper.replication.decisions.refusals import (
+    attach_refusal,
+    leaves_a_guest,
+    role_refusal,
+    verb_refusal,
+)
 from colo_helper.replication.guest import LOCAL_ERRORS
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.ownership import Ownership
@@ -99,6 +103,7 @@ def run(vm: str) -> int:
     saved = _saved(state_dir)
     state = State(vm, config.role, phase, "The replicator starts.", config.peer_name, **kept_state(saved))
     monitor = Monitor(state_dir, state, notifier, decides=config.arbiter is None)
+    monitor.takes_up = leaves_a_guest(saved, boot_id())
     inbox = Inbox(watch=Watch(notifier.alive))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: inbox.put_stop(_stopped_by(received)))
@@ -108,8 +113,11 @@ def run(vm: str) -> int:
     try:
         right = _right(config, monitor, inbox)
         return _serve(config, monitor, inbox, state_dir, run_dir, notifier.ready, right, saved)
-    except (*LOCAL_ERRORS, HypervisorError) as error:
-        monitor.enter("failed", str(error))
+    except LOCAL_ERRORS as error:
+        if monitor.takes_up:
+            monitor.event("failed", f"{error} What an earlier replicator left is as it was.")
+        else:
+            monitor.enter("failed", str(error))
         return 1
     finally:
         monitor.catch_up()

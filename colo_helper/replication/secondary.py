@@ -110,7 +110,7 @@ class Secondary:
             guest.nics.isolate()
             guest.hold_still()
         if start.phase == "active":
-            problems += attempt([self._go_on_moving])
+            problems += attempt([self._go_on_moving, lambda: self._join_network(guest)])
         self.monitor.enter(start.phase, " ".join([start.sentence, *problems]), domid=guest.domain.domid)
 
     def _wait(self) -> int | None:
@@ -241,9 +241,8 @@ class Secondary:
                 Kind.CHUNK, Kind.COPY_END, interrupted=self._pass_stop_on(conversation)
             )
         self.monitor.progress("restore", received, time.monotonic() - started)
-        domid = self.restore.finish()
+        self.guest = guest = self.host.open_guest(self.restore.finish())
         self.restore = None
-        self.guest = guest = self.host.open_guest(domid)
         guest.nics.isolate()  # at once: the guest itself is on the network, on the primary's host
         guest.adopt_halt()
         self.step = Step.READY
@@ -340,15 +339,18 @@ class Secondary:
         self.monitor.enter("replicating", text, domid=self.guest.domain.domid)
 
     def _handed_over(self) -> None:
-        """This side is the primary from now on; written down before the guest runs on the network."""
+        """This side is the primary from now on; written down before the guest runs on the network.
+
+        Whatever fails, this copy is the VM: the primary has written down that its own is not.
+        """
         assert self.guest is not None
-        for problem in self._let_packets_flow():  # all connections have the same numbers on both sides now
-            self.monitor.event("packets_flow", problem)  # and whatever that is, this copy is the VM
-        guest = self.guest
-        problems = attempt([lambda: self._join_network(guest)])  # whatever that is, this copy is the VM
-        text = " ".join([f"{self.config.vm} was handed over by {self.config.peer_name}.", *problems])
-        self.monitor.enter("unprotected", text, role="primary")
-        self.guest.devices.announce()
+        guest, text = self.guest, f"{self.config.vm} was handed over by {self.config.peer_name}."
+        problems = attempt([lambda: self.monitor.enter("unprotected", text, role="primary")])
+        self.monitor.restore(phase="unprotected", role="primary")
+        problems += self._let_packets_flow()  # all connections have the same numbers on both sides now
+        problems += attempt([lambda: self._join_network(guest), guest.devices.announce])
+        for problem in problems:
+            self.monitor.event("handed_over", problem)
 
     def _join_network(self, guest: Guest) -> None:
         guest.nics.connect([replace(tap, bridge=self.config.bridge) for tap in guest.nics.taps()])
@@ -538,17 +540,37 @@ class Secondary:
                 problems.append(unable)
             if problems:
                 return "takeover_failed", " ".join(problems)
+            self._become_active(guest, reason)
+        except LOCAL_ERRORS as error:
+            return "takeover_failed", str(error)
+        return "", ""
+
+    def _become_active(self, guest: Guest, reason: str) -> None:
+        """Be the VM on the network, which is written down first: whoever comes after a crash must not take it for a copy."""
+        before = self.monitor.state.phase
+        try:
+            self.monitor.note(phase="active")
+        except OSError:
+            if not self.succession.right.automatic:  # otherwise the arbiter has it written down
+                raise
+        try:
             if isinstance(self.packets, SecondarySide):
                 self.packets.take_over()
             else:  # a few connections are no reason to refuse
                 for problem in attempt([self._go_on_moving]):
                     self.monitor.event("moved_connections", problem)
             self._join_network(guest)
-            guest.devices.announce()
-        except LOCAL_ERRORS as error:
-            return "takeover_failed", str(error)
-        self.monitor.enter("active", reason, followed=self.packets.followed)
-        return "", ""
+        except LOCAL_ERRORS:
+            for problem in attempt([guest.nics.isolate, lambda: self.monitor.note(phase=before)]):
+                self.monitor.event("takeover_failed", problem)
+            raise
+        for problem in attempt(
+            [
+                lambda: self.monitor.enter("active", reason, followed=self.packets.followed),
+                guest.devices.announce,
+            ]
+        ):
+            self.monitor.event("active", problem)  # it is the VM all the same
 
 
 def _unpacked(frame: Frame) -> bytes:

@@ -165,12 +165,13 @@ class SecondaryEpochs(HelperParent):
                 return frame.kind is Kind.HANDOVER
 
     def _be_handed_over(self) -> SessionEndedError:
-        """The copy is the VM from now on; returns how the session ends."""
+        """The copy is the VM from now on, whatever goes wrong here; returns how the session ends."""
         self._record()
         self.on_handover()
-        self._run_on()
+        problems = attempt([self._run_on])  # it is tried again at the session's end
         self.conversation.tell(Kind.TAKEN, {"epoch": self.epoch})
-        return SessionEndedError(Cause.SWITCHED, f"The roles were swapped at epoch {self.epoch}")
+        text = f"The roles were swapped at epoch {self.epoch}"
+        return SessionEndedError(Cause.SWITCHED, ". ".join([text, *problems]))
 
     def _run_on(self) -> None:
         self.guest.resume()

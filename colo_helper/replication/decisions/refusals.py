@@ -8,6 +8,19 @@ from typing import Any
 from colo_helper.replication.decisions.primary import AT_WORK
 from colo_helper.replication.decisions.secondary import STANDING_BY
 
+#: Phases, by role, in which a replicator holds a guest or a copy that the next one has to take up.
+_HELD = {
+    "secondary": (*STANDING_BY, "torn", "peer_lost", "resyncing", "replicating"),
+    "primary": AT_WORK,
+}
+
+
+def leaves_a_guest(saved: dict[str, Any] | None, boot_id: str) -> bool:
+    """Tell whether an earlier replicator's state says what the next one has to take up, and must outlast until then."""
+    known = saved or {}
+    phases = (*_HELD.get(str(known.get("role")), ()), "active")
+    return known.get("boot_id") == boot_id and known.get("phase") in phases
+
 
 def role_refusal(vm: str, role: str, saved: dict[str, Any] | None, boot_id: str, domid: int | None) -> str:
     """Return why the domain here cannot have the role that the configuration names, or an empty string.
@@ -18,11 +31,7 @@ def role_refusal(vm: str, role: str, saved: dict[str, Any] | None, boot_id: str,
     if saved is None or domid is None or (saved.get("boot_id"), saved.get("domid")) != (boot_id, domid):
         return ""
     was, phase = str(saved.get("role")), str(saved.get("phase"))
-    held = {
-        "secondary": (*STANDING_BY, "torn", "peer_lost", "resyncing", "replicating"),
-        "primary": AT_WORK,
-    }
-    if was == role or phase not in held.get(was, ()):
+    if was == role or phase not in _HELD.get(was, ()):
         return ""
     return (
         f"The configuration says that this host is the {role} of {vm}, but it is its {was} ({phase}): "

@@ -6,12 +6,9 @@ The arbiter's clock is the tests' own.
 import threading
 import time
 
-import pytest
-
 from colo_helper.arbiter.record import ALONE, PROTECTED, Record
 from colo_helper.channel.wire import Kind
 from colo_helper.hypervisor.interface import HypervisorError
-from colo_helper.monitor import monitor
 from colo_helper.monitor.monitor import boot_id
 from colo_helper.monitor.watch import STUCK_S
 from colo_helper.replication.guest import Guest
@@ -295,24 +292,6 @@ def test_a_full_disk_does_not_take_a_handover_back(both, world, full):
     assert_aside(both)
     assert on_network(both.secondary_host)
     assert world.kept == ("xb", ALONE)
-
-
-@pytest.fixture
-def full(monkeypatch):
-    """Both hosts' disks, once it is set: nothing can be written."""
-    full = threading.Event()
-
-    def on_disk(write):
-        def written(path, value):
-            if full.is_set():
-                raise OSError(28, "No space left on device")
-            write(path, value)
-
-        return written
-
-    for name in ("write_json", "append_line"):
-        monkeypatch.setattr(monitor, name, on_disk(getattr(monitor, name)))
-    return full
 
 
 def test_a_full_disk_ends_no_protection(both, full):

@@ -108,7 +108,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
 
 @pytest.mark.parametrize("decides", [False, True])
-def test_a_full_disk_matters_only_to_a_phase_that_nobody_else_knows(tmp_path, monkeypatch, capsys, decides):
+def test_a_full_disk_matters_only_to_what_says_who_has_the_vm(tmp_path, monkeypatch, capsys, decides):
     monitor = Monitor(
         tmp_path, State("h1", "primary", "connecting", "It starts.", "xb"), Notifier(""), decides=decides
     )
@@ -122,9 +122,7 @@ def test_a_full_disk_matters_only_to_a_phase_that_nobody_else_knows(tmp_path, mo
         _without_room(monitor, decides, capsys)
     assert not (tmp_path / "state.json").exists()
     monitor.catch_up()
-    assert (tmp_path / "state.json").exists() is not decides  # what must be written and was not, was not done
-    monitor.enter("asking", "It asks.")
-    assert saved(tmp_path)["phase"] == "asking"
+    assert saved(tmp_path)["phase"] == ("replicating" if decides else "handed_over")
 
 
 def _without_room(monitor, decides, capsys):
@@ -132,13 +130,19 @@ def _without_room(monitor, decides, capsys):
     monitor.checkpoint(RECORD, CHANNELS)
     monitor.progress("copy", 7, 1.26)
     assert monitor.state.epoch == 1
-    with pytest.raises(OSError, match="No space") if decides else nullcontext():
-        monitor.enter("replicating", "Both run.")
+    monitor.enter("replicating", "Both run.")
     assert monitor.state.phase == "replicating"
+    with pytest.raises(OSError, match="No space") if decides else nullcontext():
+        monitor.enter("handed_over", "It is the other's.", role="secondary")
+    # What must be written and was not, was not done.
+    assert (monitor.state.phase, monitor.state.role) == (
+        ("replicating", "primary") if decides else ("handed_over", "secondary")
+    )
     said = capsys.readouterr().err
     assert "h1 lease: It was not renewed.\n" in said
     assert "h1 state.json was not written: [Errno 28] No space left on device\n" in said
-    assert ("h1 replicating: Both run." in said) is not decides
+    assert "h1 replicating: Both run." in said
+    assert ("h1 handed_over: It is the other's." in said) is not decides
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path):

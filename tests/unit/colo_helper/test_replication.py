@@ -545,10 +545,15 @@ def test_a_takeover_that_fails_can_be_asked_again(pair):
     both = pair(timeout_ms=BRIEF_MS).start().replicating()
     both.cut_line()
     both.phase("secondary", "peer_lost")
-    both.secondary_host.devices[7].faults.add("announce")
+    nics = both.secondary_host.nics[7]
+    nics.faults.add("connect")
     answer = both.ask("secondary", "takeover")
     assert (answer["ok"], answer["code"]) == (False, "takeover_failed")
+    assert {tap.bridge for tap in nics.taps()} == {""}, "what is told to have failed has not half happened"
+    assert both.saved_by("secondary")["phase"] == "peer_lost"
+    both.secondary_host.devices[7].faults.add("announce")  # clients find it all the same
     assert both.ask("secondary", "takeover")["ok"] is True
+    assert {tap.bridge for tap in nics.taps()} == {"xenbr0"}
 
 
 def test_a_stop_that_its_dead_primary_cannot_confirm_leaves_the_copy(pair):

@@ -14,7 +14,9 @@ import pytest
 from colo_helper.channel import listener
 from colo_helper.control.client import ask
 from colo_helper.control.protocol import RefusedError
+from colo_helper.monitor.monitor import boot_id
 from colo_helper.replication import runner, xl
+from colo_helper.replication.host import HostError
 from tests.unit.colo_helper.emulated_host import EmulatedHost, running_guest
 from tests.unit.colo_helper.replication_pair import eventually
 from tests.unit.colo_helper.test_decisions import PRIMARY, SECONDARY
@@ -38,6 +40,10 @@ def program(tmp_path, monkeypatch):
             (tmp_path / "config").mkdir()
             (tmp_path / "config" / "h1").write_text(json.dumps(value))
 
+        def leave(self, state):
+            (tmp_path / "state_dir" / "h1").mkdir(parents=True)
+            (tmp_path / "state_dir" / "h1" / "state.json").write_text(json.dumps(state))
+
         def state(self):
             return json.loads((tmp_path / "state_dir" / "h1" / "state.json").read_text())
 
@@ -58,6 +64,24 @@ def test_a_primary_without_its_guest(program):
         "There is no domain named h1 on this host.",
     )
     assert not os.path.exists(program.control)
+
+
+@pytest.mark.parametrize(
+    ("config", "phase"), [(SECONDARY, "peer_lost"), (SECONDARY, "active"), (PRIMARY, "replicating")]
+)
+def test_what_an_earlier_replicator_left_outlasts_one_that_cannot_start(
+    program, monkeypatch, capsys, config, phase
+):
+    def fails(*_args, **_options):
+        raise HostError("'xl domid h1' did not end within 60 s.")
+
+    left = {"role": config["role"], "phase": phase, "domid": 7, "generation": "abc", "boot_id": boot_id()}
+    program.leave(left)
+    program.configure(config)
+    monkeypatch.setattr(xl, "XenHost", fails)
+    assert runner.run("h1") == 1
+    assert program.state() == left
+    assert "What an earlier replicator left is as it was." in capsys.readouterr().err
 
 
 def test_a_primary_that_was_never_paired(program):

@@ -239,6 +239,15 @@ def test_an_orderly_end_is_known_at_once_and_after_all_frames(sides):
     assert secondary.losses == []
 
 
+def test_an_end_that_came_before_the_start_is_told_at_the_start(sides):
+    primary, secondary = sides(timing=Timing(60.0))
+    primary.session.open()
+    primary.session.close()
+    eventually(lambda: secondary.session.ended, "the goodbye is heard")
+    secondary.start()
+    assert secondary.reason() == "The peer closed the session."
+
+
 def test_a_needed_channel_that_cannot_be_made_is_an_error(sides):
     primary, _ = sides()
     primary.opener.without[BACK] = ChannelLostError("No route to host.")

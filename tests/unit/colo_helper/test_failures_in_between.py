@@ -1,0 +1,159 @@
+"""Failures of this host in the middle of what decides who is the VM: it runs on one side, and that side's file says so."""
+
+import pytest
+
+from colo_helper.arbiter.record import ALONE
+from colo_helper.monitor.monitor import boot_id
+from tests.unit.colo_helper.arbitrated import events, on_network
+from tests.unit.colo_helper.emulated_host import EmulatedHost, running_guest
+from tests.unit.colo_helper.replication_pair import VM, eventually
+
+
+@pytest.fixture
+def by_hand(pair):
+    """A VM that replicates without an arbiter."""
+    return pair().start().replicating()
+
+
+def lost(pair_of):
+    """The two have lost each other, and the secondary has its copy."""
+    pair_of.cut_line()
+    pair_of.phase("primary", "unprotected")
+    pair_of.phase("secondary", "peer_lost")
+    return pair_of
+
+
+# ------------------------------------------------------------------------------------------------------ switch-over
+
+
+@pytest.mark.parametrize("fault", ["announce", "cont"])
+def test_a_copy_that_was_handed_over_is_not_destroyed_by_a_slow_device_model(by_hand, fault):
+    by_hand.both_run()
+    by_hand.secondary_host.devices[7].faults.add(fault)
+    assert by_hand.ask("primary", "switchover")["ok"] is True
+    assert (by_hand.ended("primary"), by_hand.ended("secondary")) == (0, 0)
+    assert by_hand.secondary_host.destroyed == []
+    assert by_hand.saved_by("secondary")["phase"] == "unprotected"
+    assert on_network(by_hand.secondary_host)
+    assert by_hand.copy.running
+    assert by_hand.secondary_host.devices[7].running
+
+
+def test_a_switch_over_whose_nics_fail_half_way_leaves_the_vm_on_the_network(by_hand):
+    by_hand.both_run()
+    by_hand.primary_host.nics[by_hand.guest.domid].faults.add("isolate")
+    by_hand.ask_without_waiting("primary", "switchover")
+    eventually(lambda: "'isolate'" in by_hand.p_monitor.state.reason, "the failure")
+    assert on_network(by_hand.primary_host)
+    assert by_hand.guest.running
+    assert not on_network(by_hand.secondary_host)
+
+
+def test_a_switch_over_in_maintenance_that_nobody_answers_does_not_leave_the_vm_mute(both, world):
+    both.p_monitor.restore(maintenance="new disks")
+    both.rights["primary"].alone("maintenance")
+    world.cut("xa")
+    both.line.dead = True  # and the secondary is not found again
+    both.ask_without_waiting("primary", "switchover")
+    both.phase("primary", "asking")
+    world.mend()
+    both.phase("primary", "unprotected")
+    assert both.rights["primary"].permits()
+    assert both.guest.running
+    assert on_network(both.primary_host)
+
+
+# --------------------------------------------------------------------------------------------------------- takeover
+
+
+def test_a_copy_is_on_the_network_only_when_its_file_says_so(by_hand, full):
+    lost(by_hand)
+    full.set()
+    answer = by_hand.ask("secondary", "takeover")
+    assert (answer["ok"], answer["code"]) == (False, "takeover_failed")
+    assert not on_network(by_hand.secondary_host)
+    full.clear()
+    assert by_hand.ask("secondary", "takeover")["ok"] is True
+    assert by_hand.saved_by("secondary")["phase"] == "active"
+    assert on_network(by_hand.secondary_host)
+
+
+def test_a_full_disk_is_no_hindrance_where_the_arbiter_has_it_written_down(both, world, full):
+    world.cut("xa")
+    both.cut_line()
+    both.phase("secondary", "peer_lost")
+    full.set()
+    world.now += 10
+    both.phase("secondary", "active")
+    eventually(lambda: on_network(both.secondary_host), "on the network")
+    assert world.kept == ("xb", ALONE)
+
+
+def test_a_replicator_that_comes_after_a_takeover_puts_its_vm_on_the_network(pair):
+    there = EmulatedHost()
+    there.add(VM, running_guest(5))
+    there.nics[5].isolate()  # the one before it died right after it had written down what it was about to do
+    saved = {"role": "secondary", "phase": "active", "domid": 5, "boot_id": boot_id(), "reason": "Decided."}
+    both = pair(secondary_host=there, saved=saved, only_secondary=True).start()
+    both.phase("secondary", "active")
+    eventually(lambda: on_network(there), "on the network")
+
+
+# --------------------------------------------------------------------------------------------------- a full disk
+
+
+def test_a_full_disk_destroys_no_copy_and_ends_no_primary(by_hand, full):
+    lost(by_hand)
+    full.set()
+    by_hand.mend_line()
+    by_hand.replicating()
+    assert by_hand.secondary_host.destroyed == []
+    by_hand.cut_line()
+    by_hand.phase("primary", "unprotected")
+    assert by_hand.exit_codes == {}
+    full.clear()
+
+
+# ------------------------------------------------------------------------------------------------------------ others
+
+
+def test_a_guest_that_may_be_anothers_is_put_aside_while_it_boots(pair, world, monkeypatch):
+    first = pair(arbiters=world.ways, output="hold").start().replicating()
+    world.cut("xa")
+    first.cut_line()
+    world.now += 10
+    first.phase("secondary", "active")
+    world.mend()
+    monkeypatch.setattr("colo_helper.replication.primary.io_share", lambda _domain: 1.0)
+    rebooted = EmulatedHost()
+    rebooted.add(VM, running_guest(3))
+    after = pair(
+        primary_host=rebooted,
+        arbiters=world.ways,
+        p_saved=first.saved_by("primary") | {"boot_id": "of another boot", "shared": True},
+    ).start()
+    after.phase("primary", "standby")
+    assert not on_network(rebooted)
+
+
+def test_the_devices_of_a_guest_that_did_not_start_are_started_at_the_next_attempt(by_hand):
+    devices = by_hand.primary_host.devices[by_hand.guest.domid]
+    devices.faults |= {"save_state", "cont"}
+    by_hand.ask_without_waiting("primary", "checkpoint")
+    eventually(lambda: events(by_hand, "primary", "unprotected"), "failed")
+    eventually(lambda: devices.running and by_hand.guest.running, "runs")
+
+
+def test_a_copy_that_was_built_and_cannot_be_opened_does_not_stay(pair):
+    both = pair()
+    opened = both.secondary_host.open_guest
+
+    def fails_once(_domid):
+        both.secondary_host.open_guest = opened
+        raise OSError(110, "The device model does not answer.")
+
+    both.secondary_host.open_guest = fails_once
+    both.start()
+    assert both.ended("primary") == 1
+    assert "does not answer; the unfinished copy of h1 was destroyed" in both.phase("secondary", "waiting")
+    assert both.copy is None
