@@ -285,6 +285,7 @@ class Primary:
             "arbiter": self.ownership.right.automatic,
             "generation": self.monitor.state.generation,
             "ended": self.monitor.state.ended_generation,
+            "before": str((self.saved or {}).get("generation", "")),
         }
 
     def _copy(self, conversation: Conversation, guest: Guest) -> None:

@@ -410,7 +410,8 @@ class Secondary:
             return self._session().exit_code
         elif self.inbox.sessions:
             self._turn_away(self.inbox.sessions.pop())
-        elif self.inbox.stop_requests and not active:
+        elif self.inbox.stop_reason and not active and (self.inbox.stop_requests or self.host.going_down()):
+            # A copy must not be saved with its host, to run on the network after the next boot.
             end = stopped_end(self.config.vm, self.inbox.stop_reason)
             if problems := self._destroy():
                 end = not_destroyed(end, self.config.vm)
@@ -431,7 +432,7 @@ class Secondary:
     def _turn_away(self, session: Session) -> None:
         """There is a primary although this copy is the VM. Without an arbiter nobody else tells it so.
 
-        It believes that of a guest only which this copy comes from.
+        That is told of a guest only which this copy comes from, or which was started anew where that one was.
         """
         if self.succession.right.automatic:
             session.close()  # it began before the takeover
@@ -439,7 +440,8 @@ class Secondary:
         primary, state = Conversation(session, self.inbox), self.monitor.state
         try:
             hello = primary.expect(Kind.HELLO, timeout_s=_HELLO_TIMEOUT_S).head
-            stale = hello.get("generation") == state.generation != "" and not self._unable()
+            theirs = hello.get("generation"), hello.get("before")
+            stale = state.generation in theirs and state.generation != "" and not self._unable()
             text = f"{self.config.vm} was taken over and is active there: {state.reason}"
             primary.tell(Kind.REFUSE, {"code": "taken_over" if stale else "failed", "error": text})
             self.monitor.event(

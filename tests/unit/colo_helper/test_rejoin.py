@@ -7,8 +7,8 @@ import pytest
 from colo_helper.channel.wire import Kind
 from colo_helper.monitor.monitor import boot_id
 from tests.unit.colo_helper.arbitrated import on_network
-from tests.unit.colo_helper.emulated_host import EmulatedHost
-from tests.unit.colo_helper.replication_pair import eventually, pairs_that_retry
+from tests.unit.colo_helper.emulated_host import EmulatedHost, running_guest
+from tests.unit.colo_helper.replication_pair import VM, eventually, pairs_that_retry
 from tests.unit.colo_helper.test_replication import (
     assert_copy_runs_off_the_network,
     assert_primary_untouched,
@@ -199,6 +199,33 @@ def test_a_primary_whose_copy_was_taken_over_is_not_the_vm_any_more(pair):
     assert not on_network(both.primary_host)
     assert on_network(both.secondary_host)
     assert both.copy.running
+
+
+def test_a_guest_that_was_started_anew_beside_the_copy_that_took_over_is_not_the_vm(pair):
+    first = parted(pair)
+    assert first.ask("secondary", "takeover")["ok"] is True
+    rebooted = EmulatedHost()
+    rebooted.add(VM, running_guest(3))
+    both = pair(
+        primary_host=rebooted,
+        secondary_host=first.secondary_host,
+        saved=first.saved_by("secondary"),
+        p_saved=first.saved_by("primary") | {"boot_id": "of another boot"},
+    )
+    first.close_replicators()
+    both.start()
+    both.phase("primary", "standby")
+    assert not on_network(rebooted)
+    assert on_network(both.secondary_host)
+
+
+def test_a_copy_goes_with_its_host(pair):
+    both = parted(pair)
+    both.secondary_host.shuts_down = True
+    both.s_inbox.put_stop("The service manager stopped the replicator (SIGTERM).")
+    assert both.ended("secondary") == 0
+    assert both.s_monitor.state.phase == "stopped"
+    assert both.copy is None
 
 
 @pytest.mark.parametrize("change", ["another first copy", "a copy that has ended"])
