@@ -59,9 +59,21 @@ def failover_problems(
         ]
     return [
         f"{name} is not failed over, because it may still run on its primary {hosts['primary']}, which answers: {what}. "
-        f"Two running copies would be worse than none. If the VM on {hosts['primary']} is broken, end it first: "
-        f"'systemctl stop colo-replicator@{name}' and 'xl destroy {name}' there, then run this again."
+        f"Two running copies would be worse than none. If the VM on {hosts['primary']} is broken, end it there first: "
+        f"{_how_to_end(name, primary, hosts['secondary'])}. Then run this again."
     ]
+
+
+def _how_to_end(name: str, primary: Mapping[str, Any], secondary: str) -> str:
+    """How the VM ends on its primary so that its copy stays: a replicator that is stopped before has the copy destroyed."""
+    gone = not primary["domain"] and primary["domains_known"]
+    steps = [] if gone else [f"'xl destroy {name}'"]
+    if primary["alive"]:
+        steps.append(f"'systemctl stop colo-replicator@{name}'")
+    if len(steps) < 2:
+        return "".join(steps)
+    noticed = "when playbooks/status.yml shows 'awaiting_guest' for it"
+    return f"{steps[0]} before anything else (its copy on {secondary} is kept); {noticed}, {steps[1]}"
 
 
 def exported(reports: Mapping[str, Any], vms: Mapping[str, Any]) -> dict[str, Any]:
