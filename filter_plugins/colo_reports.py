@@ -32,6 +32,9 @@ _DEFAULTS: dict[str, object] = {
     "bridge": "xenbr0",
 }
 
+#: Phases of a secondary whose domain is a copy: off the network, or standing still.
+_COPY = frozenset({"receiving", "resyncing", "replicating", "peer_lost", "torn", "standby", "handed_over"})
+
 
 def failover_problems(
     secondary: Mapping[str, Any], primary: Mapping[str, Any] | None, hosts: Mapping[str, str]
@@ -213,7 +216,7 @@ def unprotected(reports: Mapping[str, Any], vms: Mapping[str, Any]) -> list[str]
     for name in names:
         hosts = _hosts(name, vms.get(name), known)
         sides = [(known.get(host) or {}).get(name) for host in hosts]
-        if not _both_replicate(sides):
+        if not _both_replicate(sides) or _two_copies(name, known):
             reason = _reason(name, vms.get(name), hosts, sides, known)
             found.append(f"{name} is not protected: {reason}" if reason else f"{name} is not protected.")
     return found
@@ -223,6 +226,43 @@ def _entries(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not report or report.get("unreachable") or "vms" not in report:
         return None
     return {entry["name"]: entry for entry in report["vms"]}
+
+
+def _is_there(entry: Mapping[str, Any]) -> bool:
+    return bool(entry["domain"]) or not entry["domains_known"]
+
+
+def _role(entry: Mapping[str, Any]) -> str:
+    """What its replicator has been since the host was started; empty when that is not known."""
+    return "" if entry["stale"] else str((entry["state"] or {}).get("role", ""))
+
+
+def _is_copy(entry: Mapping[str, Any]) -> bool:
+    return _role(entry) == "secondary" and entry["phase"] in _COPY
+
+
+def _is_vm(entry: Mapping[str, Any]) -> bool:
+    """Whether the host says itself that the VM is there, and not a copy of it."""
+    return _is_there(entry) and (entry["protection"] == "active" or _role(entry) == "primary")
+
+
+def _two_copies(name: str, known: Mapping[str, dict[str, Any] | None]) -> str:
+    """That the VM may run on two hosts, by what any two of them say; empty when it does not."""
+    entries = {host: found[name] for host, found in sorted(known.items()) if found and name in found}
+    vms = sorted(
+        (host for host in entries if _is_vm(entries[host])),
+        key=lambda host: entries[host]["protection"] != "active",
+    )
+    others = [host for host in entries if _is_there(entries[host]) and not _is_copy(entries[host])]
+    for host in vms:
+        for other in others:
+            if other != host:
+                how = "took over" if entries[host]["protection"] == "active" else "is its primary"
+                return (
+                    f"TWO COPIES may be running: {host} {how}, and {other} may still run {name}. Decide at once which one is "
+                    f"right and remove the other with 'xl destroy {name}' on its host."
+                )
+    return ""
 
 
 def _row(
@@ -293,15 +333,14 @@ def _reason(
     sides: Sequence[Mapping[str, Any] | None],
     known: Mapping[str, Any],
 ) -> str:
-    first, second = sides
-    if first and second and second["protection"] == "active" and first["may_run_vm"]:
-        return f"TWO COPIES may be running: {hosts[1]} took over, and {hosts[0]} may still run {name}."
+    if alarm := _two_copies(name, known):
+        return alarm
     sentences = [] if vm else [f"{name} is not in the inventory's colo_vms."]
     reasons = {(side["state"] or {}).get("maintenance") for side in sides if side and not side["stale"]}
     sentences += [f"In maintenance: {reason}." for reason in sorted(filter(None, reasons))]
     sentences += [f"{host} does not answer." for host in hosts if host != "-" and known.get(host) is None]
-    if first and _both_replicate(sides):
-        return " ".join([*sentences, first["sentence"]])
+    if sides[0] and _both_replicate(sides):
+        return " ".join([*sentences, sides[0]["sentence"]])
     sentences += [side["sentence"] for side in sides if side]
     return " ".join(sentences)
 

@@ -363,12 +363,89 @@ def test_table_shows_dead_replicators_stale_states_strangers_and_two_copies() ->
     assert "xa replicating (dead)  xb not protected" in rows[1]
     assert rows[1].endswith("The replicator died.")
     assert "xa unprotected         xb active" in rows[2]
-    assert rows[2].endswith("TWO COPIES may be running: xb took over, and xa may still run h2.")
+    assert rows[2].endswith(
+        "TWO COPIES may be running: xb took over, and xa may still run h2. Decide at once which one is right and remove the "
+        "other with 'xl destroy h2' on its host."
+    )
     assert FILTERS["colo_unprotected"](reports, {"h1": H1, "h2": H1})[0] == (
         "h1 is not protected: The replicator died."
     )
     assert rows[3].startswith("old  -     xa not protected")
     assert rows[3].endswith("old is not in the inventory's colo_vms. Not since.")
+
+
+def said(phase: str, role: str, **fields: Any) -> dict[str, Any]:
+    """An entry of colo_vm_info whose replicator has said its role."""
+    return side(phase, state={"role": role}, **fields)
+
+
+def booted(**fields: Any) -> dict[str, Any]:
+    """What a host has of a VM after it was started anew, without a domain of its name."""
+    return gone(stale=True, state={"role": "primary"}, **fields)
+
+
+ACTIVE = said("active", "secondary", protection="active")
+
+
+@pytest.mark.parametrize("vms", [{"h1": H1}, {"h1": {**H1, "primary": "xb", "secondary": "xa"}}, {}])
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("one", "other", "how"),
+    [
+        (ACTIVE, said("unprotected", "primary"), "took over"),
+        (ACTIVE, said("stopped", "primary", alive=False), "took over"),
+        (ACTIVE, {**booted(), "domain": {"domid": 1, "state": "r-----"}}, "took over"),
+        (ACTIVE, {**booted(), "domains_known": False, "may_run_vm": True}, "took over"),
+        (said("unprotected", "primary"), said("waiting", "secondary"), "is its primary"),
+        (said("replicating", "primary"), {**booted(), "domain": {"domid": 1, "state": "r-----"}}, "is its primary"),
+    ],
+)  # fmt: skip
+def test_two_copies_are_seen_whatever_colo_vms_says(
+    vms: dict[str, Any], swapped: bool, one: dict[str, Any], other: dict[str, Any], how: str
+) -> None:
+    host, stranger = ("xb", "xa") if swapped else ("xa", "xb")
+    reports = {host: {"vms": [one]}, stranger: {"vms": [other]}}
+    sentence = f"TWO COPIES may be running: {host} {how}, and {stranger} may still run h1."
+    assert sentence in FILTERS["colo_status_table"](reports, vms)
+    assert sentence in FILTERS["colo_unprotected"](reports, vms)[0]
+
+
+def test_two_copies_are_seen_on_a_third_host() -> None:
+    pair = {
+        "xa": {"vms": [said("replicating", "primary")]},
+        "xb": {"vms": [said("replicating", "secondary")]},
+    }
+    third = {"vms": [{**booted(), "domain": {"domid": 1, "state": "r-----"}}]}
+    assert FILTERS["colo_unprotected"](pair, {"h1": H1}) == []
+    assert (
+        "xa is its primary, and xc may still run h1"
+        in FILTERS["colo_unprotected"]({**pair, "xc": third}, {"h1": H1})[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (said("replicating", "primary"), said("replicating", "secondary")),
+        (said("copying", "primary"), said("receiving", "secondary")),
+        (said("unprotected", "primary"), said("peer_lost", "secondary")),
+        (said("unprotected", "primary"), said("peer_lost", "secondary", alive=False)),
+        (said("unprotected", "primary"), said("torn", "secondary")),
+        (said("unprotected", "primary"), said("standby", "secondary", alive=False, protection="standby")),
+        (ACTIVE, said("standby", "secondary", alive=False, protection="standby")),
+        (ACTIVE, said("handed_over", "secondary", alive=False, protection="standby")),
+        (ACTIVE, said("waiting", "secondary", domain=None)),
+        (ACTIVE, said("awaiting_guest", "primary", domain=None)),
+        (ACTIVE, booted()),
+        (said("stopped", "primary", alive=False), gone(state={"role": "secondary"})),
+    ],
+)
+def test_a_copy_is_not_taken_for_the_vm(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for reports in (
+        {"xa": {"vms": [one]}, "xb": {"vms": [other]}},
+        {"xb": {"vms": [one]}, "xa": {"vms": [other]}},
+    ):
+        assert "TWO COPIES" not in FILTERS["colo_status_table"](reports, {"h1": H1})
 
 
 def primary(**config: Any) -> dict[str, Any]:
