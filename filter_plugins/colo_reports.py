@@ -322,7 +322,7 @@ def _side(host: str, entry: Mapping[str, Any] | None, known: Mapping[str, Any]) 
     if entry is None:
         return f"{host} {'unreachable' if known.get(host) is None else 'not protected'}"
     phase = entry["phase"] or ("no state" if entry["alive"] else "not protected")
-    dead = not entry["alive"] and phase not in ("stopped", "failed", "unprotected", "active", "not protected")
+    dead = not entry["alive"] and phase not in ("stopped", "failed", "not protected")
     return f"{host} {phase}{' (dead)' if dead else ''}"
 
 

@@ -362,7 +362,7 @@ def test_table_shows_dead_replicators_stale_states_strangers_and_two_copies() ->
     rows = FILTERS["colo_status_table"](reports, {"h1": H1, "h2": H1}).splitlines()
     assert "xa replicating (dead)  xb not protected" in rows[1]
     assert rows[1].endswith("The replicator died.")
-    assert "xa unprotected         xb active" in rows[2]
+    assert "xa unprotected (dead)  xb active (dead)" in rows[2]
     assert rows[2].endswith(
         "TWO COPIES may be running: xb took over, and xa may still run h2. Decide at once which one is right and remove the "
         "other with 'xl destroy h2' on its host."
