@@ -120,12 +120,27 @@ def _difference(key: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str
 
 def purge_problems(report: Mapping[str, Any], host: str) -> list[str]:
     """Why a host must keep what it has: VMs that are protected there, out of its result of colo_vm_info."""
-    return [
-        f"{entry['name']} is still protected on {host} ({entry['phase'] or 'configured'}): end that first with "
-        f"playbooks/unprotect.yml -e colo_vm={entry['name']}."
-        for entry in report["vms"]
-        if entry["alive"] or entry["config"] or entry["protection"] != "stopped"
-    ]
+    return [sentence for entry in report["vms"] if (sentence := _purge_problem(entry, host))]
+
+
+def _purge_problem(entry: Mapping[str, Any], host: str) -> str:
+    name = entry["name"]
+    if entry["alive"] or entry["config"]:
+        return (
+            f"{name} is still protected on {host} ({entry['phase'] or 'configured'}): end that first with "
+            f"playbooks/unprotect.yml -e colo_vm={name}."
+        )
+    if not entry["domain"] or entry["protection"] == "stopped":
+        return ""
+    if entry["protection"] == "active":
+        return (
+            f"{name} runs on {host} since it took over, and its protection has ended: shut it down with 'xl shutdown {name}', "
+            f"or move it with 'xl migrate {name} HOST', then run this again."
+        )
+    return (
+        f"A copy of {name} stands still on {host} since a switch-over, and nobody keeps it: when {name} runs on another host, "
+        f"remove it with 'xl destroy {name}', then run this again."
+    )
 
 
 def discard_confirmation(vm: str, confirm: str, primary: Mapping[str, Any] | None) -> str:
