@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,35 +36,92 @@ _DEFAULTS: dict[str, object] = {
 #: Phases of a secondary whose domain is a copy: off the network, or standing still.
 _COPY = frozenset({"receiving", "resyncing", "replicating", "peer_lost", "torn", "standby", "handed_over"})
 
+#: What ssh says of a host from which nothing comes, and of one that answers at least at its address.
+_SILENT = (
+    "timed out",
+    "not responding",
+    "no route to host",
+    "network is unreachable",
+    "could not resolve",
+    "host is down",
+)
+_ANSWERS = (
+    "banner exchange",
+    "connection refused",
+    "permission denied (",
+    "host key verification failed",
+)
+#: What Ansible puts before it.
+_ANSIBLES = re.compile(r"^.*\b(via|over) ssh: ", re.IGNORECASE)
+#: This machine itself refuses: nobody is behind a forwarded port of it, and nothing was heard of the host.
+_FORWARDED = re.compile(r"connect to host (127\.[0-9.]+|::1|localhost) port \d+: connection refused")
+
 
 def failover_problems(
-    secondary: Mapping[str, Any], primary: Mapping[str, Any] | None, hosts: Mapping[str, str]
+    looks: Mapping[str, Mapping[str, Any]],
+    vm: str,
+    hosts: Mapping[str, str],
+    override: bool = False,
+    reason: str = "",
 ) -> list[str]:
-    """Why the copy must not take over now. ``primary`` is None when its host does not answer.
+    """Why the copy must not take over now.
 
-    Both are entries of colo_vm_info; ``hosts`` names the two. Two running copies are the worst that can happen, so
-    everything that may be one counts as one.
+    ``looks`` has the results of colo_vm_info of the ``primary`` and the ``secondary`` that ``hosts``, the VM's entry in
+    colo_vms, names. A secondary that does not answer is not told of. Two running copies are the worst that can happen, so
+    everything that may be one counts as one; only that its host was not looked at may be answered for (``override``).
     """
-    name = secondary["name"]
-    if primary is None or not primary["may_run_vm"]:
+    known = {hosts[side]: _entries(look) for side, look in looks.items()}
+    primary, secondary = ((known[hosts[side]] or {}).get(vm) for side in ("primary", "secondary"))
+    if alarm := _two_copies(vm, known):
+        return [alarm]
+    if secondary and secondary["protection"] == "active":
+        return []
+    if primary and _is_copy(primary):
+        return [_other_way_round(vm, hosts, primary["phase"])]
+    if secondary is None:
+        return []
+    if primary is None:
+        return _not_silent(vm, looks["primary"], hosts["primary"], override, reason)
+    return _may_still_run(vm, primary, hosts)
+
+
+def _other_way_round(vm: str, hosts: Mapping[str, str], phase: str) -> str:
+    return (
+        f"The copy of {vm} is on {hosts['primary']} ({phase}), which colo_vms has as its primary: make {hosts['primary']} the "
+        f"secondary of {vm} in colo_vms, and {hosts['secondary']} its primary, and run this again."
+    )
+
+
+def _not_silent(vm: str, look: Mapping[str, Any], host: str, override: bool, reason: str) -> list[str]:
+    """Why it is not known that a host which could not be looked at is as silent as a dead one."""
+    said = _ANSIBLES.sub("", " ".join(str(look.get("msg", "nothing was asked")).split())).rstrip(".")
+    words = said.lower()
+    silent = any(sign in words for sign in _SILENT) and not any(sign in words for sign in _ANSWERS)
+    if look.get("unreachable") and (silent or _FORWARDED.search(words)):
+        return []
+    if override and reason.strip():
+        return []
+    return [
+        f"{vm} is not failed over, because {host} lets nobody in, and is not silent as a dead host is: {said}. Its VM may run. "
+        f"Let this controller in, or make sure that {host} is off and answer for it with -e colo_override=true "
+        "-e colo_reason='...'."
+    ]
+
+
+def _may_still_run(vm: str, primary: Mapping[str, Any], hosts: Mapping[str, str]) -> list[str]:
+    if not primary["may_run_vm"]:
         return []
     evidence = []
     if not primary["domains_known"]:
         evidence.append("Xen there does not tell its domains")
     elif primary["domain"]:
-        evidence.append(f"domain {name} exists there (state {primary['domain']['state']})")
+        evidence.append(f"domain {vm} exists there (state {primary['domain']['state']})")
     if primary["alive"]:
         evidence.append(f"its replicator runs (phase {primary['phase'] or 'unknown'})")
-    what = " and ".join(evidence)
-    if secondary["protection"] == "active":
-        return [
-            f"TWO COPIES of {name} may be running: {hosts['secondary']} took over, and {hosts['primary']} answers: {what}. "
-            f"Decide at once which one is right and remove the other with 'xl destroy {name}' on its host."
-        ]
     return [
-        f"{name} is not failed over, because it may still run on its primary {hosts['primary']}, which answers: {what}. "
-        f"Two running copies would be worse than none. If the VM on {hosts['primary']} is broken, end it there first: "
-        f"{_how_to_end(name, primary, hosts['secondary'])}. Then run this again."
+        f"{vm} is not failed over, because it may still run on its primary {hosts['primary']}, which answers: "
+        f"{' and '.join(evidence)}. Two running copies would be worse than none. If the VM on {hosts['primary']} is broken, "
+        f"end it there first: {_how_to_end(vm, primary, hosts['secondary'])}. Then run this again."
     ]
 
 
