@@ -24,9 +24,9 @@ def play(tmp_path: Path, playbook: str, *options: str, **operators: str) -> tupl
         "ansible_python_interpreter": sys.executable,
     }
     (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
-    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", tmp_path / "hosts.yml"]
+    program = Path(sys.executable).with_name("ansible-playbook")
     done = subprocess.run(
-        [*command, f"playbooks/{playbook}.yml", "-e", "colo_vm=h1", *options],
+        [program, "-i", tmp_path / "hosts.yml", f"playbooks/{playbook}.yml", "-e", "colo_vm=h1", *options],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
