@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,36 +33,108 @@ _DEFAULTS: dict[str, object] = {
     "bridge": "xenbr0",
 }
 
+#: Phases of a secondary whose domain is a copy: off the network, or standing still.
+_COPY = frozenset({"receiving", "resyncing", "replicating", "peer_lost", "torn", "standby", "handed_over"})
+
+#: What ssh says of a host from which nothing comes, and of one that answers at least at its address.
+_SILENT = (
+    "timed out",
+    "not responding",
+    "no route to host",
+    "network is unreachable",
+    "could not resolve",
+    "host is down",
+)
+_ANSWERS = (
+    "banner exchange",
+    "connection refused",
+    "permission denied (",
+    "host key verification failed",
+)
+#: What Ansible puts before it.
+_ANSIBLES = re.compile(r"^.*\b(via|over) ssh: ", re.IGNORECASE)
+#: This machine itself refuses: nobody is behind a forwarded port of it, and nothing was heard of the host.
+_FORWARDED = re.compile(r"connect to host (127\.[0-9.]+|::1|localhost) port \d+: connection refused")
+
 
 def failover_problems(
-    secondary: Mapping[str, Any], primary: Mapping[str, Any] | None, hosts: Mapping[str, str]
+    looks: Mapping[str, Mapping[str, Any]],
+    vm: str,
+    hosts: Mapping[str, str],
+    override: bool = False,
+    reason: str = "",
 ) -> list[str]:
-    """Why the copy must not take over now. ``primary`` is None when its host does not answer.
+    """Why the copy must not take over now.
 
-    Both are entries of colo_vm_info; ``hosts`` names the two. Two running copies are the worst that can happen, so
-    everything that may be one counts as one.
+    ``looks`` has the results of colo_vm_info of the ``primary`` and the ``secondary`` that ``hosts``, the VM's entry in
+    colo_vms, names. A secondary that does not answer is not told of. Two running copies are the worst that can happen, so
+    everything that may be one counts as one; only that its host was not looked at may be answered for (``override``).
     """
-    name = secondary["name"]
-    if primary is None or not primary["may_run_vm"]:
+    known = {hosts[side]: _entries(look) for side, look in looks.items()}
+    primary, secondary = ((known[hosts[side]] or {}).get(vm) for side in ("primary", "secondary"))
+    if alarm := _two_copies(vm, known):
+        return [alarm]
+    if secondary and secondary["protection"] == "active":
+        return []
+    if primary and _is_copy(primary):
+        return [_other_way_round(vm, hosts, primary["phase"])]
+    if secondary is None:
+        return []
+    if primary is None:
+        return _not_silent(vm, looks["primary"], hosts["primary"], override, reason)
+    return _may_still_run(vm, primary, hosts)
+
+
+def _other_way_round(vm: str, hosts: Mapping[str, str], phase: str) -> str:
+    return (
+        f"The copy of {vm} is on {hosts['primary']} ({phase}), which colo_vms has as its primary: make {hosts['primary']} the "
+        f"secondary of {vm} in colo_vms, and {hosts['secondary']} its primary, and run this again."
+    )
+
+
+def _not_silent(vm: str, look: Mapping[str, Any], host: str, override: bool, reason: str) -> list[str]:
+    """Why it is not known that a host which could not be looked at is as silent as a dead one."""
+    said = _ANSIBLES.sub("", " ".join(str(look.get("msg", "nothing was asked")).split())).rstrip(".")
+    words = said.lower()
+    silent = any(sign in words for sign in _SILENT) and not any(sign in words for sign in _ANSWERS)
+    if look.get("unreachable") and (silent or _FORWARDED.search(words)):
+        return []
+    if override and reason.strip():
+        return []
+    return [
+        f"{vm} is not failed over, because {host} lets nobody in, and is not silent as a dead host is: {said}. Its VM may run. "
+        f"Let this controller in, or make sure that {host} is off and answer for it with -e colo_override=true "
+        "-e colo_reason='...'."
+    ]
+
+
+def _may_still_run(vm: str, primary: Mapping[str, Any], hosts: Mapping[str, str]) -> list[str]:
+    if not primary["may_run_vm"]:
         return []
     evidence = []
     if not primary["domains_known"]:
         evidence.append("Xen there does not tell its domains")
     elif primary["domain"]:
-        evidence.append(f"domain {name} exists there (state {primary['domain']['state']})")
+        evidence.append(f"domain {vm} exists there (state {primary['domain']['state']})")
     if primary["alive"]:
         evidence.append(f"its replicator runs (phase {primary['phase'] or 'unknown'})")
-    what = " and ".join(evidence)
-    if secondary["protection"] == "active":
-        return [
-            f"TWO COPIES of {name} may be running: {hosts['secondary']} took over, and {hosts['primary']} answers: {what}. "
-            f"Decide at once which one is right and remove the other with 'xl destroy {name}' on its host."
-        ]
     return [
-        f"{name} is not failed over, because it may still run on its primary {hosts['primary']}, which answers: {what}. "
-        f"Two running copies would be worse than none. If the VM on {hosts['primary']} is broken, end it first: "
-        f"'systemctl stop colo-replicator@{name}' and 'xl destroy {name}' there, then run this again."
+        f"{vm} is not failed over, because it may still run on its primary {hosts['primary']}, which answers: "
+        f"{' and '.join(evidence)}. Two running copies would be worse than none. If the VM on {hosts['primary']} is broken, "
+        f"end it there first: {_how_to_end(vm, primary, hosts['secondary'])}. Then run this again."
     ]
+
+
+def _how_to_end(name: str, primary: Mapping[str, Any], secondary: str) -> str:
+    """How the VM ends on its primary so that its copy stays: a replicator that is stopped before has the copy destroyed."""
+    gone = not primary["domain"] and primary["domains_known"]
+    steps = [] if gone else [f"'xl destroy {name}'"]
+    if primary["alive"]:
+        steps.append(f"'systemctl stop colo-replicator@{name}'")
+    if len(steps) < 2:
+        return "".join(steps)
+    noticed = "when playbooks/status.yml shows 'awaiting_guest' for it"
+    return f"{steps[0]} before anything else (its copy on {secondary} is kept); {noticed}, {steps[1]}"
 
 
 def exported(reports: Mapping[str, Any], vms: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,12 +178,27 @@ def _difference(key: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str
 
 def purge_problems(report: Mapping[str, Any], host: str) -> list[str]:
     """Why a host must keep what it has: VMs that are protected there, out of its result of colo_vm_info."""
-    return [
-        f"{entry['name']} is still protected on {host} ({entry['phase'] or 'configured'}): end that first with "
-        f"playbooks/unprotect.yml -e colo_vm={entry['name']}."
-        for entry in report["vms"]
-        if entry["alive"] or entry["config"] or entry["protection"] != "stopped"
-    ]
+    return [sentence for entry in report["vms"] if (sentence := _purge_problem(entry, host))]
+
+
+def _purge_problem(entry: Mapping[str, Any], host: str) -> str:
+    name = entry["name"]
+    if entry["alive"] or entry["config"]:
+        return (
+            f"{name} is still protected on {host} ({entry['phase'] or 'configured'}): end that first with "
+            f"playbooks/unprotect.yml -e colo_vm={name}."
+        )
+    if not entry["domain"] or entry["protection"] == "stopped":
+        return ""
+    if entry["protection"] == "active":
+        return (
+            f"{name} runs on {host} since it took over, and its protection has ended: shut it down with 'xl shutdown {name}', "
+            f"or move it with 'xl migrate {name} HOST', then run this again."
+        )
+    return (
+        f"A copy of {name} stands still on {host} since a switch-over, and nobody keeps it: when {name} runs on another host, "
+        f"remove it with 'xl destroy {name}', then run this again."
+    )
 
 
 def discard_confirmation(vm: str, confirm: str, primary: Mapping[str, Any] | None) -> str:
@@ -201,7 +289,7 @@ def unprotected(reports: Mapping[str, Any], vms: Mapping[str, Any]) -> list[str]
     for name in names:
         hosts = _hosts(name, vms.get(name), known)
         sides = [(known.get(host) or {}).get(name) for host in hosts]
-        if not _both_replicate(sides):
+        if not _both_replicate(sides) or _two_copies(name, known):
             reason = _reason(name, vms.get(name), hosts, sides, known)
             found.append(f"{name} is not protected: {reason}" if reason else f"{name} is not protected.")
     return found
@@ -211,6 +299,43 @@ def _entries(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not report or report.get("unreachable") or "vms" not in report:
         return None
     return {entry["name"]: entry for entry in report["vms"]}
+
+
+def _is_there(entry: Mapping[str, Any]) -> bool:
+    return bool(entry["domain"]) or not entry["domains_known"]
+
+
+def _role(entry: Mapping[str, Any]) -> str:
+    """What its replicator has been since the host was started; empty when that is not known."""
+    return "" if entry["stale"] else str((entry["state"] or {}).get("role", ""))
+
+
+def _is_copy(entry: Mapping[str, Any]) -> bool:
+    return _role(entry) == "secondary" and entry["phase"] in _COPY
+
+
+def _is_vm(entry: Mapping[str, Any]) -> bool:
+    """Whether the host says itself that the VM is there, and not a copy of it."""
+    return _is_there(entry) and (entry["protection"] == "active" or _role(entry) == "primary")
+
+
+def _two_copies(name: str, known: Mapping[str, dict[str, Any] | None]) -> str:
+    """That the VM may run on two hosts, by what any two of them say; empty when it does not."""
+    entries = {host: found[name] for host, found in sorted(known.items()) if found and name in found}
+    vms = sorted(
+        (host for host in entries if _is_vm(entries[host])),
+        key=lambda host: entries[host]["protection"] != "active",
+    )
+    others = [host for host in entries if _is_there(entries[host]) and not _is_copy(entries[host])]
+    for host in vms:
+        for other in others:
+            if other != host:
+                how = "took over" if entries[host]["protection"] == "active" else "is its primary"
+                return (
+                    f"TWO COPIES may be running: {host} {how}, and {other} may still run {name}. Decide at once which one is "
+                    f"right and remove the other with 'xl destroy {name}' on its host."
+                )
+    return ""
 
 
 def _row(
@@ -270,7 +395,7 @@ def _side(host: str, entry: Mapping[str, Any] | None, known: Mapping[str, Any]) 
     if entry is None:
         return f"{host} {'unreachable' if known.get(host) is None else 'not protected'}"
     phase = entry["phase"] or ("no state" if entry["alive"] else "not protected")
-    dead = not entry["alive"] and phase not in ("stopped", "failed", "unprotected", "active", "not protected")
+    dead = not entry["alive"] and phase not in ("stopped", "failed", "not protected")
     return f"{host} {phase}{' (dead)' if dead else ''}"
 
 
@@ -281,15 +406,14 @@ def _reason(
     sides: Sequence[Mapping[str, Any] | None],
     known: Mapping[str, Any],
 ) -> str:
-    first, second = sides
-    if first and second and second["protection"] == "active" and first["may_run_vm"]:
-        return f"TWO COPIES may be running: {hosts[1]} took over, and {hosts[0]} may still run {name}."
+    if alarm := _two_copies(name, known):
+        return alarm
     sentences = [] if vm else [f"{name} is not in the inventory's colo_vms."]
     reasons = {(side["state"] or {}).get("maintenance") for side in sides if side and not side["stale"]}
     sentences += [f"In maintenance: {reason}." for reason in sorted(filter(None, reasons))]
     sentences += [f"{host} does not answer." for host in hosts if host != "-" and known.get(host) is None]
-    if first and _both_replicate(sides):
-        return " ".join([*sentences, first["sentence"]])
+    if sides[0] and _both_replicate(sides):
+        return " ".join([*sentences, sides[0]["sentence"]])
     sentences += [side["sentence"] for side in sides if side]
     return " ".join(sentences)
 

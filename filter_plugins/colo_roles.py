@@ -123,7 +123,11 @@ def _seen(entry: Mapping[str, Any] | None) -> str:
 
 
 def _silent(reports: Mapping[str, Any]) -> list[str]:
-    return [f"{host} does not answer." for host, report in reports.items() if not _answered(report)]
+    return [
+        f"{host} does not answer: bring it back; playbooks/status.yml shows which hosts answer."
+        for host, report in reports.items()
+        if not _answered(report)
+    ]
 
 
 def _answered(report: Mapping[str, Any] | None) -> bool:

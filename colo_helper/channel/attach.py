@@ -50,6 +50,8 @@ _EXIT = "exit "
 _MAX_ANSWER = 4096
 _PART = 256 << 10
 _PIPE_BYTES = 1 << 20
+_PROTECT = "When that lasts, run playbooks/protect.yml, or playbooks/reprotect.yml after a takeover."
+_RECEIVER = "Look at systemctl status colo-receive.socket on this host."
 _TAKES = "'attach VM forward', 'back', 'heartbeat' or 'probe' only"
 
 
@@ -103,7 +105,7 @@ def hand_over(path: str, channel: str, read_fd: int, write_fd: int) -> None:
 
     Raises AttachRefusedError with the replicator's own sentence when it refuses.
     """
-    answer = _exchange(path, channel, [read_fd, write_fd], "No replicator waits for this VM here")
+    answer = _exchange(path, channel, [read_fd, write_fd], "No replicator waits for this VM here", _PROTECT)
     if answer:
         raise AttachRefusedError(answer)
 
@@ -113,7 +115,7 @@ def receive(path: str, vm: str, command: str, descriptors: Sequence[int]) -> int
 
     Raises AttachRefusedError with the receiver's own sentence when it refuses.
     """
-    answer = _exchange(path, f"{vm} {command}", descriptors, "This host does not receive VMs now")
+    answer = _exchange(path, f"{vm} {command}", descriptors, "This host does not receive VMs now", _RECEIVER)
     status = answer.removeprefix(_EXIT)
     if not answer.startswith(_EXIT) or not status.isdecimal():
         raise AttachRefusedError(
@@ -123,13 +125,16 @@ def receive(path: str, vm: str, command: str, descriptors: Sequence[int]) -> int
     return int(status)
 
 
-def _exchange(path: str, order: str, descriptors: Sequence[int], nobody: str) -> str:
-    """Give descriptors and one line to who listens at ``path``, and return what it says until it closes."""
+def _exchange(path: str, order: str, descriptors: Sequence[int], nobody: str, then: str) -> str:
+    """Give descriptors and one line to who listens at ``path``, and return what it says until it closes.
+
+    Raises AttachRefusedError when nobody listens: ``nobody`` says so, and ``then`` what to do.
+    """
     with socket.socket(socket.AF_UNIX) as control:
         try:
             control.connect(path)
         except OSError as error:
-            raise AttachRefusedError(f"{nobody} ({path}: {error.strerror or error}).") from error
+            raise AttachRefusedError(f"{nobody} ({path}: {error.strerror or error}). {then}") from error
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))
         control.sendmsg([order.encode() + b"\n"], [rights])
         answer = b""

@@ -44,4 +44,7 @@ def pair_refusal(primary: str, secondary: str) -> str:
     """Return why a guest of one Xen release cannot be copied to another, or an empty string."""
     if primary == secondary or (primary, secondary) in UPGRADE_PAIRS:
         return ""
-    return f"A primary on Xen {primary} cannot have a secondary on Xen {secondary}; only equal releases and 4.17 to 4.20."
+    return (
+        f"A primary on Xen {primary} cannot have a secondary on Xen {secondary}; only equal releases and 4.17 to 4.20. Upgrade "
+        "the host with the older one, then run playbooks/protect.yml."
+    )

@@ -95,12 +95,28 @@ def test_what_keeps_a_host_from_being_purged() -> None:
         .FilterModule()
         .filters()["colo_purge_problems"]
     )
-    ended = {"name": "h0", "alive": False, "config": None, "protection": "stopped", "phase": "stopped"}
-    assert problems({"vms": [ended]}, "xa") == []
-    for change in ({"alive": True}, {"config": {"role": "primary"}}, {"protection": "active"}):
+    ended = {
+        "name": "h0",
+        "alive": False,
+        "config": None,
+        "protection": "stopped",
+        "phase": "stopped",
+        "domain": None,
+    }
+    unprotected = {**ended, "domain": {"domid": 3}}
+    assert problems({"vms": [ended, unprotected, {**ended, "phase": "active"}]}, "xa") == []
+    for change in ({"alive": True}, {"config": {"role": "primary"}}):
         assert problems({"vms": [{**ended, **change}]}, "xa") == [
             "h0 is still protected on xa (stopped): end that first with playbooks/unprotect.yml -e colo_vm=h0."
         ]
+    assert problems({"vms": [{**unprotected, "protection": "active"}]}, "xa") == [
+        "h0 runs on xa since it took over, and its protection has ended: shut it down with 'xl shutdown h0', or move it with "
+        "'xl migrate h0 HOST', then run this again."
+    ]
+    assert problems({"vms": [{**unprotected, "protection": "standby"}]}, "xa") == [
+        "A copy of h0 stands still on xa since a switch-over, and nobody keeps it: when h0 runs on another host, remove it "
+        "with 'xl destroy h0', then run this again."
+    ]
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,10 @@ def test_an_arbiter_is_shielded_unless_an_operator_has_done_so() -> None:
 @pytest.mark.parametrize(
     ("reports", "said"),
     [
-        ({"xa": side("primary"), "xb": {"unreachable": True}}, "xb does not answer."),
+        (
+            {"xa": side("primary"), "xb": {"unreachable": True}},
+            "xb does not answer: bring it back; playbooks/status.yml shows which hosts answer.",
+        ),
         (
             {"xa": side("primary", "unprotected"), "xb": side("secondary", "peer_lost")},
             "h1 does not run on two hosts (xa: unprotected, a domain, xb: peer_lost, a domain), and the next step would make "

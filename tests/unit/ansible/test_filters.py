@@ -156,41 +156,130 @@ def gone(**fields: Any) -> dict[str, Any]:
     return side("", alive=False, domain=None, may_run_vm=False, **fields)
 
 
+def failover(secondary: dict[str, Any], primary: dict[str, Any], *word: Any) -> list[str]:
+    """What is in the way of a failover of h1 to xb, by entries or by results without any."""
+    looks = {
+        side: look if "unreachable" in look or not look else {"vms": [look]}
+        for side, look in (("primary", primary), ("secondary", secondary))
+    }
+    problems: list[str] = FILTERS["colo_failover_problems"](looks, "h1", H1, *word)
+    return problems
+
+
+def unreachable(words: str) -> dict[str, Any]:
+    """A result of a host that ssh does not get to."""
+    return {"unreachable": True, "msg": f"Task failed: Failed to connect to the host via ssh: {words}"}
+
+
+SILENT = unreachable("ssh: connect to host 192.0.2.11 port 22: Connection timed out")
+
+
 def test_failover_is_allowed_when_the_primary_is_silent_or_empty() -> None:
-    problems = FILTERS["colo_failover_problems"]
-    assert problems(side("peer_lost"), None, H1) == []
-    assert problems(side("peer_lost"), gone(), H1) == []
-    assert problems(side("active", protection="active"), gone(), H1) == []
+    assert failover(side("peer_lost"), SILENT) == []
+    assert failover(side("peer_lost"), gone()) == []
+    assert failover(side("active", protection="active"), gone()) == []
+
+
+def test_a_second_failover_has_nothing_against_a_copy_that_stands_aside() -> None:
+    active = side("active", protection="active", state={"role": "secondary"})
+    for phase, domain in (("standby", {"domid": 1}), ("waiting", None), ("receiving", {"domid": 1})):
+        assert failover(active, side(phase, state={"role": "secondary"}, domain=domain)) == []
 
 
 @pytest.mark.parametrize(
-    ("primary", "evidence"),
+    "words",
+    [
+        "ssh: connect to host 192.0.2.11 port 22: Connection timed out",
+        "ssh: connect to host 192.0.2.11 port 22: Operation timed out",
+        "ssh: connect to host 192.0.2.11 port 22: No route to host",
+        "ssh: connect to host 192.0.2.11 port 22: Network is unreachable",
+        "ssh: Could not resolve hostname xa: Name or service not known",
+        "Timeout, server 192.0.2.11 not responding.",
+        "channel 0: open failed: connect failed: No route to host\r\nstdio forwarding failed\r\n"
+        "kex_exchange_identification: Connection closed by remote host\r\nConnection closed by UNKNOWN port 65535",
+        "ssh: connect to host 127.0.0.1 port 40022: Connection refused",
+    ],
+)
+def test_a_silent_primary_counts_as_dead(words: str) -> None:
+    assert failover(side("peer_lost"), unreachable(words)) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "root@192.0.2.11: Permission denied (publickey,password).",
+        "No ED25519 host key is known for 192.0.2.11 and you have requested strict checking. Host key verification failed.",
+        "ssh: connect to host 192.0.2.11 port 22: Connection refused",
+        "kex_exchange_identification: Connection closed by remote host\r\nConnection closed by 192.0.2.11 port 22",
+        "Connection timed out during banner exchange\r\nConnection to 192.0.2.11 port 22 timed out",
+        "channel 0: open failed: administratively prohibited: open failed",
+        "Bad owner or permissions on /root/.ssh/config",
+    ],
+)
+def test_a_primary_that_lets_nobody_in_does_not_count_as_dead(words: str) -> None:
+    said = " ".join(words.split()).rstrip(".")
+    refused = [
+        f"h1 is not failed over, because xa lets nobody in, and is not silent as a dead host is: {said}. Its VM may run. Let "
+        "this controller in, or make sure that xa is off and answer for it with -e colo_override=true -e colo_reason='...'."
+    ]
+    assert failover(side("peer_lost"), unreachable(words)) == refused
+    assert failover(side("peer_lost"), unreachable(words), True, " ") == refused
+    assert failover(side("peer_lost"), unreachable(words), False, "It is off.") == refused
+    assert failover(side("peer_lost"), unreachable(words), True, "It is off.") == []
+
+
+def test_a_primary_that_was_not_looked_at_does_not_count_as_dead() -> None:
+    assert "nothing was asked" in failover(side("peer_lost"), {})[0]
+
+
+@pytest.mark.parametrize("phase", ["peer_lost", "standby", "replicating"])
+@pytest.mark.parametrize("secondary", [SILENT, gone(), side("unprotected", state={"role": "primary"})])
+def test_a_copy_on_the_host_that_colo_vms_has_as_the_primary(phase: str, secondary: dict[str, Any]) -> None:
+    assert failover(secondary, side(phase, state={"role": "secondary"})) == [
+        f"The copy of h1 is on xa ({phase}), which colo_vms has as its primary: make xa the secondary of h1 in colo_vms, and "
+        "xb its primary, and run this again."
+    ]
+
+
+def test_a_silent_secondary_is_left_to_the_playbook() -> None:
+    assert failover(SILENT, SILENT) == failover(SILENT, side("unprotected")) == []
+
+
+@pytest.mark.parametrize(
+    ("primary", "evidence", "steps"),
     [
         (
             side("replicating"),
             "domain h1 exists there (state -b----) and its replicator runs (phase replicating)",
+            "'xl destroy h1' before anything else (its copy on xb is kept); when playbooks/status.yml shows 'awaiting_guest' "
+            "for it, 'systemctl stop colo-replicator@h1'",
         ),
-        (side("unprotected", alive=False), "domain h1 exists there (state -b----)"),
-        (side("connecting", domain=None), "its replicator runs (phase connecting)"),
-        (side("", alive=False, domain=None, domains_known=False), "Xen there does not tell its domains"),
+        (side("unprotected", alive=False), "domain h1 exists there (state -b----)", "'xl destroy h1'"),
+        (
+            side("connecting", domain=None),
+            "its replicator runs (phase connecting)",
+            "'systemctl stop colo-replicator@h1'",
+        ),
+        (
+            side("", alive=False, domain=None, domains_known=False),
+            "Xen there does not tell its domains",
+            "'xl destroy h1'",
+        ),
     ],
 )
 def test_failover_is_refused_while_the_vm_may_run_on_its_primary(
-    primary: dict[str, Any], evidence: str
+    primary: dict[str, Any], evidence: str, steps: str
 ) -> None:
-    assert FILTERS["colo_failover_problems"](side("peer_lost"), primary, H1) == [
+    assert failover(side("peer_lost"), primary) == [
         f"h1 is not failed over, because it may still run on its primary xa, which answers: {evidence}. Two running copies "
-        "would be worse than none. If the VM on xa is broken, end it first: 'systemctl stop colo-replicator@h1' and "
-        "'xl destroy h1' there, then run this again."
+        f"would be worse than none. If the VM on xa is broken, end it there first: {steps}. Then run this again."
     ]
 
 
 def test_two_copies_are_shouted() -> None:
-    assert FILTERS["colo_failover_problems"](
-        side("active", protection="active"), side("unprotected", alive=False), H1
-    ) == [
-        "TWO COPIES of h1 may be running: xb took over, and xa answers: domain h1 exists there (state -b----). Decide at once "
-        "which one is right and remove the other with 'xl destroy h1' on its host."
+    assert failover(side("active", protection="active"), side("unprotected", alive=False)) == [
+        "TWO COPIES may be running: xb took over, and xa may still run h1. Decide at once which one is right and remove the "
+        "other with 'xl destroy h1' on its host."
     ]
 
 
@@ -353,13 +442,90 @@ def test_table_shows_dead_replicators_stale_states_strangers_and_two_copies() ->
     rows = FILTERS["colo_status_table"](reports, {"h1": H1, "h2": H1}).splitlines()
     assert "xa replicating (dead)  xb not protected" in rows[1]
     assert rows[1].endswith("The replicator died.")
-    assert "xa unprotected         xb active" in rows[2]
-    assert rows[2].endswith("TWO COPIES may be running: xb took over, and xa may still run h2.")
+    assert "xa unprotected (dead)  xb active (dead)" in rows[2]
+    assert rows[2].endswith(
+        "TWO COPIES may be running: xb took over, and xa may still run h2. Decide at once which one is right and remove the "
+        "other with 'xl destroy h2' on its host."
+    )
     assert FILTERS["colo_unprotected"](reports, {"h1": H1, "h2": H1})[0] == (
         "h1 is not protected: The replicator died."
     )
     assert rows[3].startswith("old  -     xa not protected")
     assert rows[3].endswith("old is not in the inventory's colo_vms. Not since.")
+
+
+def said(phase: str, role: str, **fields: Any) -> dict[str, Any]:
+    """An entry of colo_vm_info whose replicator has said its role."""
+    return side(phase, state={"role": role}, **fields)
+
+
+def booted(**fields: Any) -> dict[str, Any]:
+    """What a host has of a VM after it was started anew, without a domain of its name."""
+    return gone(stale=True, state={"role": "primary"}, **fields)
+
+
+ACTIVE = said("active", "secondary", protection="active")
+
+
+@pytest.mark.parametrize("vms", [{"h1": H1}, {"h1": {**H1, "primary": "xb", "secondary": "xa"}}, {}])
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("one", "other", "how"),
+    [
+        (ACTIVE, said("unprotected", "primary"), "took over"),
+        (ACTIVE, said("stopped", "primary", alive=False), "took over"),
+        (ACTIVE, {**booted(), "domain": {"domid": 1, "state": "r-----"}}, "took over"),
+        (ACTIVE, {**booted(), "domains_known": False, "may_run_vm": True}, "took over"),
+        (said("unprotected", "primary"), said("waiting", "secondary"), "is its primary"),
+        (said("replicating", "primary"), {**booted(), "domain": {"domid": 1, "state": "r-----"}}, "is its primary"),
+    ],
+)  # fmt: skip
+def test_two_copies_are_seen_whatever_colo_vms_says(
+    vms: dict[str, Any], swapped: bool, one: dict[str, Any], other: dict[str, Any], how: str
+) -> None:
+    host, stranger = ("xb", "xa") if swapped else ("xa", "xb")
+    reports = {host: {"vms": [one]}, stranger: {"vms": [other]}}
+    sentence = f"TWO COPIES may be running: {host} {how}, and {stranger} may still run h1."
+    assert sentence in FILTERS["colo_status_table"](reports, vms)
+    assert sentence in FILTERS["colo_unprotected"](reports, vms)[0]
+
+
+def test_two_copies_are_seen_on_a_third_host() -> None:
+    pair = {
+        "xa": {"vms": [said("replicating", "primary")]},
+        "xb": {"vms": [said("replicating", "secondary")]},
+    }
+    third = {"vms": [{**booted(), "domain": {"domid": 1, "state": "r-----"}}]}
+    assert FILTERS["colo_unprotected"](pair, {"h1": H1}) == []
+    assert (
+        "xa is its primary, and xc may still run h1"
+        in FILTERS["colo_unprotected"]({**pair, "xc": third}, {"h1": H1})[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (said("replicating", "primary"), said("replicating", "secondary")),
+        (said("copying", "primary"), said("receiving", "secondary")),
+        (said("unprotected", "primary"), said("peer_lost", "secondary")),
+        (said("unprotected", "primary"), said("peer_lost", "secondary", alive=False)),
+        (said("unprotected", "primary"), said("torn", "secondary")),
+        (said("unprotected", "primary"), said("standby", "secondary", alive=False, protection="standby")),
+        (ACTIVE, said("standby", "secondary", alive=False, protection="standby")),
+        (ACTIVE, said("handed_over", "secondary", alive=False, protection="standby")),
+        (ACTIVE, said("waiting", "secondary", domain=None)),
+        (ACTIVE, said("awaiting_guest", "primary", domain=None)),
+        (ACTIVE, booted()),
+        (said("stopped", "primary", alive=False), gone(state={"role": "secondary"})),
+    ],
+)
+def test_a_copy_is_not_taken_for_the_vm(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for reports in (
+        {"xa": {"vms": [one]}, "xb": {"vms": [other]}},
+        {"xb": {"vms": [one]}, "xa": {"vms": [other]}},
+    ):
+        assert "TWO COPIES" not in FILTERS["colo_status_table"](reports, {"h1": H1})
 
 
 def primary(**config: Any) -> dict[str, Any]:

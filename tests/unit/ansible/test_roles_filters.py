@@ -50,7 +50,10 @@ def test_who_hands_over_to_whom(reports: dict[str, Any], plan: tuple[str, str]) 
             {"xa": report("unprotected", "primary"), "xb": report("peer_lost", "secondary")},
             "xa: unprotected, xb: peer_lost",
         ),
-        ({"xa": report("replicating", "primary"), "xb": {"unreachable": True}}, "xb does not answer."),
+        (
+            {"xa": report("replicating", "primary"), "xb": {"unreachable": True}},
+            "xb does not answer: bring it back; playbooks/status.yml shows which hosts answer.",
+        ),
         ({"xa": {"vms": []}, "xb": {"vms": []}}, "xa: no state, xb: no state"),
     ],
 )
@@ -86,7 +89,7 @@ def test_between_whom_a_vm_is_protected_again(reports: dict[str, Any], source: s
 @pytest.mark.parametrize(
     ("reports", "sentence"),
     [
-        ({"xa": SILENT, "xb": TAKEN_OVER}, "xa does not answer."),
+        ({"xa": SILENT, "xb": TAKEN_OVER}, "xa does not answer: bring it back; playbooks/status.yml shows which hosts answer."),
         ({"xa": BOOTED, "xb": report("peer_lost", "secondary")},
          "h1 runs on no host for sure (xa: no phase, no domain, xb: peer_lost, a domain); see playbooks/status.yml and "
          "docs/operations/failover.md."),

@@ -175,10 +175,12 @@ SHELL = "import sys; from colo_helper.channel.attach import shell; sys.exit(shel
         (["attach", "h1", "--receive"], "xl create -F", "Of xl this account takes 'xl migrate-receive' only.\n"),
         (["attach", "h1", "--receive"], "attach h2 back", "This key is for the VM h1 only.\n"),
         (["attach", "h1", "--receive"], "xl migrate-receive -e",
-         "This host does not receive VMs now (/run/colo/receive.sock"),
+         "This host does not receive VMs now (/run/colo/receive.sock: No such file or directory). Look at systemctl status "
+         "colo-receive.socket on this host.\n"),
         (["attach", "../h1"], "attach ../h1 back", "The line of this key in authorized_keys names no VM"),
         (["attach", "no-such-vm"], "attach no-such-vm forward",
-         "No replicator waits for this VM here (/run/colo/no-such-vm/attach.sock"),
+         "No replicator waits for this VM here (/run/colo/no-such-vm/attach.sock: No such file or directory). When that lasts, "
+         "run playbooks/protect.yml, or playbooks/reprotect.yml after a takeover.\n"),
     ],
 )  # fmt: skip
 def test_the_program_refuses_with_a_sentence_and_a_status(arguments, command, sentence):
