@@ -91,6 +91,21 @@ def test_playbook_has_its_header_and_begins_with_the_checks(name: str) -> None:
         assert (REPOSITORY / "docs" / "operations" / name.replace(".yml", ".md")).is_file()
 
 
+def test_an_upgrade_that_fails_on_one_host_does_not_go_on_to_the_other() -> None:
+    steps = yaml.safe_load((REPOSITORY / "playbooks" / "tasks" / "upgrade_vm.yml").read_text())
+    block = next(step["block"] for step in steps if "block" in step)
+    changing = [
+        task
+        for task in block
+        if "colo_maintenance" in task
+        or "wait_replicating" not in task.get("colo_replicator", "wait_replicating")
+    ]
+    assert len(changing) == 3
+    for task in changing:
+        result = task["register"]
+        assert task["loop_control"]["break_when"] == f"{result} is failed or {result} is unreachable"
+
+
 def test_playbooks_pass_ansibles_syntax_check() -> None:
     command = [
         Path(sys.executable).with_name("ansible-playbook"),
