@@ -106,6 +106,13 @@ def test_an_upgrade_that_fails_on_one_host_does_not_go_on_to_the_other() -> None
         assert task["loop_control"]["break_when"] == f"{result} is failed or {result} is unreachable"
 
 
+def test_an_upgrade_asks_each_host_whether_it_is_outdated() -> None:
+    """Releases of two distributions have different digests."""
+    steps = yaml.safe_load((REPOSITORY / "playbooks" / "tasks" / "upgrade_vm.yml").read_text())
+    conditions = next(step["when"] for step in steps if "block" in step)
+    assert conditions[-1] == "colo_upgrade_found.results | selectattr('outdated') | length > 0"
+
+
 def test_playbooks_pass_ansibles_syntax_check() -> None:
     command = [
         Path(sys.executable).with_name("ansible-playbook"),
