@@ -254,7 +254,37 @@ def test_the_witness_playbook_asks_for_a_witness_and_for_all_of_them(
     hosts = {f"w{number}": {"colo_witness_address": f"192.0.2.{number}"} for number in (1, 2, 3)}
     inventory["all"]["children"]["colo_witnesses"] = {"hosts": {**hosts, "w1": witnesses["hosts"]["w1"]}}
     inventory["all"]["vars"] |= {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
-    assert "w3 of the group colo_witnesses is not in this run. What the others have" in said("--limit=!w3")
+    assert "w3 of the group colo_witnesses is not in this run. What the others have" in said(
+        "--limit=all,localhost,!w3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "left_out"),
+    [
+        ("status", "xa,xb", "localhost"),
+        ("site", "!xb", "localhost"),
+        ("failover", "xb", "localhost"),
+        ("failover", "all,localhost,!xb", "xb"),
+        ("status", "all,localhost,!xb", ""),
+    ],
+)
+def test_a_limit_that_leaves_out_who_is_needed_is_refused_before_any_host(
+    silent_hosts: Path, name: str, limit: str, left_out: str
+) -> None:
+    """Plays of the controller would be left out without a word, and with them what they check and decide."""
+    command = [
+        Path(sys.executable).with_name("ansible-playbook"),
+        f"playbooks/{name}.yml",
+        "-i",
+        silent_hosts,
+    ]
+    options = ["-e", "colo_vm=h1", "-e", "colo_confirm=h1", "--limit", limit]
+    done = subprocess.run([*command, *options], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    said = " ".join((done.stdout + done.stderr).split())
+    assert (f"--limit {limit} leaves out {left_out}. localhost checks and decides" in said) == bool(left_out)
+    assert ("UNREACHABLE" in said) != bool(left_out)
 
 
 def test_rotate_names_the_vms_there_are() -> None:
