@@ -91,6 +91,37 @@ def test_playbook_has_its_header_and_begins_with_the_checks(name: str) -> None:
         assert (REPOSITORY / "docs" / "operations" / name.replace(".yml", ".md")).is_file()
 
 
+def registered(steps: object) -> list[str]:
+    """The names that plays, blocks and tasks register."""
+    if isinstance(steps, list):
+        return [name for step in steps for name in registered(step)]
+    if not isinstance(steps, dict):
+        return []
+    inner = [name for value in steps.values() for name in registered(value)]
+    return [*inner, *([steps["register"]] if isinstance(steps.get("register"), str) else [])]
+
+
+@pytest.mark.parametrize("name", PLAYBOOKS)
+def test_what_a_playbook_registers_no_other_task_overwrites(name: str) -> None:
+    """A task that is skipped overwrites what another one has found."""
+    names = registered(yaml.safe_load((REPOSITORY / "playbooks" / name).read_text()))
+    assert sorted(names) == sorted(set(names))
+
+
+def test_maintenance_goes_on_only_where_the_side_before_was_told() -> None:
+    plays = yaml.safe_load((REPOSITORY / "playbooks" / "maintenance.yml").read_text())
+    primaries, secondaries = next(play["tasks"] for play in plays if play["name"] == "Tell the primaries")
+    assert (
+        "colo_maintenance_names(colo_maintenance_vms | difference(colo_maintenance_refused), 'primary')"
+        in (primaries["loop"])
+    )
+    refused = primaries["vars"]["colo_maintenance_refused"]
+    assert "attribute='colo_told_secondary', default={}) | colo_maintenance_failed }}" in refused
+    assert "colo_maintenance_names(colo_maintenance_ended, 'secondary')" in secondaries["loop"]
+    ended = secondaries["vars"]["colo_maintenance_ended"]
+    assert "attribute='colo_told_primary', default={}) | colo_maintenance_told }}" in ended
+
+
 def test_an_upgrade_that_fails_on_one_host_does_not_go_on_to_the_other() -> None:
     steps = yaml.safe_load((REPOSITORY / "playbooks" / "tasks" / "upgrade_vm.yml").read_text())
     block = next(step["block"] for step in steps if "block" in step)

@@ -244,7 +244,6 @@ def test_who_is_told_of_maintenance() -> None:
     every = ["h1", "h2", "h3", "h4"]
     assert names(report, every, "primary") == ["h1"]
     assert names(report, every, "secondary") == ["h3"]
-    assert names(report, every, "secondary", ["h3"]) == []
     assert names(report, ["h2"], "primary") == []
     assert names({"unreachable": True}, every, "primary") == []
 
@@ -267,6 +266,17 @@ def test_who_was_not_told_of_maintenance() -> None:
         "h3 has no primary that runs and could be told: see playbooks/status.yml.",
     ]
     assert FILTERS["colo_maintenance_failed"]([failed, None, {}]) == ["h1"]
+    skipped = {"results": [{"item": "h3", "skipped": True}, {"item": "h4", "unreachable": True}]}
+    assert FILTERS["colo_maintenance_told"]([failed, None, {}, skipped]) == ["h2"]
+
+
+@pytest.mark.parametrize("step", ["secondary", "secondary_at_last"])
+def test_a_secondary_that_refuses_maintenance_is_named(step: str) -> None:
+    """Its primary is not told that it begins then, and was told that it has ended."""
+    failed = {"results": [{"item": "h1", "failed": True, "msg": "No."}]}
+    look = {"vms": [side("replicating", config=ARBITED)]}
+    variables = {"xa": {"colo_look": look}, "xb": {"colo_look": look, f"colo_told_{step}": failed}}
+    assert FILTERS["colo_maintenance_failures"](variables, ["h1"]) == ["h1 on xb: No."]
 
 
 def test_maintenance_stands_in_the_table() -> None:
