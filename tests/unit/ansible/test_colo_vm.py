@@ -194,6 +194,20 @@ def test_only_a_primary_that_replicates_hands_over(
 
 
 @pytest.mark.usefixtures("helper")
+@pytest.mark.parametrize(("role", "other"), [("primary", "secondary"), ("secondary", "primary")])
+def test_nothing_stands_in_the_way_of_a_switch_over_that_replicates(
+    starts: FakeHost, run: Runner, role: str, other: str
+) -> None:
+    starts.domains = {"h1": (1, "-b----")}
+    starts.units[UNIT] = RUNNING
+    write_config(starts, role)
+    write_state(starts, "replicating", role)
+    asked = run("colo_vm", name="h1", role=other, peer=PEER, check=True)
+    assert asked["restarts"] is True
+    assert run("colo_vm", name="h1", state="unprotected", check=True)["changed"] is True
+
+
+@pytest.mark.usefixtures("helper")
 def test_a_switch_over_that_was_not_confirmed_is_no_success(
     starts: FakeHost, run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,22 @@ def test_maintenance_goes_on_only_where_the_side_before_was_told() -> None:
     assert "attribute='colo_told_primary', default={}) | colo_maintenance_told }}" in ended
 
 
+def test_both_hosts_are_asked_before_a_protection_ends() -> None:
+    tasks = yaml.safe_load((REPOSITORY / "roles" / "colo_vm" / "tasks" / "protected.yml").read_text())
+    end = next(at for at, task in enumerate(tasks) if task["name"].startswith("End the present protection"))
+    asked = {task["colo_vm"]["role"]: task["when"] for task in tasks[:end] if task.get("check_mode")}
+    assert asked == {side: f"inventory_hostname == colo_vm_{side}" for side in ("primary", "secondary")}
+
+
+def test_both_hosts_are_asked_before_a_switch_over() -> None:
+    tasks = yaml.safe_load((REPOSITORY / "playbooks" / "switchover.yml").read_text())[1]["tasks"]
+    steps = [task for task in tasks if "ansible.builtin.include_role" in task]
+    asked, handed, protected = steps
+    assert asked["ansible.builtin.include_role"]["apply"] == {"check_mode": True, "diff": False}
+    assert asked["vars"] == protected["vars"]
+    assert handed["vars"]["colo_vm_state"] == "standby"
+
+
 def test_an_upgrade_that_fails_on_one_host_does_not_go_on_to_the_other() -> None:
     steps = yaml.safe_load((REPOSITORY / "playbooks" / "tasks" / "upgrade_vm.yml").read_text())
     block = next(step["block"] for step in steps if "block" in step)
