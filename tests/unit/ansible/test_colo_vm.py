@@ -1,5 +1,6 @@
 """The protection of a VM as a state, and everything that it refuses."""
 
+import importlib
 import json
 import sys
 import time
@@ -127,6 +128,32 @@ def test_without_a_certificate_for_the_arbiter_nothing_begins(
         "playbooks/witness.yml; when that etcd is your own, put the file there."
     )
     assert not (starts.root / "vms" / "h1.json").exists()
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"format": 1, "device": []}, "How xb is switched off: field 'devices' is not a list of ways to switch the host off. "
+         "Correct its colo_fencing in the inventory."),
+        ({"format": 1, "devices": [{"command": ["/no/such/program"]}]},
+         "xa cannot switch xb off: There is no program /no/such/program here."),
+        ({"format": 1, "devices": [{"command": ["/bin/true"]}]}, None),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("helper")
+def test_what_cannot_switch_the_other_host_off_is_refused(
+    starts: FakeHost,
+    run: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+    check: bool,
+    said: Any,
+    sentence: str | None,
+) -> None:
+    monkeypatch.setattr(utility("gate"), "load", lambda name: importlib.import_module(f"colo_helper.{name}"))
+    write_state(starts, "waiting", role="secondary")
+    result = run("colo_vm", name="h1", role="secondary", peer=PEER, fencing=json.dumps(said), check=check)
+    assert result.get("msg") == sentence
 
 
 @pytest.mark.usefixtures("helper")
