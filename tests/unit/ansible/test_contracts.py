@@ -1,5 +1,6 @@
 """What is documented is what is there: modules, roles, playbooks, operations pages."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,22 @@ def test_defaults_are_the_optional_argument_specs(name: str) -> None:
         key: option["default"] for key, option in options.items() if not option.get("required")
     }
     assert all(key.startswith(f"{name}_") for key in options)
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_a_truth_may_be_said_as_text(name: str) -> None:
+    """With -e NAME=false it is one, and every text is true; what a module or keyword gets, it takes for a truth by itself."""
+    role = REPOSITORY / "roles" / name
+    options = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text())["argument_specs"]["main"]
+    truths = [key for key, option in options["options"].items() if option["type"] == "bool"]
+    used = [
+        line.strip()
+        for path in sorted(role.glob("[thv]*/*"))
+        for line in path.read_text().splitlines()
+        for truth in truths
+        if re.search(rf"\b{truth}\b(?! \| bool)", line)
+    ]
+    assert [line for line in used if not re.fullmatch(r'\w+: "\{\{ \w+ \}\}"', line)] == []
 
 
 @pytest.mark.parametrize("name", PLAYBOOKS)

@@ -124,6 +124,8 @@ def test_a_watchdog_that_is_first_or_whose_vms_have_no_lease_is_fine() -> None:
 def test_a_witness_on_a_host_may_be_allowed_and_nonsense_is_left_to_the_other_checks() -> None:
     problems = FILTERS["colo_witness_problems"]
     assert not problems(["xb"], {"h1": H1}, None, {"xb": {**W1["w1"], "colo_witness_on_host": True}})
+    assert not problems(["xb"], {"h1": H1}, None, {"xb": {**W1["w1"], "colo_witness_on_host": "yes"}})
+    assert problems(["xb"], {"h1": H1}, None, {"xb": {**W1["w1"], "colo_witness_on_host": "false"}})
     assert not problems([], ["no mapping"], None, {})
     assert not problems([], {"h1": "no mapping"}, None, {})
 
