@@ -103,6 +103,14 @@ def test_inventory_without_addresses_or_of_another_shape() -> None:
     ]
 
 
+def test_a_host_of_no_vm_needs_no_address() -> None:
+    assert FILTERS["colo_inventory_problems"]({"h1": H1}, ["xa", "xb", "xc"], {**ADDRESSES, "xc": {}}) == []
+    specs = yaml.safe_load(
+        (REPOSITORY / "roles" / "colo_channel" / "meta" / "argument_specs.yml").read_text()
+    )
+    assert "required" not in specs["argument_specs"]["main"]["options"]["colo_channel_address"]
+
+
 def test_selection() -> None:
     problems = FILTERS["colo_selection_problems"]
     assert problems({"h1": H1}, "h1") == []
