@@ -79,7 +79,9 @@ def problems(
 ) -> list[str]:
     """Everything about the witnesses and arbiters that cannot work, one sentence each; needs no host."""
     settings = (
-        {name: vm for name, vm in vms.items() if isinstance(vm, Mapping)} if isinstance(vms, Mapping) else {}
+        {str(name): vm for name, vm in vms.items() if isinstance(vm, Mapping)}
+        if isinstance(vms, Mapping)
+        else {}
     )
     found = []
     if witnesses and len(witnesses) % 2 == 0:

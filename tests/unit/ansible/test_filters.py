@@ -1,5 +1,6 @@
 """What the playbooks decide and show."""
 
+import re
 from typing import Any
 
 import pytest
@@ -84,6 +85,11 @@ def test_the_example_inventory_has_no_problem() -> None:
             "colo_vms: peer_timeout_ms of h1 is 5, not a whole number from 500 to 600000.",
         ),
         ("xa", "colo_vms: h1 is not a mapping of settings: see inventory/example."),
+        (
+            {**H1, "intervall_ms": 500},
+            "colo_vms: h1 has 'intervall_ms', which is none of primary, secondary, output, bridge, arbiter, interval_ms, "
+            "min_interval_ms, latency_ms, copy_downtime_ms, peer_timeout_ms, heartbeat_misses, memory_mib, checkpoint_mbit.",
+        ),
     ],
 )
 def test_inventory_problems(vm: Any, sentence: str) -> None:
@@ -100,6 +106,26 @@ def test_inventory_without_addresses_or_of_another_shape() -> None:
     ]
     assert problems({"a/b": H1}, ["xa", "xb"], ADDRESSES) == [
         "colo_vms: 'a/b' is no name for a VM: letters, digits, '_', '.', '-', at most 63."
+    ]
+    assert problems({101: H1}, ["xa", "xb"], ADDRESSES) == [
+        "colo_vms: 101 is no text to YAML, and the name of a VM has to be: quote it."
+    ]
+
+
+def test_what_may_stand_at_a_vm_is_what_is_read_of_it() -> None:
+    known = load(REPOSITORY / "filter_plugins" / "colo.py")._KEYS
+    text = (REPOSITORY / "playbooks" / "vars" / "vm.yml").read_text()
+    assert set(re.findall(r"colo_vms\[colo_vm\]\.(\w+)", text)) <= set(known)
+    assert set(load(REPOSITORY / "filter_plugins" / "colo_reports.py")._DEFAULTS) <= set(known)
+    vm = {**dict.fromkeys(known, 1000), **H1, "output": "hold", "heartbeat_misses": 5}
+    assert FILTERS["colo_inventory_problems"]({"h1": vm}, ["xa", "xb"], ADDRESSES) == []
+
+
+def test_a_plan_finds_another_host_for_the_copy_of_one_that_is_gone() -> None:
+    problems = FILTERS["colo_inventory_problems"]
+    assert problems({"h1": H1}, ["xa"], ADDRESSES, ["secondary"]) == []
+    assert problems({"h1": H1}, ["xb"], ADDRESSES, ["secondary"]) == [
+        "colo_vms: the primary of h1 is xa, which is not in the group colo_hosts (xb)."
     ]
 
 
