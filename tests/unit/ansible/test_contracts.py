@@ -1,5 +1,6 @@
 """What is documented is what is there: modules, roles, playbooks, operations pages."""
 
+import os
 import re
 import subprocess
 import sys
@@ -400,6 +401,21 @@ def test_playbooks_that_look_say_which_hosts_are_silent(
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     assert said in " ".join(done.stdout.split())
+
+
+def test_what_is_written_is_there_where_it_was_asked_for(silent_hosts: Path, tmp_path: Path) -> None:
+    """Ansible takes a path for one from the playbook's directory; an operator means the own one."""
+    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", silent_hosts]
+    command += [REPOSITORY / "playbooks" / "export.yml", "-e", "colo_export_to=colo_vms.yml"]
+    configured = {"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "PWD": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **configured}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert yaml.safe_load((tmp_path / "colo_vms.yml").read_text())["colo_vms"]["h1"]["primary"] == "xa"
+    place = "{{ [lookup('ansible.builtin.env', 'PWD'), "
+    for name in ("export", "plan", "gather_logs"):
+        assert place in (REPOSITORY / "playbooks" / f"{name}.yml").read_text()
 
 
 @pytest.mark.parametrize(("wish", "code"), [("true", 2), ("false", 0)])
