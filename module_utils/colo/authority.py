@@ -5,6 +5,7 @@ What a certificate says is decided here; of a host's request only its public key
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import secrets
@@ -172,6 +173,7 @@ def describe(certificate: x509.Certificate) -> dict[str, Any]:
         "issuer": _common_name(certificate.issuer),
         "names": [str(name.value) for name in names],
         "use": _use(Usage.SERVER_AUTH in usages),
+        "key": _fingerprint(certificate.public_key()),
         "not_after": f"{certificate.not_valid_after_utc:%Y-%m-%d}",
     }
 
@@ -245,6 +247,7 @@ class SignedCertificate(DesiredState):
             "issuer": before["authority"]["subject"] if authority else "a new authority",
             "names": list(wanted.names),
             "use": _use(wanted.server),
+            "key": _fingerprint(self._key()) if self.request else "not made yet",
             "not_after": f"{now + timedelta(days=wanted.days):%Y-%m-%d}",
         }
         return {
@@ -378,6 +381,12 @@ def _signed_by(certificate: x509.Certificate, authority: Authority) -> bool:
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
+
+
+def _fingerprint(key: Any) -> str:  # noqa: ANN401  (any public key)
+    """The beginning of a digest of a public key."""
+    encoded = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(encoded).hexdigest()[:16]
 
 
 def _usages(server: bool) -> list[x509.ObjectIdentifier]:

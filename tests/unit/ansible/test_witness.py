@@ -267,6 +267,7 @@ def test_another_key_needs_another_certificate(pair: Pair) -> None:
     pair.converge()
     (pair.directory / "key.pem").unlink()
     assert pair.converge()[1]["reasons"] == ["the host has another key"]
+    pair.context()
 
 
 @pytest.mark.parametrize("check", [True, False])
