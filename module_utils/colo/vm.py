@@ -55,7 +55,9 @@ def configuration(params: dict[str, Any]) -> dict[str, Any]:
 def refuse_protection(now: snapshot.Snapshot, role: str) -> None:
     """Raise the sentence why ``now`` must not become a protected VM in ``role``. Two running copies are the worst."""
     if not now.domains_known:
-        raise Failure(f"Xen on {now.host} does not tell its domains ('xl list' fails): mend that first.")
+        raise Failure(
+            f"Xen on {now.host} does not tell its domains ('xl list' fails or hangs): mend that first."
+        )
     if role == "primary":
         if now.domain is None:
             raise Failure(

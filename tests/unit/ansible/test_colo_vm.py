@@ -276,7 +276,7 @@ def test_without_colo_helper_the_sentence_names_the_playbook(host: FakeHost, run
          "There is no domain h1 on xa, its primary: start it there with 'xl create /etc/xen/h1.cfg' or correct colo_vms, "
          "then protect it."),
         ("primary", None, None, False,
-         "Xen on xa does not tell its domains ('xl list' fails): mend that first."),
+         "Xen on xa does not tell its domains ('xl list' fails or hangs): mend that first."),
         ("primary", "peer_lost", {"h1": (4, "-b----")}, True,
          "xa holds a secondary copy of h1 that has lost its primary: let it take over with playbooks/failover.yml first."),
         ("secondary", "active", {"h1": (4, "-b----")}, True,
