@@ -18,6 +18,17 @@ _NUMBERS = (
 )
 #: When a VM's packets may leave; the first is the default.
 _OUTPUTS = ("compare", "hold", "free")
+#: All that may stand at a VM; the last two are for a plan.
+_KEYS = (
+    "primary",
+    "secondary",
+    "output",
+    "bridge",
+    "arbiter",
+    *(key for key, *_ in _NUMBERS),
+    "memory_mib",
+    "checkpoint_mbit",
+)
 
 
 def inventory_problems(
@@ -25,20 +36,29 @@ def inventory_problems(
 ) -> list[str]:
     """Everything in colo_vms and colo_hosts that cannot work, one sentence each; needs no facts and no host.
 
-    ``optional`` are sides that a VM may be without, for a plan.
+    ``optional`` are sides that a VM may be without, or have on a host that is gone, for a plan.
     """
     problems = []
     if not isinstance(vms, Mapping):
         return ["colo_vms is not a mapping of VM names to their settings: see inventory/example."]
     used = []
     for name, vm in vms.items():
-        if not NAME.fullmatch(str(name)):
+        if not isinstance(name, str):
+            problems.append(
+                f"colo_vms: {name!r} is no text to YAML, and the name of a VM has to be: quote it."
+            )
+        elif not NAME.fullmatch(name):
             problems.append(
                 f"colo_vms: {name!r} is no name for a VM: letters, digits, '_', '.', '-', at most 63."
             )
         if not isinstance(vm, Mapping):
             problems.append(f"colo_vms: {name} is not a mapping of settings: see inventory/example.")
             continue
+        problems += [
+            f"colo_vms: {name} has {key!r}, which is none of {', '.join(_KEYS)}."
+            for key in vm
+            if key not in _KEYS
+        ]
         sides = {side: vm.get(side) for side in ("primary", "secondary")}
         problems += [
             f"colo_vms: {name} has no {side}."
@@ -48,7 +68,7 @@ def inventory_problems(
         problems += [
             f"colo_vms: the {side} of {name} is {host}, which is not in the group colo_hosts ({', '.join(hosts)})."
             for side, host in sides.items()
-            if host and host not in hosts
+            if host and host not in hosts and side not in optional
         ]
         if sides["primary"] and sides["primary"] == sides["secondary"]:
             problems.append(f"colo_vms: primary and secondary of {name} are both {sides['primary']}.")

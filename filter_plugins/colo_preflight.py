@@ -138,15 +138,16 @@ def _pair(name: str, vm: Mapping[str, Any], variables: Mapping[str, Any]) -> Pai
 
 
 def _said(variables: Mapping[str, Any], host: str, what: str) -> Mapping[str, Any]:
-    """What a host's task has registered, empty when it did not answer."""
+    """What a host's task has registered, empty when it did not answer or could not tell."""
     result = variables[host].get(what) or {} if host in variables else {}
-    return {} if result.get("unreachable") or result.get("skipped") else result
+    return {} if any(result.get(key) for key in ("unreachable", "skipped", "failed")) else result
 
 
 def _host_problems(host: str, variables: Mapping[str, Any]) -> list[str]:
     said = _said(variables, host, LOOK)
     if not said:
-        return [f"{host} does not answer on ssh."]
+        result = variables[host].get(LOOK) or {} if host in variables else {}
+        return [f"{host}: {result['msg']}" if result.get("failed") else f"{host} does not answer on ssh."]
     early = variables[host]["colo_preflight_asked"] - CLOCKS_S
     late = variables[host]["colo_preflight_answered"] + CLOCKS_S
     off = min(said["time"] - early, 0) or max(said["time"] - late, 0)

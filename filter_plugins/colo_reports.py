@@ -206,18 +206,12 @@ def discard_confirmation(vm: str, confirm: str, primary: Mapping[str, Any] | Non
     return vm if confirm == vm or (primary is not None and primary["domain"]) else ""
 
 
-def maintenance_names(
-    report: Mapping[str, Any] | None, selected: Sequence[str], role: str, failed: Sequence[str] = ()
-) -> list[str]:
-    """VMs whose replicator on one host has ``role`` and is to be told, out of its result of colo_vm_info.
-
-    ``failed`` are those that the other side has not come to do, where this one must not then.
-    """
+def maintenance_names(report: Mapping[str, Any] | None, selected: Sequence[str], role: str) -> list[str]:
+    """VMs whose replicator on one host has ``role`` and is to be told, out of its result of colo_vm_info."""
     return [
         name
         for name, entry in sorted((_entries(report) or {}).items())
         if name in selected
-        and name not in failed
         and entry["alive"]
         and (entry["config"] or {}).get("arbiter")
         and (entry["state"] or {}).get("role") == role
@@ -226,14 +220,22 @@ def maintenance_names(
 
 def maintenance_failed(results: Sequence[Mapping[str, Any] | None]) -> list[str]:
     """VMs that one of these looped results of colo_maintenance has failed for."""
+    return sorted({str(item["item"]) for item in _items(results) if _failed(item)})
+
+
+def maintenance_told(results: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    """VMs that one of these looped results of colo_maintenance has not failed for."""
     return sorted(
-        {
-            str(item["item"])
-            for result in results
-            for item in (result or {}).get("results", [])
-            if item.get("failed") or item.get("unreachable")
-        }
+        {str(item["item"]) for item in _items(results) if not _failed(item) and not item.get("skipped")}
     )
+
+
+def _items(results: Sequence[Mapping[str, Any] | None]) -> list[Mapping[str, Any]]:
+    return [item for result in results for item in (result or {}).get("results", [])]
+
+
+def _failed(item: Mapping[str, Any]) -> bool:
+    return bool(item.get("failed") or item.get("unreachable"))
 
 
 def maintenance_failures(variables: Mapping[str, Mapping[str, Any]], selected: Sequence[str]) -> list[str]:
@@ -242,19 +244,19 @@ def maintenance_failures(variables: Mapping[str, Mapping[str, Any]], selected: S
     told, failed, with_arbiter = set(), set(), set()
     for host, known in variables.items():
         entries = _entries(known.get("colo_look"))
-        results = {role: known.get(f"colo_told_{role}") or {} for role in ("secondary", "primary")}
-        if entries is None or any(result.get("unreachable") for result in results.values()):
+        results = [known.get(f"colo_told_{whom}") for whom in ("secondary", "primary", "secondary_at_last")]
+        if entries is None or any((result or {}).get("unreachable") for result in results):
             problems.append(f"{host} does not answer, so not all of its VMs were told.")
         with_arbiter |= {
             name for name, entry in (entries or {}).items() if (entry["config"] or {}).get("arbiter")
         }
-        for role, result in results.items():
-            for item in result.get("results", []):
-                if item.get("failed") and not item.get("unreachable"):
-                    problems.append(f"{item['item']} on {host}: {item['msg']}")
-                    failed.add(item["item"])
-                elif role == "primary" and not item.get("unreachable"):
-                    told.add(item["item"])
+        problems += [
+            f"{item['item']} on {host}: {item['msg']}"
+            for item in _items(results)
+            if item.get("failed") and not item.get("unreachable")
+        ]
+        failed |= set(maintenance_failed(results))
+        told |= set(maintenance_told([known.get("colo_told_primary")]))
     problems += [
         f"{name} has no primary that runs and could be told: see playbooks/status.yml."
         for name in selected
@@ -428,6 +430,7 @@ class FilterModule:
             "colo_discard_confirmation": discard_confirmation,
             "colo_maintenance_names": maintenance_names,
             "colo_maintenance_failed": maintenance_failed,
+            "colo_maintenance_told": maintenance_told,
             "colo_maintenance_failures": maintenance_failures,
             "colo_status_table": status_table,
             "colo_unprotected": unprotected,

@@ -6,6 +6,8 @@ import ipaddress
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ansible.module_utils.parsing.convert_bool import boolean
+
 CLIENT_PORT, PEER_PORT = 2379, 2380
 ADDRESS = "colo_witness_address"
 ON_HOST = "colo_witness_on_host"
@@ -77,7 +79,9 @@ def problems(
 ) -> list[str]:
     """Everything about the witnesses and arbiters that cannot work, one sentence each; needs no host."""
     settings = (
-        {name: vm for name, vm in vms.items() if isinstance(vm, Mapping)} if isinstance(vms, Mapping) else {}
+        {str(name): vm for name, vm in vms.items() if isinstance(vm, Mapping)}
+        if isinstance(vms, Mapping)
+        else {}
     )
     found = []
     if witnesses and len(witnesses) % 2 == 0:
@@ -89,7 +93,7 @@ def problems(
         used = [
             vm for vm, sides in settings.items() if name in (sides.get("primary"), sides.get("secondary"))
         ]
-        if used and not variables[name].get(ON_HOST):
+        if used and not boolean(variables[name].get(ON_HOST, False), strict=False):
             found.append(
                 f"{name} is a witness and a host of {', '.join(used)}: when it dies, nobody is left to say who may run. Take a "
                 f"host that runs neither copy ({ON_HOST}: true allows it all the same, for tests)."

@@ -12,8 +12,8 @@ description:
   - Runs on the controller; delegate it to C(localhost). M(colo_certificate) makes the key and the request on the host.
   - The authority is made when there is none, and never written again. It is C(authority.pem) in O(directory), for its
     owner only; the directory keeps itself out of git.
-  - A certificate is signed when there is none, when it is not of this authority or of another key, when it does not
-    say what it shall, or when it ends soon. Otherwise the present one is returned.
+  - A certificate is signed when there is none, when it is not of this authority (see O(new_authority)) or of another key,
+    when it does not say what it shall, or when it ends soon. Otherwise the present one is returned.
 options:
   directory:
     description: Where the authority is kept.
@@ -40,6 +40,12 @@ options:
     description: The certificate that the host has.
     type: str
     default: ""
+  new_authority:
+    description:
+      - Whether O(present) may be replaced although it works and is of another authority than the one in O(directory). Without
+        this it is refused, as a controller without the authority would otherwise silence all hosts that have its certificates.
+    type: bool
+    default: false
   days:
     description: How long a new certificate lasts.
     type: int
@@ -108,6 +114,7 @@ def main() -> None:
             "server": {"type": "bool", "default": False},
             "request": {"type": "str", "default": ""},
             "present": {"type": "str", "default": ""},
+            "new_authority": {"type": "bool", "default": False},
             "days": {"type": "int", "default": 1095},
             "renew_days": {"type": "int", "default": 365},
         },

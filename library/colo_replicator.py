@@ -60,6 +60,11 @@ found:
   type: str
   returned: always
   sample: 89abcdef01234567
+outdated:
+  description: Whether that was another release than the one in use on this host; those of two distributions differ.
+  type: bool
+  returned: always
+  sample: true
 release:
   description: The release that it runs with now.
   type: str

@@ -118,6 +118,12 @@ options:
         description: Path of its key.
         type: path
         default: ""
+  fencing:
+    description:
+      - How the other host shall be switched off, as C(/etc/colo/fencing/HOST.json) says it. It is only looked at, and refused
+        when it cannot work; write it after that, for all VMs of the two hosts use it.
+    type: str
+    default: ""
   confirm:
     description: The VM's name once more, where the state cannot be undone.
     type: str
@@ -266,6 +272,7 @@ def main() -> None:
                     "key": {"type": "path", "default": ""},
                 },
             },
+            "fencing": {"type": "str", "default": "", "no_log": True},
             "confirm": {"type": "str", "default": ""},
             "reason": {"type": "str", "default": ""},
             "override": {"type": "bool", "default": False},

@@ -5,6 +5,7 @@ What a certificate says is decided here; of a host's request only its public key
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import secrets
@@ -172,6 +173,7 @@ def describe(certificate: x509.Certificate) -> dict[str, Any]:
         "issuer": _common_name(certificate.issuer),
         "names": [str(name.value) for name in names],
         "use": _use(Usage.SERVER_AUTH in usages),
+        "key": _fingerprint(certificate.public_key()),
         "not_after": f"{certificate.not_valid_after_utc:%Y-%m-%d}",
     }
 
@@ -201,6 +203,7 @@ class SignedCertificate(DesiredState):
             params["days"],
             params["renew_days"],
         )
+        self.new_authority: bool = params["new_authority"]
         self.reasons: list[str] = []
 
     def read(self) -> dict[str, Any]:
@@ -233,6 +236,7 @@ class SignedCertificate(DesiredState):
         authority = self._load()
         if authority:
             self._look_at_its_end(authority, now)
+        self._refuse_another(authority, now)
         self.reasons = (
             why_new(self.certificate, self._key(), authority, wanted, now)
             if authority and self.request
@@ -243,6 +247,7 @@ class SignedCertificate(DesiredState):
             "issuer": before["authority"]["subject"] if authority else "a new authority",
             "names": list(wanted.names),
             "use": _use(wanted.server),
+            "key": _fingerprint(self._key()) if self.request else "not made yet",
             "not_after": f"{now + timedelta(days=wanted.days):%Y-%m-%d}",
         }
         return {
@@ -284,8 +289,8 @@ class SignedCertificate(DesiredState):
             return parse_authority(text)
         except ValueError as error:
             raise Failure(
-                f"{self.path} is no certificate authority of this role ({error}): bring it back from a backup, or move it "
-                "away; a new one is made then, and every certificate with it."
+                f"{self.path} is no certificate authority of this role ({error}): bring it back from a backup, or see "
+                "docs/operations/witness.md, a new authority."
             ) from None
 
     def _look_at_its_end(self, authority: Authority, now: datetime) -> None:
@@ -300,6 +305,23 @@ class SignedCertificate(DesiredState):
                 f"The certificate authority {self.path} ends on {end:%Y-%m-%d}, and all certificates with it: see "
                 "docs/operations/witness.md, a new authority."
             )
+
+    def _refuse_another(self, authority: Authority | None, now: datetime) -> None:
+        """A certificate that works is replaced by one of another authority only when that is meant."""
+        try:
+            present = x509.load_pem_x509_certificate(self.certificate.encode())
+        except ValueError:
+            return
+        works = self.request and present.not_valid_after_utc > now and present.public_key() == self._key()
+        if self.new_authority or not works or (authority and _signed_by(present, authority)):
+            return
+        issuer = _common_name(present.issuer)
+        here = f"is {_common_name(authority.certificate.subject)}" if authority else "is not there"
+        raise Failure(
+            f"{self.wanted.subject} has a certificate of {issuer}, and {self.path} {here}: with new certificates all protected "
+            "VMs fall silent a while. Bring the authority's file there, from a backup or from who has it; when it is lost, "
+            "see docs/operations/witness.md, a new authority: -e colo_certificate_new_authority=true."
+        )
 
     def _key(self) -> ec.EllipticCurvePublicKey:
         try:
@@ -359,6 +381,12 @@ def _signed_by(certificate: x509.Certificate, authority: Authority) -> bool:
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
+
+
+def _fingerprint(key: Any) -> str:  # noqa: ANN401  (any public key)
+    """The beginning of a digest of a public key."""
+    encoded = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(encoded).hexdigest()[:16]
 
 
 def _usages(server: bool) -> list[x509.ObjectIdentifier]:

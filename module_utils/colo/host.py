@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 #: Parsed tools speak the same everywhere.
 ENVIRONMENT = {"LC_ALL": "C"}
+#: xl waits for as long as xenstored or the hypervisor do not answer; a failover cannot.
+XL_TIMEOUT_S = 30
 
 
 def unit_name(vm: str) -> str:
@@ -59,15 +61,18 @@ def main_pid(module: AnsibleModule, vm: str) -> int:
 
 
 def read_domains(module: AnsibleModule) -> dict[str, dict[str, Any]] | None:
-    """The domains of this host by name; None when Xen does not tell."""
+    """The domains of this host by name; None when Xen does not tell, or not in time."""
     rc, out, _err = run_tool(module, ["xl", "list"])
     return parse_domains(out) if rc == 0 else None
 
 
 def run_tool(module: AnsibleModule, argv: list[str]) -> tuple[int, str, str]:
-    """Run a tool with a fixed language; 127 when it is not there."""
+    """Run a tool with a fixed language; 127 when it is not there. xl ends with 124 or 137 after ``XL_TIMEOUT_S``."""
     program = module.get_bin_path(argv[0])
     if program is None:
         return 127, "", f"{argv[0]}: not found"
-    result: tuple[int, str, str] = module.run_command([program, *argv[1:]], environ_update=ENVIRONMENT)
+    limit = ["timeout", "--kill-after=5", str(XL_TIMEOUT_S)] if argv[0] == "xl" else []
+    result: tuple[int, str, str] = module.run_command(
+        [*limit, program, *argv[1:]], environ_update=ENVIRONMENT
+    )
     return result

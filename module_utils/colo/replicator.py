@@ -31,6 +31,7 @@ class Replicator(DesiredState):
         self.vm: str = module.params["name"]
         self.prefix = Path(module.params["prefix"])
         self._found = ""
+        self._outdated = False
 
     def read(self) -> dict[str, Any]:
         """What runs."""
@@ -43,6 +44,7 @@ class Replicator(DesiredState):
         wanted = current_digest(self.prefix)
         if not before["release"] or not wanted or before["release"] == wanted:
             return before
+        self._outdated = True
         now = self._look()
         if now.phase not in RESTARTABLE:
             raise Failure(
@@ -73,7 +75,14 @@ class Replicator(DesiredState):
     def result(self, state: dict[str, Any]) -> dict[str, Any]:
         """With what the replicator says."""
         now = self._look()
-        return {"name": self.vm, "found": self._found, **state, "phase": now.phase, "reason": now.reason}
+        return {
+            "name": self.vm,
+            "found": self._found,
+            "outdated": self._outdated,
+            **state,
+            "phase": now.phase,
+            "reason": now.reason,
+        }
 
     def _wait(self, done: Callable[[snapshot.Snapshot], bool], what: str) -> None:
         timeout_s = self.module.params["wait_timeout_s"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,9 @@ def configuration(params: dict[str, Any]) -> dict[str, Any]:
 def refuse_protection(now: snapshot.Snapshot, role: str) -> None:
     """Raise the sentence why ``now`` must not become a protected VM in ``role``. Two running copies are the worst."""
     if not now.domains_known:
-        raise Failure(f"Xen on {now.host} does not tell its domains ('xl list' fails): mend that first.")
+        raise Failure(
+            f"Xen on {now.host} does not tell its domains ('xl list' fails or hangs): mend that first."
+        )
     if role == "primary":
         if now.domain is None:
             raise Failure(
@@ -84,15 +87,16 @@ def refuse_protection(now: snapshot.Snapshot, role: str) -> None:
         )
 
 
-def refuse_fencing(peer: str) -> None:
-    """Raise when what is said of how ``peer`` is switched off cannot work; better now than when it has to be."""
+def refuse_fencing(peer: str, said: str) -> None:
+    """Raise when what is said (JSON) of how ``peer`` is switched off cannot work; better now than when it has to be."""
     fencing = gate.load("arbiter.fencing")
-    path = Path(fencing.FENCING.format(host=peer))
     try:
-        known = fencing.load_fencing(path, peer)
-    except fencing.FencingError as error:
-        raise Failure(f"{error} Correct colo_fencing of {peer} in the inventory.") from error
-    problems = fencing.missing(known) if known else []
+        known = fencing.parse_fencing(json.loads(said), peer)
+    except (ValueError, fencing.FencingError) as error:
+        raise Failure(
+            f"How {peer} is switched off: {error} Correct its colo_fencing in the inventory."
+        ) from error
+    problems = fencing.missing(known)
     if problems:
         raise Failure(f"{host_name()} cannot switch {peer} off: {' '.join(problems)}")
 
@@ -137,8 +141,8 @@ class ProtectedVm(DesiredState):
                 gate.require_helper()
             refuse_protection(now, self.params["role"])
             refuse_arbiter(self.params["arbiter"])
-            if self.params["arbiter"] and gate.helper_installed():
-                refuse_fencing(self.params["peer"]["name"])
+            if self.params["fencing"] and gate.helper_installed():
+                refuse_fencing(self.params["peer"]["name"], self.params["fencing"])
             desired = {"config": configuration(self.params), "protection": "running", "replicator": True}
             self._restarts = now.alive and before != desired
             return desired

@@ -75,7 +75,10 @@ def _takeover_refusal(vm: str, role: str, phase: str) -> Refusal | None:
     if role != "secondary":
         return Refusal("wrong_side", f"'takeover' is asked of the secondary; this is the primary of {vm}.")
     if phase in ("receiving", "resyncing", "replicating"):
-        return Refusal("primary_alive", f"The primary of {vm} is alive: its channels are up. Stop it first.")
+        return Refusal(
+            "primary_alive",
+            f"The primary of {vm} is alive: its channels are up. Hand it over with playbooks/switchover.yml.",
+        )
     if phase == "active":
         return Refusal("already_active", f"{vm} was taken over before; it is active here.")
     if phase not in ("peer_lost", *STANDING_BY):

@@ -46,6 +46,7 @@ class FakeHost:
     calls: list[list[str]] = field(default_factory=list)
 
     def run_command(self, argv: list[str], **_options: Any) -> tuple[int, str, str]:
+        argv = argv[3:] if Path(argv[0]).name == "timeout" else argv
         words = [Path(argv[0]).name, *argv[1:]]
         self.calls.append(words)
         if words[0] in self.answers:

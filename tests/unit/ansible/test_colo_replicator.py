@@ -70,9 +70,16 @@ def in_phase(host: FakeHost) -> Callable[[str], None]:
 def test_a_replicator_of_an_old_release_is_started_anew_once(run: Runner, running: Running) -> None:
     arguments = {"name": "h1", "prefix": str(running.prefix), "wait_replicating": True}
     foretold = run("colo_replicator", check=True, **arguments)
-    assert (foretold["changed"], foretold["found"], foretold["release"], running.pid) == (
+    assert (
+        foretold["changed"],
+        foretold["found"],
+        foretold["outdated"],
+        foretold["release"],
+        running.pid,
+    ) == (
         True,
         "old",
+        True,
         "new",
         101,
     )
@@ -84,7 +91,7 @@ def test_a_replicator_of_an_old_release_is_started_anew_once(run: Runner, runnin
         "replicating",
     )
     again = run("colo_replicator", **arguments)
-    assert (again["changed"], again["found"], running.pid) == (False, "new", 102)
+    assert (again["changed"], again["found"], again["outdated"], running.pid) == (False, "new", False, 102)
 
 
 def test_where_no_replicator_runs_nothing_is_started(

@@ -1,5 +1,6 @@
 """The protection of a VM as a state, and everything that it refuses."""
 
+import importlib
 import json
 import sys
 import time
@@ -130,6 +131,32 @@ def test_without_a_certificate_for_the_arbiter_nothing_begins(
     assert not (starts.root / "vms" / "h1.json").exists()
 
 
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"format": 1, "device": []}, "How xb is switched off: field 'devices' is not a list of ways to switch the host off. "
+         "Correct its colo_fencing in the inventory."),
+        ({"format": 1, "devices": [{"command": ["/no/such/program"]}]},
+         "xa cannot switch xb off: There is no program /no/such/program here."),
+        ({"format": 1, "devices": [{"command": ["/bin/true"]}]}, None),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("helper")
+def test_what_cannot_switch_the_other_host_off_is_refused(
+    starts: FakeHost,
+    run: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+    check: bool,
+    said: Any,
+    sentence: str | None,
+) -> None:
+    monkeypatch.setattr(utility("gate"), "load", lambda name: importlib.import_module(f"colo_helper.{name}"))
+    write_state(starts, "waiting", role="secondary")
+    result = run("colo_vm", name="h1", role="secondary", peer=PEER, fencing=json.dumps(said), check=check)
+    assert result.get("msg") == sentence
+
+
 @pytest.mark.usefixtures("helper")
 def test_secondary_gets_only_what_it_needs(starts: FakeHost, run: Runner) -> None:
     write_state(starts, "waiting", role="secondary")
@@ -195,6 +222,20 @@ def test_only_a_primary_that_replicates_hands_over(
 
 
 @pytest.mark.usefixtures("helper")
+@pytest.mark.parametrize(("role", "other"), [("primary", "secondary"), ("secondary", "primary")])
+def test_nothing_stands_in_the_way_of_a_switch_over_that_replicates(
+    starts: FakeHost, run: Runner, role: str, other: str
+) -> None:
+    starts.domains = {"h1": (1, "-b----")}
+    starts.units[UNIT] = RUNNING
+    write_config(starts, role)
+    write_state(starts, "replicating", role)
+    asked = run("colo_vm", name="h1", role=other, peer=PEER, check=True)
+    assert asked["restarts"] is True
+    assert run("colo_vm", name="h1", state="unprotected", check=True)["changed"] is True
+
+
+@pytest.mark.usefixtures("helper")
 def test_a_switch_over_that_was_not_confirmed_is_no_success(
     starts: FakeHost, run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,7 +277,7 @@ def test_without_colo_helper_the_sentence_names_the_playbook(host: FakeHost, run
          "There is no domain h1 on xa, its primary: start it there with 'xl create /etc/xen/h1.cfg' or correct colo_vms, "
          "then protect it."),
         ("primary", None, None, False,
-         "Xen on xa does not tell its domains ('xl list' fails): mend that first."),
+         "Xen on xa does not tell its domains ('xl list' fails or hangs): mend that first."),
         ("primary", "peer_lost", {"h1": (4, "-b----")}, True,
          "xa holds a secondary copy of h1 that has lost its primary: let it take over with playbooks/failover.yml first."),
         ("secondary", "active", {"h1": (4, "-b----")}, True,
@@ -405,7 +446,7 @@ def test_takeover_while_the_primary_lives_is_refused(
     host: FakeHost, run: Runner, helper: dict[str, Any]
 ) -> None:
     lost_its_primary(host, "replicating")
-    sentence = "The primary of h1 is alive: its channels are up. Stop it first."
+    sentence = "The primary of h1 is alive: its channels are up. Hand it over with playbooks/switchover.yml."
     helper["takeover"] = {"ok": False, "code": "primary_alive", "error": sentence}
     result = run("colo_vm", name="h1", state="active", confirm="h1")
     assert result["msg"] == f"xa does not take over h1: {sentence}"

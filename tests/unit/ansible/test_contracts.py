@@ -1,5 +1,7 @@
 """What is documented is what is there: modules, roles, playbooks, operations pages."""
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +54,12 @@ def test_documentation_is_the_argument_spec(name: str, spec_of: Any) -> None:
     documentation = yaml.safe_load(module.DOCUMENTATION)
     given = spec_of(name)
     assert documentation["module"] == name
-    assert documented(documentation.get("options", {})) == given["argument_spec"]
+    secret = {"no_log"}  # DOCUMENTATION has no word for it
+    spec = {
+        option: {key: value for key, value in given["argument_spec"][option].items() if key not in secret}
+        for option in given["argument_spec"]
+    }
+    assert documented(documentation.get("options", {})) == spec
     assert given["supports_check_mode"] is True
     assert documentation["attributes"]["check_mode"]["support"] == "full"
 
@@ -80,6 +87,22 @@ def test_defaults_are_the_optional_argument_specs(name: str) -> None:
     assert all(key.startswith(f"{name}_") for key in options)
 
 
+@pytest.mark.parametrize("name", ROLES)
+def test_a_truth_may_be_said_as_text(name: str) -> None:
+    """With -e NAME=false it is one, and every text is true; what a module or keyword gets, it takes for a truth by itself."""
+    role = REPOSITORY / "roles" / name
+    options = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text())["argument_specs"]["main"]
+    truths = [key for key, option in options["options"].items() if option["type"] == "bool"]
+    used = [
+        line.strip()
+        for path in sorted(role.glob("[thv]*/*"))
+        for line in path.read_text().splitlines()
+        for truth in truths
+        if re.search(rf"\b{truth}\b(?! \| bool)", line)
+    ]
+    assert [line for line in used if not re.fullmatch(r'\w+: "\{\{ \w+ \}\}"', line)] == []
+
+
 @pytest.mark.parametrize("name", PLAYBOOKS)
 def test_playbook_has_its_header_and_begins_with_the_checks(name: str) -> None:
     text = (REPOSITORY / "playbooks" / name).read_text()
@@ -89,6 +112,83 @@ def test_playbook_has_its_header_and_begins_with_the_checks(name: str) -> None:
     if name != "checks.yml":
         assert yaml.safe_load(text)[0]["import_playbook"] == "checks.yml"
         assert (REPOSITORY / "docs" / "operations" / name.replace(".yml", ".md")).is_file()
+
+
+def registered(steps: object) -> list[str]:
+    """The names that plays, blocks and tasks register."""
+    if isinstance(steps, list):
+        return [name for step in steps for name in registered(step)]
+    if not isinstance(steps, dict):
+        return []
+    inner = [name for value in steps.values() for name in registered(value)]
+    return [*inner, *([steps["register"]] if isinstance(steps.get("register"), str) else [])]
+
+
+@pytest.mark.parametrize("name", PLAYBOOKS)
+def test_what_a_playbook_registers_no_other_task_overwrites(name: str) -> None:
+    """A task that is skipped overwrites what another one has found."""
+    names = registered(yaml.safe_load((REPOSITORY / "playbooks" / name).read_text()))
+    assert sorted(names) == sorted(set(names))
+
+
+def test_maintenance_goes_on_only_where_the_side_before_was_told() -> None:
+    plays = yaml.safe_load((REPOSITORY / "playbooks" / "maintenance.yml").read_text())
+    primaries, secondaries = next(play["tasks"] for play in plays if play["name"] == "Tell the primaries")
+    assert (
+        "colo_maintenance_names(colo_maintenance_vms | difference(colo_maintenance_refused), 'primary')"
+        in (primaries["loop"])
+    )
+    refused = primaries["vars"]["colo_maintenance_refused"]
+    assert "attribute='colo_told_secondary', default={}) | colo_maintenance_failed }}" in refused
+    assert "colo_maintenance_names(colo_maintenance_ended, 'secondary')" in secondaries["loop"]
+    ended = secondaries["vars"]["colo_maintenance_ended"]
+    assert "attribute='colo_told_primary', default={}) | colo_maintenance_told }}" in ended
+
+
+def test_both_hosts_are_asked_before_a_protection_ends() -> None:
+    tasks = yaml.safe_load((REPOSITORY / "roles" / "colo_vm" / "tasks" / "protected.yml").read_text())
+    end = next(at for at, task in enumerate(tasks) if task["name"].startswith("End the present protection"))
+    asked = {task["colo_vm"]["role"]: task["when"] for task in tasks[:end] if task.get("check_mode")}
+    assert asked == {side: f"inventory_hostname == colo_vm_{side}" for side in ("primary", "secondary")}
+
+
+def test_how_a_host_is_switched_off_is_looked_at_before_it_is_written() -> None:
+    """All VMs of the two hosts use the one file."""
+    tasks = yaml.safe_load((REPOSITORY / "roles" / "colo_vm" / "tasks" / "protected.yml").read_text())
+    written = next(at for at, task in enumerate(tasks) if "colo_files" in task)
+    asked = [task["colo_vm"]["fencing"] for task in tasks[:written]]
+    assert asked == ["{{ __colo_vm_fencing }}"] * 2
+
+
+def test_both_hosts_are_asked_before_a_switch_over() -> None:
+    tasks = yaml.safe_load((REPOSITORY / "playbooks" / "switchover.yml").read_text())[1]["tasks"]
+    steps = [task for task in tasks if "ansible.builtin.include_role" in task]
+    asked, handed, protected = steps
+    assert asked["ansible.builtin.include_role"]["apply"] == {"check_mode": True, "diff": False}
+    assert asked["vars"] == protected["vars"]
+    assert handed["vars"]["colo_vm_state"] == "standby"
+
+
+def test_an_upgrade_that_fails_on_one_host_does_not_go_on_to_the_other() -> None:
+    steps = yaml.safe_load((REPOSITORY / "playbooks" / "tasks" / "upgrade_vm.yml").read_text())
+    block = next(step["block"] for step in steps if "block" in step)
+    changing = [
+        task
+        for task in block
+        if "colo_maintenance" in task
+        or "wait_replicating" not in task.get("colo_replicator", "wait_replicating")
+    ]
+    assert len(changing) == 3
+    for task in changing:
+        result = task["register"]
+        assert task["loop_control"]["break_when"] == f"{result} is failed or {result} is unreachable"
+
+
+def test_an_upgrade_asks_each_host_whether_it_is_outdated() -> None:
+    """Releases of two distributions have different digests."""
+    steps = yaml.safe_load((REPOSITORY / "playbooks" / "tasks" / "upgrade_vm.yml").read_text())
+    conditions = next(step["when"] for step in steps if "block" in step)
+    assert conditions[-1] == "colo_upgrade_found.results | selectattr('outdated') | length > 0"
 
 
 def test_playbooks_pass_ansibles_syntax_check() -> None:
@@ -232,7 +332,37 @@ def test_the_witness_playbook_asks_for_a_witness_and_for_all_of_them(
     hosts = {f"w{number}": {"colo_witness_address": f"192.0.2.{number}"} for number in (1, 2, 3)}
     inventory["all"]["children"]["colo_witnesses"] = {"hosts": {**hosts, "w1": witnesses["hosts"]["w1"]}}
     inventory["all"]["vars"] |= {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
-    assert "w3 of the group colo_witnesses is not in this run. What the others have" in said("--limit=!w3")
+    assert "w3 of the group colo_witnesses is not in this run. What the others have" in said(
+        "--limit=all,localhost,!w3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "left_out"),
+    [
+        ("status", "xa,xb", "localhost"),
+        ("site", "!xb", "localhost"),
+        ("failover", "xb", "localhost"),
+        ("failover", "all,localhost,!xb", "xb"),
+        ("status", "all,localhost,!xb", ""),
+    ],
+)
+def test_a_limit_that_leaves_out_who_is_needed_is_refused_before_any_host(
+    silent_hosts: Path, name: str, limit: str, left_out: str
+) -> None:
+    """Plays of the controller would be left out without a word, and with them what they check and decide."""
+    command = [
+        Path(sys.executable).with_name("ansible-playbook"),
+        f"playbooks/{name}.yml",
+        "-i",
+        silent_hosts,
+    ]
+    options = ["-e", "colo_vm=h1", "-e", "colo_confirm=h1", "--limit", limit]
+    done = subprocess.run([*command, *options], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    said = " ".join((done.stdout + done.stderr).split())
+    assert (f"--limit {limit} leaves out {left_out}. localhost checks and decides" in said) == bool(left_out)
+    assert ("UNREACHABLE" in said) != bool(left_out)
 
 
 def test_rotate_names_the_vms_there_are() -> None:
@@ -271,6 +401,21 @@ def test_playbooks_that_look_say_which_hosts_are_silent(
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     assert said in " ".join(done.stdout.split())
+
+
+def test_what_is_written_is_there_where_it_was_asked_for(silent_hosts: Path, tmp_path: Path) -> None:
+    """Ansible takes a path for one from the playbook's directory; an operator means the own one."""
+    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", silent_hosts]
+    command += [REPOSITORY / "playbooks" / "export.yml", "-e", "colo_export_to=colo_vms.yml"]
+    configured = {"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "PWD": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **configured}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert yaml.safe_load((tmp_path / "colo_vms.yml").read_text())["colo_vms"]["h1"]["primary"] == "xa"
+    place = "{{ [lookup('ansible.builtin.env', 'PWD'), "
+    for name in ("export", "plan", "gather_logs"):
+        assert place in (REPOSITORY / "playbooks" / f"{name}.yml").read_text()
 
 
 @pytest.mark.parametrize(("wish", "code"), [("true", 2), ("false", 0)])

@@ -1,5 +1,6 @@
 """What the playbooks decide and show."""
 
+import re
 from typing import Any
 
 import pytest
@@ -84,6 +85,11 @@ def test_the_example_inventory_has_no_problem() -> None:
             "colo_vms: peer_timeout_ms of h1 is 5, not a whole number from 500 to 600000.",
         ),
         ("xa", "colo_vms: h1 is not a mapping of settings: see inventory/example."),
+        (
+            {**H1, "intervall_ms": 500},
+            "colo_vms: h1 has 'intervall_ms', which is none of primary, secondary, output, bridge, arbiter, interval_ms, "
+            "min_interval_ms, latency_ms, copy_downtime_ms, peer_timeout_ms, heartbeat_misses, memory_mib, checkpoint_mbit.",
+        ),
     ],
 )
 def test_inventory_problems(vm: Any, sentence: str) -> None:
@@ -101,6 +107,34 @@ def test_inventory_without_addresses_or_of_another_shape() -> None:
     assert problems({"a/b": H1}, ["xa", "xb"], ADDRESSES) == [
         "colo_vms: 'a/b' is no name for a VM: letters, digits, '_', '.', '-', at most 63."
     ]
+    assert problems({101: H1}, ["xa", "xb"], ADDRESSES) == [
+        "colo_vms: 101 is no text to YAML, and the name of a VM has to be: quote it."
+    ]
+
+
+def test_what_may_stand_at_a_vm_is_what_is_read_of_it() -> None:
+    known = load(REPOSITORY / "filter_plugins" / "colo.py")._KEYS
+    text = (REPOSITORY / "playbooks" / "vars" / "vm.yml").read_text()
+    assert set(re.findall(r"colo_vms\[colo_vm\]\.(\w+)", text)) <= set(known)
+    assert set(load(REPOSITORY / "filter_plugins" / "colo_reports.py")._DEFAULTS) <= set(known)
+    vm = {**dict.fromkeys(known, 1000), **H1, "output": "hold", "heartbeat_misses": 5}
+    assert FILTERS["colo_inventory_problems"]({"h1": vm}, ["xa", "xb"], ADDRESSES) == []
+
+
+def test_a_plan_finds_another_host_for_the_copy_of_one_that_is_gone() -> None:
+    problems = FILTERS["colo_inventory_problems"]
+    assert problems({"h1": H1}, ["xa"], ADDRESSES, ["secondary"]) == []
+    assert problems({"h1": H1}, ["xb"], ADDRESSES, ["secondary"]) == [
+        "colo_vms: the primary of h1 is xa, which is not in the group colo_hosts (xb)."
+    ]
+
+
+def test_a_host_of_no_vm_needs_no_address() -> None:
+    assert FILTERS["colo_inventory_problems"]({"h1": H1}, ["xa", "xb", "xc"], {**ADDRESSES, "xc": {}}) == []
+    specs = yaml.safe_load(
+        (REPOSITORY / "roles" / "colo_channel" / "meta" / "argument_specs.yml").read_text()
+    )
+    assert "required" not in specs["argument_specs"]["main"]["options"]["colo_channel_address"]
 
 
 def test_selection() -> None:
@@ -333,7 +367,6 @@ def test_who_is_told_of_maintenance() -> None:
     every = ["h1", "h2", "h3", "h4"]
     assert names(report, every, "primary") == ["h1"]
     assert names(report, every, "secondary") == ["h3"]
-    assert names(report, every, "secondary", ["h3"]) == []
     assert names(report, ["h2"], "primary") == []
     assert names({"unreachable": True}, every, "primary") == []
 
@@ -356,6 +389,17 @@ def test_who_was_not_told_of_maintenance() -> None:
         "h3 has no primary that runs and could be told: see playbooks/status.yml.",
     ]
     assert FILTERS["colo_maintenance_failed"]([failed, None, {}]) == ["h1"]
+    skipped = {"results": [{"item": "h3", "skipped": True}, {"item": "h4", "unreachable": True}]}
+    assert FILTERS["colo_maintenance_told"]([failed, None, {}, skipped]) == ["h2"]
+
+
+@pytest.mark.parametrize("step", ["secondary", "secondary_at_last"])
+def test_a_secondary_that_refuses_maintenance_is_named(step: str) -> None:
+    """Its primary is not told that it begins then, and was told that it has ended."""
+    failed = {"results": [{"item": "h1", "failed": True, "msg": "No."}]}
+    look = {"vms": [side("replicating", config=ARBITED)]}
+    variables = {"xa": {"colo_look": look}, "xb": {"colo_look": look, f"colo_told_{step}": failed}}
+    assert FILTERS["colo_maintenance_failures"](variables, ["h1"]) == ["h1 on xb: No."]
 
 
 def test_maintenance_stands_in_the_table() -> None:

@@ -3,13 +3,14 @@
 import grp
 import os
 import pwd
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.ansible.module_host import FakeHost, Runner
+from tests.unit.ansible.module_host import FakeHost, Runner, utility
 
 XL_INFO = """\
 host                   : xa
@@ -77,6 +78,27 @@ def test_preflight_names_what_xen_lacks(
     result = run("colo_preflight_info", minimum_memory_mib=256)
     assert result["ok"] is False
     assert result["problems"] == [sentence]
+
+
+def test_an_xl_that_hangs_tells_no_domains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    xl = tmp_path / "xl"
+    xl.write_text("#!/bin/sh\nexec sleep 60\n")
+    xl.chmod(0o755)
+
+    class Module:
+        def get_bin_path(self, _name: str) -> str:
+            return str(xl)
+
+        def run_command(self, argv: list[str], **_options: Any) -> tuple[int, str, str]:
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+            return done.returncode, done.stdout, done.stderr
+
+    monkeypatch.setattr(utility("host"), "XL_TIMEOUT_S", 0.2)
+    assert utility("host").read_domains(Module()) is None
+    xl.write_text("#!/bin/sh\necho Name ID Mem VCPUs State Times; echo h1 3 128 1 -b---- 1.0\n")
+    assert utility("host").read_domains(Module()) == {
+        "h1": {"domid": 3, "memory_mib": 128, "state": "-b----"}
+    }
 
 
 def test_preflight_of_something_else_entirely(host: FakeHost, run: Runner) -> None:

@@ -95,6 +95,7 @@ def registered(host: str, **fields: Any) -> Callable[[dict[str, Any]], None]:
     ("change", "sentence"),
     [
         (registered("xb", colo_preflight={"unreachable": True}), "xb does not answer on ssh."),
+        (registered("xb", colo_preflight={"failed": True, "msg": "No python3."}), "xb: No python3."),
         (said("xa", ok=False, problems=["xa: it is not."]), "xa: it is not."),
         (said("xb", xen_release="4.20"), ""),
         (said("xa", xen_release="4.20"), "h1: its primary xa runs Xen 4.20 and its secondary xb Xen 4.17. Both must run"),

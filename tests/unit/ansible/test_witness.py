@@ -124,6 +124,8 @@ def test_a_watchdog_that_is_first_or_whose_vms_have_no_lease_is_fine() -> None:
 def test_a_witness_on_a_host_may_be_allowed_and_nonsense_is_left_to_the_other_checks() -> None:
     problems = FILTERS["colo_witness_problems"]
     assert not problems(["xb"], {"h1": H1}, None, {"xb": {**W1["w1"], "colo_witness_on_host": True}})
+    assert not problems(["xb"], {"h1": H1}, None, {"xb": {**W1["w1"], "colo_witness_on_host": "yes"}})
+    assert problems(["xb"], {"h1": H1}, None, {"xb": {**W1["w1"], "colo_witness_on_host": "false"}})
     assert not problems([], ["no mapping"], None, {})
     assert not problems([], {"h1": "no mapping"}, None, {})
 
@@ -261,15 +263,56 @@ def test_a_certificate_that_will_not_do_is_renewed_for_the_same_key(
     pair.context()
 
 
-def test_another_key_or_another_authority_needs_another_certificate(pair: Pair) -> None:
+def test_another_key_needs_another_certificate(pair: Pair) -> None:
     pair.converge()
     (pair.directory / "key.pem").unlink()
     assert pair.converge()[1]["reasons"] == ["the host has another key"]
+    pair.context()
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_certificate_that_works_is_replaced_by_another_authoritys_only_when_that_is_meant(
+    pair: Pair, check: bool
+) -> None:
+    had = pair.converge()[1]
     (pair.authority / "authority.pem").rename(pair.authority / "old.pem")
-    pair.wanted["subject"] = "xa"
-    assert pair.converge()[1]["reasons"] == [f"the authority in {pair.authority} is new"]
+    asked = {
+        "directory": str(pair.authority),
+        "request": pair.run("colo_certificate", directory=str(pair.directory), group=GROUP)["request"],
+        "present": had["certificate"],
+        **pair.wanted,
+    }
+    refused = pair.run("colo_authority", check=check, **asked)["msg"]
+    assert refused.startswith("xa has a certificate of COLO certificate authority ")
+    assert f"{pair.authority}/authority.pem is not there: with new certificates all protected VMs" in refused
+    assert not (pair.authority / "authority.pem").exists()
+    (pair.authority / "authority.pem").write_text(authority.pack_authority(authority.make_authority(NOW)))
+    refused = pair.run("colo_authority", check=check, **asked)["msg"]
+    assert f"{pair.authority}/authority.pem is COLO certificate authority " in refused
+    assert pair.run("colo_authority", check=check, **asked, new_authority=True)["changed"] is True
+
+
+def test_a_new_authority_is_made_when_that_is_meant(pair: Pair) -> None:
+    pair.converge()
+    (pair.authority / "authority.pem").rename(pair.authority / "old.pem")
+    assert pair.converge(new_authority=True)[1]["reasons"] == [f"the authority in {pair.authority} is new"]
     assert pair.changed() == [False, False, False]
     pair.context()
+
+
+def test_a_certificate_of_another_authority_that_has_ended_is_in_nobodys_way(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = pair.run("colo_certificate", directory=str(pair.directory), group=GROUP)["request"]
+    monkeypatch.setattr(authority, "AUTHORITY_DAYS", 1)
+    gone = authority.make_authority(NOW - timedelta(days=2))
+    monkeypatch.setattr(authority, "AUTHORITY_DAYS", 7300)
+    wanted = authority.Wanted("xa", ("xa", "192.0.2.11"), False, 1095, 365)
+    ended = authority.sign(gone, authority.parse_request(request), wanted, NOW - timedelta(days=2))
+    result = pair.run(
+        "colo_authority", directory=str(pair.authority), request=request, present=ended, **pair.wanted
+    )
+    assert result["changed"] is True
 
 
 def test_who_may_read_the_key_is_put_right(pair: Pair) -> None:

@@ -394,7 +394,10 @@ def test_verbs(role, phase, verb, code):
 
 def test_takeover_while_the_primary_is_alive_says_so():
     refusal = verb_refusal("h1", "secondary", "replicating", "takeover", arbiter=False)
-    assert refusal.sentence == "The primary of h1 is alive: its channels are up. Stop it first."
+    assert (
+        refusal.sentence
+        == "The primary of h1 is alive: its channels are up. Hand it over with playbooks/switchover.yml."
+    )
 
 
 @pytest.mark.parametrize("arbiter", [True, False])
