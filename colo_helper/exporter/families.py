@@ -69,11 +69,15 @@ _ASKED = "asked_"
 
 
 def families(
-    states: Iterable[dict[str, Any]], verified: dict[str, dict[str, Any]], unreadable: Iterable[str]
+    states: Iterable[dict[str, Any]],
+    verified: dict[str, dict[str, Any]],
+    unreadable: Iterable[str],
+    certificates: dict[str, float],
 ) -> list[Metric]:
     """Return all metric families. ``verified``: what each VM's last comparison of both copies found.
 
-    ``unreadable`` are VMs of which something is known that cannot be read.
+    ``unreadable`` are VMs of which something is known that cannot be read; ``certificates`` are files with when they expire, in
+    seconds since 1970.
     """
     states = list(states)
     found = [_of_figure(figure, states) for figure in FIGURES]
@@ -83,6 +87,7 @@ def families(
         *_of_channels(states),
         *_of_verified(verified),
         _of_unreadable(unreadable),
+        _of_certificates(certificates),
     ]
 
 
@@ -166,6 +171,17 @@ def _of_unreadable(names: Iterable[str]) -> Metric:
     )
     for name in names:
         family.add_metric([name], 1)
+    return family
+
+
+def _of_certificates(certificates: dict[str, float]) -> Metric:
+    family = GaugeMetricFamily(
+        "colo_certificate_expires_timestamp_seconds",
+        "When what this host asks the arbiter with is of no use any more.",
+        labels=["file"],
+    )
+    for path, expires in certificates.items():
+        family.add_metric([path], expires)
     return family
 
 

@@ -191,6 +191,14 @@ def test_an_upgrade_asks_each_host_whether_it_is_outdated() -> None:
     assert conditions[-1] == "colo_upgrade_found.results | selectattr('outdated') | length > 0"
 
 
+@pytest.mark.parametrize("name", ["site", "purge"])
+def test_what_was_written_is_loaded_although_a_host_fails_later(name: str) -> None:
+    plays = yaml.safe_load((REPOSITORY / "playbooks" / f"{name}.yml").read_text())
+    with_handlers = [play for play in plays if "colo_channel" in yaml.safe_dump(play)]
+    assert with_handlers
+    assert all(play["force_handlers"] is True for play in with_handlers)
+
+
 def test_playbooks_pass_ansibles_syntax_check() -> None:
     command = [
         Path(sys.executable).with_name("ansible-playbook"),

@@ -8,9 +8,14 @@ import subprocess
 import sys
 import urllib.request
 from contextlib import closing
+from datetime import UTC, datetime
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import CertificateBuilder, Name, NameAttribute
+from cryptography.x509.oid import NameOID
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -93,7 +98,7 @@ def test_a_replicator_that_does_not_run_protects_nothing(monitor, tmp_path):
 def test_a_vm_is_protected_while_its_replicator_says_so(monitor):
     def protected(**changes):
         state = {**monitor.snapshot(), "running": True, **changes}
-        (family,) = [one for one in families([state], {}, []) if one.name == "colo_protected"]
+        (family,) = [one for one in families([state], {}, [], {}) if one.name == "colo_protected"]
         return family.samples[0].value
 
     assert protected() == 1
@@ -119,6 +124,25 @@ def test_a_damaged_state_is_told_and_hides_no_other(monitor, tmp_path, capsys):
     assert found["colo_unreadable", "h2"] == 1
     assert found["colo_epoch", "h1"] == 7
     assert "h2: " in capsys.readouterr().err
+
+
+def test_it_tells_when_the_certificate_for_the_arbiter_expires(tmp_path, capsys):
+    key = Ed25519PrivateKey.generate()
+    name = Name([NameAttribute(NameOID.COMMON_NAME, "xa")])
+    ends = datetime(2029, 1, 1, tzinfo=UTC)
+    builder = CertificateBuilder(name, name, key.public_key(), 7, datetime(2026, 1, 1, tzinfo=UTC), ends)
+    path = tmp_path / "certificate.pem"
+    assert list_of_certificates(path) == []
+    path.write_bytes(builder.sign(key, None).public_bytes(Encoding.PEM))
+    assert list_of_certificates(path) == [ends.timestamp()]
+    path.write_text("damaged")
+    assert list_of_certificates(path) == []
+    assert "certificate.pem: " in capsys.readouterr().err
+
+
+def list_of_certificates(path):
+    found = {family.name: family for family in Collector(path.parent / "no", path).collect()}
+    return [sample.value for sample in found["colo_certificate_expires_timestamp_seconds"].samples]
 
 
 def test_an_address_that_is_taken_is_told(capsys):
@@ -152,7 +176,9 @@ def test_the_program_answers_over_http():
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
 def test_an_alert_is_on_what_there_is_and_says_what_it_means(alert):
-    known = {family.name + ("_total" if family.type == "counter" else "") for family in families([], {}, [])}
+    known = {
+        family.name + ("_total" if family.type == "counter" else "") for family in families([], {}, [], {})
+    }
     assert set(re.findall(r"\bcolo_\w+", alert["expr"])) <= known
     assert alert["labels"]["severity"] in ("critical", "warning")
     assert alert["annotations"]["summary"].endswith(".")
