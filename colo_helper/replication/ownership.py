@@ -85,7 +85,7 @@ class Ownership:
             try:
                 refusal = self._maintain(request) if request.verb == "maintenance" else self._automatic()
             except SessionEndedError as error:
-                request.refuse("succeeded", str(error))
+                request.refuse("succeeded" if error.cause is Cause.SUCCEEDED else "no_answer", str(error))
                 raise
             except OSError as error:
                 request.refuse("not_written", f"That cannot be written down: {error.strerror}.")
@@ -184,7 +184,7 @@ class Ownership:
             except SessionEndedError as error:
                 with suppress(OSError):
                     self.monitor.note(maintenance=before)
-                if error.cause is Cause.SUCCEEDED:
+                if error.cause is Cause.SUCCEEDED or self.right.shared:  # it may be written down all the same
                     raise
                 return f"{error} The maintenance of {self.vm} goes on."
             self._unwritten = ""

@@ -549,9 +549,9 @@ class Secondary:
 
     def _become_active(self, guest: Guest, reason: str) -> None:
         """Be the VM on the network, which is written down first: whoever comes after a crash must not take it for a copy."""
-        before = self.monitor.state.phase
+        before = self.monitor.state
         try:
-            self.monitor.note(phase="active")
+            self.monitor.note(phase="active", reason=reason)
         except OSError:
             if not self.succession.right.automatic:  # otherwise the arbiter has it written down
                 raise
@@ -563,7 +563,11 @@ class Secondary:
                     self.monitor.event("moved_connections", problem)
             self._join_network(guest)
         except LOCAL_ERRORS:
-            for problem in attempt([guest.nics.isolate, lambda: self.monitor.note(phase=before)]):
+            undo = [
+                guest.nics.isolate,
+                lambda: self.monitor.note(phase=before.phase, reason=before.reason),
+            ]
+            for problem in attempt(undo):
                 self.monitor.event("takeover_failed", problem)
             raise
         for problem in attempt(

@@ -201,9 +201,6 @@ def test_a_domain_that_still_boots_is_put_aside_when_another_has_the_vm(pair, wo
     world.store.change(world.store.read(VM), Record(VM, "xb", 1, ALONE, "silence", 1), 0)
     monkeypatch.setattr("colo_helper.replication.primary.io_share", lambda _domain: 1.0)
     both = pair(arbiters=world.ways, output="hold").start()
-    eventually(lambda: events(both, "primary", "booting"), "it is waited for")
-    answer = ask(both, "primary", "maintenance", "new disks")
-    assert (answer["ok"], answer["code"]) == (False, "succeeded")
     both.phase("primary", "standby")
     assert not both.guest.running
     assert not on_network(both.primary_host)
@@ -288,6 +285,21 @@ def test_a_lease_that_lasts_is_not_overridden(both, world):
     answer = ask(both, "secondary", "takeover", "hurry", forced=True)
     assert (answer["ok"], answer["code"]) == (False, "takeover_refused")
     assert "its lease has not ended" in answer["error"]
+
+
+def test_an_end_of_maintenance_whose_answer_is_lost_leaves_state_and_arbiter_of_one_mind(both, world):
+    maintained(both)
+    world.ways["xa"].lose_answer = True
+    answer = ask(both, "primary", "automatic")
+    assert (answer["ok"], answer["code"]) == (False, "no_answer")
+    eventually(lambda: events(both, "primary", "unprotected"), "that session ends")
+    both.replicating()
+    assert world.kept == ("xa", ALONE)
+    world.now += 3600
+    assert both.p_monitor.state.maintenance == "new disks"
+    assert both.rights["primary"].permits()
+    assert ask(both, "primary", "automatic")["ok"] is True
+    assert world.kept == ("xa", PROTECTED)
 
 
 def test_a_full_disk_is_told_and_nothing_is_changed(both, world, monkeypatch):
