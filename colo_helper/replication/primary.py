@@ -257,16 +257,20 @@ class Primary:
 
         self.ownership.begin(waiting)
         if doubtful:
-            off = [tap for tap in guest.nics.taps() if not tap.bridge]
-            guest.nics.connect([replace(tap, bridge=self.config.bridge) for tap in off])
+            self._join_network(guest)
             self.silenced = False
             self._recover(guest, before)
         return before
 
+    def _join_network(self, guest: Guest) -> None:
+        off = [tap for tap in guest.nics.taps() if not tap.bridge]
+        guest.nics.connect([replace(tap, bridge=self.config.bridge) for tap in off])
+
     def _recover(self, guest: Guest, before: PrimaryStart) -> None:
         """Undo what an earlier replicator of this guest had under way."""
         if before.crashed:
-            problems = guest.recover()
+            # A switch-over, from here or to here, may have ended between two steps.
+            problems = [*guest.recover(), *attempt([lambda: self._join_network(guest)])]
             self.monitor.event("recovered", " ".join([before.sentence, *problems]))
 
     def _silence(self, guest: Guest) -> None:
@@ -355,9 +359,8 @@ class Primary:
             why = f"{self.config.vm} runs on {self.config.peer_name} since epoch {epochs.epoch}"
             if not epochs.leaves:
                 return Cause.SWITCHED, why
-            self._discard(
-                guest
-            )  # whoever shuts the host down must not save it, to be restored at the next boot
+            # Whoever shuts the host down must not save it, to be restored at the next boot.
+            self._discard(guest)
             return Cause.GIVEN_UP, f"{why}, because this host is being shut down"
         return Cause.STOP, self.inbox.stop_reason
 

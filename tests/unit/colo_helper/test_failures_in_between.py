@@ -99,6 +99,18 @@ def test_a_replicator_that_comes_after_a_takeover_puts_its_vm_on_the_network(pai
     eventually(lambda: on_network(there), "on the network")
 
 
+def test_a_replicator_that_comes_in_the_middle_of_a_switch_over_puts_its_vm_on_the_network(pair):
+    here = EmulatedHost()
+    here.add(VM, running_guest(3))
+    here.nics[
+        3
+    ].isolate()  # the one before it died when it had written nothing yet, or had been handed the VM
+    saved = {"role": "primary", "phase": "replicating", "domid": 3, "boot_id": boot_id(), "generation": "abc"}
+    both = pair(primary_host=here, p_saved=saved).start()
+    eventually(lambda: on_network(here), "on the network")
+    assert both.guest.running
+
+
 # --------------------------------------------------------------------------------------------------- a full disk
 
 
