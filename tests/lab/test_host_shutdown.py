@@ -43,7 +43,7 @@ def test_a_host_hands_its_vm_over_and_is_its_secondary_again_by_itself(protected
     asker = Asker(settings).begin()
     began = time.monotonic()
     back = restart(vm, "xa")
-    assert "handed over by xa" in vm.wait_for("xb", "unprotected")
+    assert "The roles were swapped" in vm.wait_for("xb", "unprotected")
     handed_over_s = time.monotonic() - began
     silence = asker.longest_silence(began)
     back()

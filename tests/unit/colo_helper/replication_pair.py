@@ -391,6 +391,8 @@ class Pair:
         """Wait for a phase of one side and return its reason."""
         monitor = self.p_monitor if role == "primary" else self.s_monitor
         eventually(lambda: monitor.state.phase == phase, f"{role} {phase}, it is {monitor.state}")
+        if phase == "active":  # that is written down before it is on the network, and told after that
+            eventually(lambda: any(one["event"] == phase for one in self.events(role)), "on the network")
         return monitor.state.reason
 
     def ended(self, role: str) -> int:

@@ -313,7 +313,7 @@ def test_a_full_disk_takes_no_takeover_back(both, world, full):
     full.set()
     asks_in_vain(both, world, "xa")
     world.now += 10
-    both.phase("secondary", "active")
+    eventually(lambda: both.s_monitor.state.phase == "active", "taken over")
     assert on_network(both.secondary_host)
     world.mend()
     assert_aside(both)

@@ -2,7 +2,6 @@
 
 import pytest
 
-from colo_helper.arbiter.record import ALONE
 from colo_helper.monitor.monitor import boot_id
 from tests.unit.colo_helper.arbitrated import events, on_network
 from tests.unit.colo_helper.emulated_host import EmulatedHost, running_guest
@@ -76,17 +75,6 @@ def test_a_copy_is_on_the_network_only_when_its_file_says_so(by_hand, full):
     assert by_hand.ask("secondary", "takeover")["ok"] is True
     assert by_hand.saved_by("secondary")["phase"] == "active"
     assert on_network(by_hand.secondary_host)
-
-
-def test_a_full_disk_is_no_hindrance_where_the_arbiter_has_it_written_down(both, world, full):
-    world.cut("xa")
-    both.cut_line()
-    both.phase("secondary", "peer_lost")
-    full.set()
-    world.now += 10
-    both.phase("secondary", "active")
-    eventually(lambda: on_network(both.secondary_host), "on the network")
-    assert world.kept == ("xb", ALONE)
 
 
 def test_a_replicator_that_comes_after_a_takeover_puts_its_vm_on_the_network(pair):
