@@ -294,6 +294,21 @@ def test_a_silent_host_is_told_in_a_sentence(silent_hosts: Path, playbook: str, 
     assert sentence in said
 
 
+def test_failover_reaches_the_primary_by_a_connection_of_its_own(silent_hosts: Path) -> None:
+    command = [
+        Path(sys.executable).with_name("ansible-playbook"),
+        "-vvvv",
+        "playbooks/failover.yml",
+        "-i",
+        silent_hosts,
+    ]
+    options = ["-e", "colo_vm=h1", "-e", "colo_confirm=h1"]
+    done = subprocess.run([*command, *options], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    begun = [line for line in done.stdout.splitlines() if "SSH: EXEC" in line and "ControlPath=none" in line]
+    assert begun
+    assert all("{{" not in line for line in begun)
+
+
 def test_site_stops_at_the_first_batch_that_fails(silent_hosts: Path, tmp_path: Path) -> None:
     inventory = yaml.safe_load(silent_hosts.read_text())
     hosts = inventory["all"]["children"]["colo_hosts"]["hosts"]
