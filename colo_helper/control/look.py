@@ -25,11 +25,11 @@ def look(vm: str, root: Path = STATE_ROOT, timeout_s: float = 30.0) -> dict[str,
     try:
         answer = ask(vm, "status", timeout_s=timeout_s)
     except RefusedError:
-        return left_behind(root / vm / "state.json")
+        return _left_behind(root / vm / "state.json")
     return {**{key: value for key, value in answer.items() if key != "ok"}, "running": True}
 
 
-def left_behind(path: Path) -> dict[str, Any] | None:
+def _left_behind(path: Path) -> dict[str, Any] | None:
     """Return what a replicator wrote before it ended; see ``look``."""
     try:
         return {**read_json(path), "running": False}

@@ -164,24 +164,19 @@ def _of_verified(verified: dict[str, dict[str, Any]]) -> list[Metric]:
 
 
 def _of_unreadable(names: Iterable[str]) -> Metric:
-    family = GaugeMetricFamily(
-        "colo_unreadable",
-        "1 for a VM whose state here cannot be read; the exporter's journal says why.",
-        labels=["vm"],
-    )
-    for name in names:
-        family.add_metric([name], 1)
-    return family
+    text = "1 for a VM whose state here cannot be read; the exporter's journal says why."
+    return _gauge("colo_unreadable", text, "vm", dict.fromkeys(names, 1.0))
 
 
 def _of_certificates(certificates: dict[str, float]) -> Metric:
-    family = GaugeMetricFamily(
-        "colo_certificate_expires_timestamp_seconds",
-        "When what this host asks the arbiter with is of no use any more.",
-        labels=["file"],
-    )
-    for path, expires in certificates.items():
-        family.add_metric([path], expires)
+    text = "When what this host asks the arbiter with is of no use any more."
+    return _gauge("colo_certificate_expires_timestamp_seconds", text, "file", certificates)
+
+
+def _gauge(name: str, text: str, label: str, values: dict[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for of, value in values.items():
+        family.add_metric([of], value)
     return family
 
 

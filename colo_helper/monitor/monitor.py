@@ -37,7 +37,7 @@ class Monitor:
 
     What cannot be written, because the disk is full, is said in the journal, and written later (see ``catch_up``). Who has the
     VM, which a change of the role and some phases say, raises OSError when it cannot be written and this state ``decides``:
-    then the file tells that the next replicator, and nobody else does.
+    then the file tells the next replicator so, and nobody else does.
     """
 
     def __init__(self, directory: Path, state: State, notifier: Notifier, *, decides: bool = True) -> None:
