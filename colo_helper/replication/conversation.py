@@ -71,6 +71,10 @@ class Conversation:
         self._inbox.wait(0)
         return self._inbox.loss
 
+    def gets_on(self) -> None:
+        """Tell that what the main thread waits for elsewhere makes progress; may be called by any thread."""
+        self._inbox.watch.look()
+
     def send(self, kind: Kind, head: dict[str, Any] | None = None, parts: Sequence[bytes] = ()) -> int:
         """Send one frame; returns its bytes."""
         try:

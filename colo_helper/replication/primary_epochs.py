@@ -23,7 +23,7 @@ from colo_helper.memory.encoding import pack_bitmap
 from colo_helper.monitor.monitor import Monitor
 from colo_helper.proxy.policy import Bounds, Interval
 from colo_helper.replication.config import Config
-from colo_helper.replication.conversation import Conversation, number
+from colo_helper.replication.conversation import STEP_TIMEOUT_S, Conversation, number
 from colo_helper.replication.decisions.primary import Idle, guest_ended, idle_step
 from colo_helper.replication.decisions.session import Cause, SessionEndedError
 from colo_helper.replication.epochs import COUNTS, SavingParent, checkpoint_record
@@ -43,6 +43,8 @@ from colo_helper.traffic.sides import PrimarySide, Untouched
 _LOOK_S = 10.0
 #: How much of a checkpoint may wait in memory for the end of the guest's pause.
 _HELD_BYTES = 32 << 20
+#: The slowest that a secondary may put a large checkpoint in place; 100 MB/s, a tenth of what a host does.
+_PAGES_APPLIED_PER_S = 25_000
 
 
 @dataclass
@@ -315,7 +317,8 @@ class PrimaryEpochs(SavingParent):
             self.guest.let_run()
 
     def _expect_of_epoch(self, kind: Kind) -> dict[str, Any]:
-        head = self.conversation.expect(kind).head
+        limit_s = STEP_TIMEOUT_S + self._figures["d_pages"] / _PAGES_APPLIED_PER_S
+        head = self.conversation.expect(kind, timeout_s=limit_s).head
         if head.get("epoch") != self.epoch:
             raise SessionEndedError(
                 Cause.PEER_LOST,
@@ -339,6 +342,7 @@ class PrimaryEpochs(SavingParent):
         for data in self._held:
             head, payload = pack(data)
             self._sent_bytes += self.conversation.send(Kind.STREAM, head, (payload,))
+            self.conversation.check()  # a large checkpoint on a slow link takes long, and is not to be taken for stuck
         self._held.clear()
 
     @contextmanager

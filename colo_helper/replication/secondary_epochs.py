@@ -64,7 +64,7 @@ class SecondaryEpochs(HelperParent):
         stream_out, stream_in = os.pipe()
         self._back_fd, back_in = os.pipe()
         os.set_blocking(self._back_fd, False)
-        self._outlet = Outlet(stream_in)
+        self._outlet = Outlet(stream_in, self.conversation.gets_on)
         self.conversation.divert(Kind.STREAM, self._outlet)
         request = RestoreRequest(self.guest.domain.domid, 0, 0, stream_type=StreamType.COLO)
         try:

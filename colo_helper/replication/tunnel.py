@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 from colo_helper.channel.wire import Frame
 from colo_helper.replication.packing import unpack
@@ -12,11 +13,13 @@ from colo_helper.replication.packing import unpack
 class Outlet:
     """Frames of one kind, on their way into the pipe that a helper reads. Used by the reading thread of its lane.
 
-    A helper that has ended is no error here: whoever serves it learns that from itself.
+    A helper that has ended is no error here: whoever serves it learns that from itself. ``taken`` is called whenever the
+    helper has read on.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, taken: Callable[[], None] = lambda: None) -> None:
         self._fd = fd
+        self._taken = taken
         self._lock = threading.Lock()
 
     def put(self, frame: Frame) -> None:
@@ -29,6 +32,7 @@ class Outlet:
                 data = data[os.write(self._fd, data) :]
             except BrokenPipeError:
                 return
+            self._taken()
 
     def write_and_close(self, data: bytes) -> None:
         """Write bytes that came from no frame, and no more."""

@@ -8,10 +8,13 @@ import select
 
 import pytest
 
+from colo_helper.channel.session import Session
 from colo_helper.channel.wire import Kind
 from colo_helper.control.protocol import Request
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.monitor.monitor import boot_id
+from colo_helper.monitor.watch import STUCK_S
+from colo_helper.replication.conversation import STEP_TIMEOUT_S, Conversation
 from colo_helper.replication.host import HostError
 from colo_helper.replication.inbox import Inbox
 from colo_helper.traffic.framing import FrameReader, RawFrame, pack
@@ -22,6 +25,15 @@ from tests.unit.colo_helper.replication_pair import VM, eventually, pairs
 
 #: The timeout of a pair whose line is to be cut: the test waits for it.
 BRIEF_MS = 1000
+
+
+class SteppingClock:
+    """Time as a test wants it."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
 
 
 @pytest.fixture
@@ -91,6 +103,54 @@ def assert_copy_runs_off_the_network_while_protected(both):
     both.both_run()
     assert both.copy.log_dirty
     assert {tap.bridge for tap in both.secondary_host.nics[7].taps()} == {""}
+
+
+def test_a_checkpoint_that_takes_long_on_a_slow_link_is_not_taken_for_stuck(pair, monkeypatch):
+    monkeypatch.setattr("colo_helper.replication.primary_epochs.MAX_CHUNK_BYTES", 4096)
+    both = pair().start().replicating()
+    both.both_run()
+    for gfn in range(20, 40):
+        both.guest.guest_write(gfn, random.Random(gfn).randbytes(16))
+    clock, stuck = SteppingClock(), []
+    inboxes = (both.p_inbox, both.s_inbox)
+    for inbox in inboxes:
+        inbox.watch._clock = clock
+        inbox.watch.look()
+    send, sent = Session.send, []
+
+    def send_slowly(self, kind, *rest):
+        result = send(self, kind, *rest)
+        if kind is Kind.STREAM:
+            sent.append(kind)
+            # The helper there reads on before the next frame comes.
+            eventually(lambda: both.s_inbox.watch._looked_s == clock.now, "read on")
+            clock.now += STUCK_S - 1
+            stuck.extend(inbox.watch.stuck() for inbox in inboxes)
+        return result
+
+    monkeypatch.setattr(Session, "send", send_slowly)
+    assert both.ask("primary", "checkpoint")["ok"] is True
+    assert len(sent) > 5
+    assert set(stuck) == {""}
+    assert guest_memory(both.copy) == guest_memory(both.guest)
+
+
+def test_a_secondary_is_given_time_for_a_checkpoint_of_many_pages(pair, monkeypatch):
+    both = pair().start().replicating()
+    both.both_run()
+    expect, limits = Conversation.expect, {}
+
+    def note(self, *kinds, timeout_s=STEP_TIMEOUT_S, interrupted=None):
+        limits.update(dict.fromkeys(kinds, timeout_s))
+        return expect(self, *kinds, timeout_s=timeout_s, interrupted=interrupted)
+
+    monkeypatch.setattr(Conversation, "expect", note)
+    monkeypatch.setattr("colo_helper.replication.primary_epochs._PAGES_APPLIED_PER_S", 2)
+    for gfn in range(7):
+        both.guest.guest_write(gfn, b"changed")
+    pages = both.ask("primary", "checkpoint")["d_pages"]
+    assert pages >= 7
+    assert limits[Kind.APPLIED] == limits[Kind.RECEIVED] == STEP_TIMEOUT_S + pages / 2
 
 
 def test_without_the_back_channel_the_copies_would_differ(pair):
