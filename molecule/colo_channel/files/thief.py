@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, os.path.realpath("/opt/colo-helper/current/site-packages"))
 
@@ -27,7 +28,7 @@ ADDRESS, PORT, KEY, VM, USER = (
 KNOWN_HOSTS = os.environ.get("THIEF_KNOWN_HOSTS", "/etc/colo/ssh/known_hosts")
 OPTIONS = ["-F/dev/null", "-oBatchMode=yes", "-oIdentitiesOnly=yes", "-oStrictHostKeyChecking=yes", "-i" + KEY,
            "-oUserKnownHostsFile=" + KNOWN_HOSTS, "-oGlobalKnownHostsFile=/dev/null"]  # fmt: skip
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 with socket.create_server(("127.0.0.1", 0)) as free:
     LOCAL_PORT = free.getsockname()[1]
 
@@ -233,7 +234,7 @@ def socks(connection):
         return ""
 
 
-ATTEMPTS = {
+WITH_PARAMIKO = {
     "a shell": shell,
     "a command": lambda: command("id"),
     "a command behind a good one": lambda: command(f"attach {VM} forward; id"),
@@ -243,28 +244,39 @@ ATTEMPTS = {
     "a path for a VM": lambda: command(f"attach ../{VM} forward"),
     "another channel": lambda: command(f"attach {VM} control"),
     "sftp as a subsystem": subsystem,
+    "a terminal": terminal,
+    "an agent": agent,
+    "a display": display,
+    "a second session": second_session,
+    "another user": other_user,
+}
+WITH_OPENSSH = {
     "sftp": lambda: run_client("sftp", *OPTIONS, f"-P{PORT}", "-b/dev/null", f"{USER}@{ADDRESS}"),
     "scp": lambda: run_client("scp", *OPTIONS, f"-P{PORT}", "/etc/hostname", f"{USER}@{ADDRESS}:/tmp/thief"),
     "scp as it was": lambda: run_client(
         "scp", "-O", *OPTIONS, f"-P{PORT}", f"{USER}@{ADDRESS}:/etc/passwd", "/dev/null"
     ),
-    "a terminal": terminal,
-    "an agent": agent,
-    "a display": display,
-    "a second session": second_session,
     "a way through (-W)": lambda: ssh(f"-W127.0.0.1:{PORT}", f"{USER}@{ADDRESS}"),
     "a port there (-L)": lambda: through(f"-L{LOCAL_PORT}:127.0.0.1:{PORT}", hear),
     "a socket there (-L)": lambda: through(f"-L{LOCAL_PORT}:/run/colo/{VM}/attach.sock", hear),
     "any port there (-D)": lambda: through(f"-D{LOCAL_PORT}", socks),
     "a port for others (-R)": lambda: reverse("12998:127.0.0.1:22"),
     "a socket for others (-R)": lambda: reverse("/tmp/thief.sock:127.0.0.1:22"),
-    "another user": other_user,
 }
 
-report = []
-for name, attempt in ATTEMPTS.items():
-    got, said = attempt()
-    report.append({"attempt": name, "got": got, "said": said[-300:]})
+
+def tried(attempts):
+    """Try them one after the other."""
+    found = []
+    for name, attempt in attempts.items():
+        got, said = attempt()
+        found.append({"attempt": name, "got": got, "said": said[-300:]})
+    return found
+
+
+# Two at a time: while one waits for the other host's slow CPU, the other one uses this host's.
+with ThreadPoolExecutor() as pool:
+    report = [one for found in pool.map(tried, (WITH_PARAMIKO, WITH_OPENSSH)) for one in found]
 for client in kept:
     client.close()
 sys.stdout.write("\n" + json.dumps(report) + "\n")
