@@ -136,6 +136,20 @@ def _deadline_passed(_ours: bytes, theirs: bytes) -> bool:
     return not any(theirs[at : at + 8])
 
 
+def _mode_loaded(number: int) -> Callable[[bytes, bytes], bool]:
+    """The secondary has the mode that Xen makes of the primary's: 3 bits, of which 6 and 7 mean the same as 2 and 3."""
+    at = _offset("PIT", f"mode{number}")
+
+    def when(ours: bytes, theirs: bytes) -> bool:
+        mode = ours[at] & 7
+        return theirs[at] == (mode - 4 if mode > 5 else mode)
+
+    return when
+
+
+_MODE = (
+    "Xen 4.19 and later settle the mode of a channel that was never programmed when they load it (pit_load)."
+)
 _DATE = Clock(
     "The date and time of day, which Xen takes from the host's clock when it loads the state (rtc_load)."
 )
@@ -156,6 +170,7 @@ _CLOCKS: dict[str, dict[str, Clock]] = {
             when=_deadline_passed,
         )
     },
+    "PIT": {f"mode{number}": Clock(_MODE, when=_mode_loaded(number)) for number in range(3)},
     "RTC": {
         **dict.fromkeys(
             ["seconds", "minutes", "hours", "day_of_week", "day_of_month", "month", "year"], _DATE

@@ -60,6 +60,14 @@ def test_every_clock_is_a_field():
             {"at0": (b"\1", b"\2"), "at1": (b"\1", b"\2")},
             [("seconds", True), ("seconds_alarm", False)],
         ),
+        ("PIT", {"at29": (b"\x07", b"\x03")}, [("mode1", True)]),
+        (
+            "PIT",
+            {"at29": (b"\xff", b"\x03")},
+            [("mode1", True)],
+        ),  # a Xen before 4.19 had that until it was programmed
+        ("PIT", {"at29": (b"\x03", b"\x02")}, [("mode1", False)]),
+        ("PIT", {"at29": (b"\x03", b"\x07")}, [("mode1", False)]),
         ("LAPIC_REGS", {"at512": (b"\1", b"\2")}, [("IRR[0]", False)]),
     ],
 )
