@@ -94,6 +94,34 @@ def upgrade_plan(vm: str, reports: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def restart_plan(vms: Mapping[str, Any], host: str, reports: Mapping[str, Any]) -> dict[str, Any]:
+    """What becomes of the VMs of the inventory that ``host`` takes part in while it is restarted.
+
+    ``reports`` maps it and their other hosts to their results of colo_vm_info. ``hand_over``: names of those that run on it
+    now; ``peers``: the other hosts, each with the names of those that run there meanwhile; ``problems``, one sentence each,
+    where a VM has no second copy to go on with.
+    """
+    hand_over: list[str] = []
+    peers: dict[str, list[str]] = {}
+    problems: list[str] = []
+    for vm, sides in sorted(vms.items()):
+        pair = (sides["primary"], sides["secondary"])
+        if host not in pair:
+            continue
+        peer = pair[0] if host == pair[1] else pair[1]
+        both = {one: reports.get(one, {}) for one in (host, peer)}
+        plan = upgrade_plan(vm, both)
+        problems += [problem for problem in plan["problems"] if problem not in problems]
+        if plan["wanted"]:
+            peers.setdefault(peer, []).append(vm)
+            hand_over += [vm] if plan["primary"] == host else []
+        elif not plan["problems"] and (_of_vm(vm, both)[host] or {}).get("domain"):
+            problems.append(
+                f"{vm} runs on {host}, and nobody protects it: run playbooks/protect.yml, or shut it down first."
+            )
+    return {"hand_over": hand_over, "peers": peers, "problems": problems}
+
+
 def _reason_to_leave_alone(vm: str, host: str, entry: Mapping[str, Any], quiet_s: float, now: str) -> str:
     state = _state(entry)
     if state.get("role") == "primary" and entry["alive"] and entry["phase"] == "replicating":
@@ -157,4 +185,5 @@ class FilterModule:
             "colo_switch_plan": switch_plan,
             "colo_reprotect_plan": reprotect_plan,
             "colo_upgrade_plan": upgrade_plan,
+            "colo_restart_plan": restart_plan,
         }

@@ -12,6 +12,7 @@ from tests.lab.asker import Asker
 
 pytestmark = pytest.mark.full
 _BOOT_TIMEOUT_S = 600
+SIDES = {"colo_vms": {"h1": {"primary": "xa", "secondary": "xb", "peer_timeout_ms": 20000}}}
 _COPY_TIMEOUT_S = 900
 
 
@@ -50,8 +51,7 @@ def test_a_host_hands_its_vm_over_and_is_its_secondary_again_by_itself(protected
     state = vm.written("xa")
     assert "because this host is being shut down" in state["reason"] or state["phase"] == "awaiting_guest"
     assert vm.domains("xa") == []
-    sides = {"primary": "xa", "secondary": "xb"}
-    assert play("reprotect", extra={"colo_vm": vm.name, "colo_vms": {vm.name: sides}}).code == 0
+    assert play("reprotect", extra={"colo_vm": vm.name, **SIDES}).code == 0
     vm.wait_for("xb", "replicating", _COPY_TIMEOUT_S)
 
     back = restart(vm, "xa")
@@ -64,3 +64,27 @@ def test_a_host_hands_its_vm_over_and_is_its_secondary_again_by_itself(protected
         f"{len(counters)} answers over one connection; handed over {handed_over_s:.1f} s after the restart was asked for, the "
         f"longest wait for an answer was {silence:.1f} s"
     )
+
+
+def test_a_host_is_restarted_by_playbook_and_nobody_notices(protected, play, settings, tmp_path):
+    vm = protected
+    source = next(host for host in ("xa", "xb") if vm.written(host)["role"] == "primary")
+    before = boot_of(vm, source)
+    tasks = tmp_path / "before.yml"
+    tasks.write_text(
+        "- name: Leave a mark\n  ansible.builtin.file: {path: /root/prepared, state: touch, mode: '0600'}\n"
+    )
+    names = {"colo_host": source, "colo_confirm": source, "colo_restart_tasks": str(tasks)}
+    asker = Asker(settings).begin()
+    began = time.monotonic()
+    done = play("restart_host", extra={**names, **SIDES})
+    silence = asker.longest_silence(began)
+    counters = asker.close()  # one connection through all of it
+    assert done.code == 0
+    assert f"{source} was restarted. h1 ran on on " in done.text
+    assert boot_of(vm, source) != before
+    vm.on(source, "test -e /root/prepared")
+    assert vm.written(source)["role"] == "secondary"
+    assert vm.is_replicating()
+    assert counters == sorted(counters)
+    print(f"{done.took_s:.0f} s; {len(counters)} answers, the longest wait for one was {silence:.1f} s")

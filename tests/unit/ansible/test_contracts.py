@@ -161,7 +161,7 @@ def test_how_a_host_is_switched_off_is_looked_at_before_it_is_written() -> None:
 
 
 def test_both_hosts_are_asked_before_a_switch_over() -> None:
-    tasks = yaml.safe_load((REPOSITORY / "playbooks" / "switchover.yml").read_text())[1]["tasks"]
+    tasks = yaml.safe_load((REPOSITORY / "playbooks" / "tasks" / "switch_over.yml").read_text())
     steps = [task for task in tasks if "ansible.builtin.include_role" in task]
     asked, handed, protected = steps
     assert asked["ansible.builtin.include_role"]["apply"] == {"check_mode": True, "diff": False}
@@ -278,6 +278,11 @@ def silent_hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "witness",
             "w1, a witness, does not answer on ssh (127.0.0.1:1). All hosts of the group colo_witnesses must",
         ),
+        (
+            "restart_host",
+            "xa does not answer: bring it back; playbooks/status.yml shows which hosts answer. xb does not answer",
+        ),
+        ("switchover", "xa does not answer: bring it back; playbooks/status.yml shows which hosts answer."),
     ],
 )
 def test_a_silent_host_is_told_in_a_sentence(silent_hosts: Path, playbook: str, sentence: str) -> None:
@@ -287,7 +292,12 @@ def test_a_silent_host_is_told_in_a_sentence(silent_hosts: Path, playbook: str, 
         silent_hosts,
         f"playbooks/{playbook}.yml",
     ]
-    options = ["-e", "colo_vm=h1", "-e", "colo_confirm=h1"]
+    names = (
+        ["colo_host=xa", "colo_confirm=xa"]
+        if playbook == "restart_host"
+        else ["colo_vm=h1", "colo_confirm=h1"]
+    )
+    options = [word for name in names for word in ("-e", name)]
     done = subprocess.run([*command, *options], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     said = " ".join((done.stdout + done.stderr).split())
@@ -410,6 +420,7 @@ def test_rotate_names_the_vms_there_are() -> None:
         ("export", 0, "xb does not answer: what it has is as colo_vms said."),
         ("gather_logs", 0, "xa, xb did not answer: what is there is of the others only."),
         ("purge", 2, "Say which host: -e colo_host=NAME. The group colo_hosts has: xa, xb."),
+        ("restart_host", 2, "Say which host: -e colo_host=NAME. The group colo_hosts has: xa, xb."),
     ],
 )
 def test_playbooks_that_look_say_which_hosts_are_silent(

@@ -123,3 +123,53 @@ def test_when_a_timer_leaves_a_vm_alone(xb: dict[str, Any], now: str, sentence: 
     assert found["problems"] == []
     assert found["wanted"] is (not sentence)
     assert found["sentence"] == (sentence or "h1 runs on xb, and xa gets its copy.")
+
+
+ALIVE = ("replicating", "primary"), ("replicating", "secondary")
+
+
+def named(vm: str, phase: str, role: str, **fields: Any) -> dict[str, Any]:
+    """The entry of another VM."""
+    return {**report(phase, role, config={}, **fields)["vms"][0], "name": vm}
+
+
+def test_a_host_is_restarted_when_its_vms_run_on_elsewhere() -> None:
+    vms = {
+        "h1": {"primary": "xa", "secondary": "xb"},
+        "h2": {"primary": "xb", "secondary": "xa"},
+        "h3": {"primary": "xa", "secondary": "xc"},
+        "h4": {"primary": "xb", "secondary": "xc"},
+        "h5": {"primary": "xb", "secondary": "xa"},
+    }
+    reports = {
+        "xa": {"vms": [named("h1", *ALIVE[0]), named("h2", *ALIVE[1]), named("h3", *ALIVE[1])]},
+        "xb": {"vms": [named("h1", *ALIVE[1]), named("h2", *ALIVE[0])]},
+        "xc": {"vms": [named("h3", *ALIVE[0])]},  # the roles were swapped since the inventory was written
+    }
+    plan = FILTERS["colo_restart_plan"](vms, "xa", reports)
+    assert plan == {"hand_over": ["h1"], "peers": {"xb": ["h1", "h2"], "xc": ["h3"]}, "problems": []}
+
+
+@pytest.mark.parametrize(
+    ("xa", "xb", "problem"),
+    [
+        (
+            {"vms": [named("h1", "unprotected", "primary")]},
+            {"vms": [named("h1", "waiting", "secondary", domain=None)]},
+            "h1 does not run on two hosts (xa: unprotected, a domain, xb: waiting, no domain), and the next step would",
+        ),
+        (
+            {"vms": [named("h1", "", "primary", alive=False)]},
+            NOTHING,
+            "h1 runs on xa, and nobody protects it: run playbooks/protect.yml, or shut it down first.",
+        ),
+        ({"vms": [named("h1", *ALIVE[0])]}, SILENT, "xb does not answer: bring it back"),
+    ],
+)
+def test_a_host_with_the_only_copy_of_a_vm_is_not_restarted(
+    xa: dict[str, Any], xb: dict[str, Any], problem: str
+) -> None:
+    vms = {"h1": {"primary": "xa", "secondary": "xb"}}
+    plan = FILTERS["colo_restart_plan"](vms, "xa", {"xa": xa, "xb": xb})
+    assert len(plan["problems"]) == 1
+    assert plan["problems"][0].startswith(problem)
