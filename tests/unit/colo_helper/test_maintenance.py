@@ -369,14 +369,14 @@ def test_nobody_goes_on_when_it_cannot_be_switched_off_until_an_operator_says_th
 def test_a_host_is_switched_off_once_though_the_takeover_fails(both, world, fences, monkeypatch):
     fences.append(OFF)
     failing = [HypervisorError("no tap", operation="connect")] * 2
-    connect = both.secondary._join_network
+    connect = both.secondary.copy.join_network
 
-    def join(guest):
+    def join():
         if failing:
             raise failing.pop()
-        connect(guest)
+        connect()
 
-    monkeypatch.setattr(type(both.secondary), "_join_network", lambda _self, guest: join(guest))
+    monkeypatch.setattr(type(both.secondary.copy), "join_network", lambda _self: join())
     lose_the_primary(both, world)
     both.phase("secondary", "active")
     assert events(both, "secondary", "fencing") == [OFF.sentence]
