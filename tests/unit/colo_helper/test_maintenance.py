@@ -199,7 +199,7 @@ def test_wishes_are_heard_between_checkpoints_that_never_rest(pair, world):
 
 def test_a_domain_that_still_boots_is_put_aside_when_another_has_the_vm(pair, world, monkeypatch):
     world.store.change(world.store.read(VM), Record(VM, "xb", 1, ALONE, "silence", 1), 0)
-    monkeypatch.setattr("colo_helper.replication.primary.io_share", lambda _domain: 1.0)
+    monkeypatch.setattr("colo_helper.replication.primary_guest.io_share", lambda _domain: 1.0)
     both = pair(arbiters=world.ways, output="hold").start()
     both.phase("primary", "standby")
     assert not both.guest.running
