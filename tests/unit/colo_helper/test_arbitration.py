@@ -329,7 +329,7 @@ def test_a_domain_that_the_toolstack_makes_meanwhile_is_kept_off_the_network(bot
 
 
 def test_a_guest_that_does_not_stop_is_stopped_at_the_next_look(both, world, monkeypatch):
-    guest, tries = both.primary.guest, []
+    guest, tries = both.primary.here.guest, []
     halt = guest.halt
 
     def stuck():

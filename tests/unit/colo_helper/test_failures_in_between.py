@@ -124,7 +124,7 @@ def test_a_guest_that_may_be_anothers_is_put_aside_while_it_boots(pair, world, m
     world.now += 10
     first.phase("secondary", "active")
     world.mend()
-    monkeypatch.setattr("colo_helper.replication.primary.io_share", lambda _domain: 1.0)
+    monkeypatch.setattr("colo_helper.replication.primary_guest.io_share", lambda _domain: 1.0)
     rebooted = EmulatedHost()
     rebooted.add(VM, running_guest(3))
     after = pair(

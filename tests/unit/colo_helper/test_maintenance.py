@@ -199,7 +199,7 @@ def test_wishes_are_heard_between_checkpoints_that_never_rest(pair, world):
 
 def test_a_domain_that_still_boots_is_put_aside_when_another_has_the_vm(pair, world, monkeypatch):
     world.store.change(world.store.read(VM), Record(VM, "xb", 1, ALONE, "silence", 1), 0)
-    monkeypatch.setattr("colo_helper.replication.primary.io_share", lambda _domain: 1.0)
+    monkeypatch.setattr("colo_helper.replication.primary_guest.io_share", lambda _domain: 1.0)
     both = pair(arbiters=world.ways, output="hold").start()
     both.phase("primary", "standby")
     assert not both.guest.running
@@ -369,14 +369,14 @@ def test_nobody_goes_on_when_it_cannot_be_switched_off_until_an_operator_says_th
 def test_a_host_is_switched_off_once_though_the_takeover_fails(both, world, fences, monkeypatch):
     fences.append(OFF)
     failing = [HypervisorError("no tap", operation="connect")] * 2
-    connect = both.secondary._join_network
+    connect = both.secondary.copy.join_network
 
-    def join(guest):
+    def join():
         if failing:
             raise failing.pop()
-        connect(guest)
+        connect()
 
-    monkeypatch.setattr(type(both.secondary), "_join_network", lambda _self, guest: join(guest))
+    monkeypatch.setattr(type(both.secondary.copy), "join_network", lambda _self: join())
     lose_the_primary(both, world)
     both.phase("secondary", "active")
     assert events(both, "secondary", "fencing") == [OFF.sentence]

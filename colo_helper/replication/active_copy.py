@@ -1,0 +1,101 @@
+"""The copy after it has taken over: it is the VM, and its replicator serves what its clients and a stale primary need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from colo_helper.arbiter.decisions import Do
+from colo_helper.channel.session import Session
+from colo_helper.channel.wire import Kind
+from colo_helper.monitor.monitor import Monitor
+from colo_helper.replication.config import Config
+from colo_helper.replication.conversation import Conversation
+from colo_helper.replication.decisions.session import SessionEndedError
+from colo_helper.replication.guest import attempt
+from colo_helper.replication.inbox import Inbox
+from colo_helper.replication.moved import left_behind
+from colo_helper.replication.secondary_copy import Copy
+from colo_helper.replication.succession import ASK_AGAIN_S, Succession
+from colo_helper.traffic.sides import SecondarySide
+
+#: How long a primary that comes back may take to say who it is, in seconds.
+_HELLO_TIMEOUT_S = 10.0
+#: How often it is looked whether connections still need their numbers moved after a take-over.
+_FOLLOWED_S = 10.0
+
+
+@dataclass(slots=True)
+class ActiveCopy:
+    """To be used in the phase ``active`` only."""
+
+    config: Config
+    monitor: Monitor
+    inbox: Inbox
+    succession: Succession
+    copy: Copy
+
+    def go_on(self) -> None:
+        """What is left to do after a takeover."""
+        if self.succession.unconfirmed:
+            self._confirm()
+        elif isinstance(self.copy.packets, SecondarySide):
+            self._keep_in_step(self.copy.packets)
+        else:
+            self.inbox.wait_forever()
+
+    def _confirm(self) -> None:
+        """An operator has let this copy take over without the arbiter: that is to be written down, or undone."""
+        ruling = self.succession.confirm()
+        if ruling is None:
+            self.inbox.wait(ASK_AGAIN_S)
+        elif ruling.do is Do.STOP and self.copy.guest:
+            self.copy.packets.halting()
+            problems = self.copy.guest.put_aside()
+            self.monitor.enter("standby", " ".join([ruling.sentence, "This copy stands by.", *problems]))
+
+    def _keep_in_step(self, packets: SecondarySide) -> None:
+        """After a take-over, stay between the guest and its clients as long as a connection needs its numbers moved."""
+        if packets.followed and not self.inbox.trouble:
+            self.inbox.wait(_FOLLOWED_S)
+            return
+        text = self.inbox.trouble or "Every connection has its own numbers."
+        self.monitor.event(
+            "packets_flow", " ".join([text, *self.copy.let_packets_flow(), "Packets flow by themselves."])
+        )
+
+    def note_moves(self) -> None:
+        """Write down what the next replicator of this guest has to know of its connections."""
+        guest, packets = self.copy.guest, self.copy.packets
+        if guest and isinstance(packets, SecondarySide):
+            for problem in attempt([lambda: guest.moved.write(packets.moves())]):
+                self.monitor.event("moved_connections", problem)
+
+    def leave(self) -> None:
+        """Say what becomes of the connections when the replicator ends and the VM runs on."""
+        if sentence := left_behind(self.config.vm, self.copy.packets.moves()):
+            self.monitor.event("moved_connections", sentence)
+
+    def turn_away(self, session: Session) -> None:
+        """There is a primary although this copy is the VM. Without an arbiter nobody else tells it so.
+
+        That is told of a guest only which this copy comes from, or which was started anew where that one was.
+        """
+        if self.succession.right.automatic:
+            session.close()  # it began before the takeover
+            return
+        primary, state = Conversation(session, self.inbox), self.monitor.state
+        try:
+            hello = primary.expect(Kind.HELLO, timeout_s=_HELLO_TIMEOUT_S).head
+            theirs = hello.get("generation"), hello.get("before")
+            stale = state.generation in theirs and state.generation != "" and not self.copy.unable()
+            text = f"{self.config.vm} was taken over and is active there: {state.reason}"
+            primary.tell(Kind.REFUSE, {"code": "taken_over" if stale else "failed", "error": text})
+            self.monitor.event(
+                "primary_told", f"The primary on {self.config.peer_name} came back, and was told."
+            )
+        except SessionEndedError as error:
+            self.monitor.event(
+                "primary_told", f"The primary on {self.config.peer_name} came back, and went: {error}"
+            )
+        finally:
+            primary.close()

@@ -1,0 +1,110 @@
+"""The copy of the VM on the secondary's host: its guest, while there is one, and the hold on its packets, over all sessions."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+
+from colo_helper.monitor.monitor import Monitor
+from colo_helper.replication.config import Config
+from colo_helper.replication.conversation import Conversation
+from colo_helper.replication.guest import LOCAL_ERRORS, Guest, attempt
+from colo_helper.replication.host import Host, RestoreStream
+from colo_helper.replication.inbox import Inbox
+from colo_helper.traffic.moves import Moves
+from colo_helper.traffic.sides import SecondarySide, Untouched, to_nobody
+
+
+@dataclass(slots=True)
+class Copy:
+    """Only the main thread uses it. ``guest`` is None while there is no copy, or while ``restore`` still makes it."""
+
+    config: Config
+    host: Host
+    monitor: Monitor
+    inbox: Inbox
+    guest: Guest | None = None
+    restore: RestoreStream | None = None
+    packets: SecondarySide | Untouched = field(default_factory=Untouched)
+    #: Whether an earlier replicator was killed while a first copy arrived, and nobody has looked what is left of that.
+    unfinished: bool = False
+
+    def unable(self) -> str:
+        """Return why the copy could not go on, whoever allowed it; an empty text when it can."""
+        assert self.guest is not None
+        try:
+            info = self.guest.domain.info()
+        except LOCAL_ERRORS as error:
+            return str(error)
+        if info.shutdown:
+            return f"Domain {info.domid}, the copy, has ended by itself ({info.shutdown_reason})."
+        if info.paused and not self.guest.halted:
+            return f"Domain {info.domid} is paused, and not by us."
+        return ""
+
+    def join_network(self) -> None:
+        """Put all its taps onto the bridge."""
+        assert self.guest is not None
+        nics = self.guest.nics
+        nics.connect([replace(tap, bridge=self.config.bridge) for tap in nics.taps()])
+
+    # ------------------------------------------------------------------------------------------ its packets
+
+    def take_hold(self, conversation: Conversation, moves: Moves) -> None:
+        """Take hold of the copy's packets; those of an earlier session are void, for its state will be another."""
+        assert self.guest is not None
+        self.let_packets_flow()
+        packets = SecondarySide(self.guest.filters, conversation.send_packets, self.inbox.put_trouble, moves)
+        conversation.carry_packets(packets)
+        self.packets = packets
+
+    def go_on_moving(self) -> None:
+        """Take hold of the packets of a copy that is the VM, when some of its connections need it."""
+        assert self.guest is not None
+        if moves := self.guest.moved.read():
+            self.packets = SecondarySide(self.guest.filters, to_nobody, self.inbox.put_trouble, moves)
+            self.packets.take_over()
+
+    def let_packets_flow(self) -> list[str]:
+        """Take the filters away; returns what went wrong."""
+        packets, self.packets = self.packets, Untouched()
+        return attempt([packets.close])
+
+    # ------------------------------------------------------------------------------------------ what becomes of it
+
+    def let_run(self) -> list[str]:
+        """Let the copy run, off the network, without logging; returns what went wrong."""
+        problems = self.guest.release() if self.guest else []
+        self.packets.resumed()
+        return problems
+
+    def destroy(self) -> list[str]:
+        """Make nothing of the copy stay; returns what went wrong."""
+        problems = []
+        try:
+            if self.restore:
+                self.restore.abandon()
+            if self.guest:
+                problems += self.let_packets_flow()
+                problems += self.guest.close()
+                self.host.destroy(self.guest.domain.domid)
+                self.guest.forget_marks()
+        except LOCAL_ERRORS as error:
+            problems.append(str(error))
+        self.restore, self.guest = None, None
+        return problems
+
+    def remove_unfinished(self) -> None:
+        """An earlier replicator was killed while a first copy arrived: what xl has made of it all the same never ran."""
+        if self.guest or not self.unfinished:
+            return
+        domid, self.unfinished = self.host.find(self.config.vm), False
+        if domid is None:
+            return
+        with closing(self.host.open_guest(domid)) as unfinished:
+            never_ran = unfinished.domain.info().paused
+        if never_ran:
+            self.host.destroy(domid)
+            self.monitor.event(
+                "discarded", f"The unfinished copy of {self.config.vm} (domain {domid}) was destroyed."
+            )
