@@ -33,10 +33,14 @@ class ActiveCopy:
     inbox: Inbox
     succession: Succession
     copy: Copy
+    #: Why this copy is to stand by, as long as that could not be brought about.
+    _stand_by_for: str = ""
 
     def go_on(self) -> None:
         """What is left to do after a takeover."""
-        if self.succession.unconfirmed:
+        if self._stand_by_for:
+            self._stand_by(self._stand_by_for)
+        elif self.succession.unconfirmed:
             self._confirm()
         elif isinstance(self.copy.packets, SecondarySide):
             self._keep_in_step(self.copy.packets)
@@ -48,17 +52,29 @@ class ActiveCopy:
         ruling = self.succession.confirm()
         if ruling is None:
             self.inbox.wait(ASK_AGAIN_S)
-        elif ruling.do is Do.STOP and self.copy.guest:
-            self.copy.packets.halting()
-            problems = self.copy.guest.put_aside()
-            self.monitor.enter("standby", " ".join([ruling.sentence, "This copy stands by.", *problems]))
+        elif ruling.do is Do.STOP:
+            self._stand_by(ruling.sentence)
+
+    def _stand_by(self, why: str) -> None:
+        """Another copy is the VM. What cannot be taken off the network and stopped now is tried again and again."""
+        assert self.copy.guest is not None
+        self.copy.packets.halting()
+        problems = self.copy.guest.put_aside()
+        if not problems:
+            self._stand_by_for = ""
+            self.monitor.enter("standby", f"{why} This copy stands by.")
+            return
+        if not self._stand_by_for:
+            self.monitor.event("stand_aside", " ".join([why, "This copy cannot be stopped yet:", *problems]))
+        self._stand_by_for = why
+        self.inbox.wait(ASK_AGAIN_S)
 
     def _keep_in_step(self, packets: SecondarySide) -> None:
         """After a take-over, stay between the guest and its clients as long as a connection needs its numbers moved."""
-        if packets.followed and not self.inbox.trouble:
+        if packets.followed and not self.copy.failure:
             self.inbox.wait(_FOLLOWED_S)
             return
-        text = self.inbox.trouble or "Every connection has its own numbers."
+        text = self.copy.failure or "Every connection has its own numbers."
         self.monitor.event(
             "packets_flow", " ".join([text, *self.copy.let_packets_flow(), "Packets flow by themselves."])
         )

@@ -97,7 +97,7 @@ class Primary:
         self._stop_if_asked()
         if ended := self.here.how_ended():
             raise ended
-        guest = self.here.guest or self.here.open()
+        guest = self.here.open()
         self.conversation = self.connect(self.config, self.monitor, self.inbox)
         session = PrimarySession(
             self.config,
@@ -118,7 +118,7 @@ class Primary:
         self.inbox.wait(0)
         self.ownership.obey()
         # What moves packets has failed, and the guest must not fall silent, unless somebody else may come to own the VM.
-        if self.inbox.trouble and not self.ownership.right.shared:
+        if self.packets.failure and not self.ownership.right.shared:
             self.packets.let_flow()
         if self.inbox.stop_reason:
             raise SessionEndedError(Cause.STOP, self.inbox.stop_reason)
@@ -129,7 +129,7 @@ class Primary:
         while not self.inbox.stop_reason and self.inbox.wait(deadline - time.monotonic()):
             if self.inbox.wishes:
                 return
-            if self.inbox.trouble:
+            if self.packets.failure:
                 self.packets.let_flow()
 
     # ------------------------------------------------------------------------------------------ who has the VM

@@ -50,6 +50,8 @@ class PrimaryGuest:
     awaiting: bool = False
     #: Whether a domain was taken off the network until it is known that it is the VM.
     silenced: bool = False
+    #: Whether ``guest`` was found, is known to be the VM, and is on the network.
+    opened: bool = False
 
     def how_ended(self) -> SessionEndedError | None:
         """Whether the guest is the reason, whatever failed first; None while it has not ended."""
@@ -63,18 +65,25 @@ class PrimaryGuest:
     # ------------------------------------------------------------------------------------------ found and opened
 
     def open(self) -> Guest:
-        """Find the guest and see that it can be protected. One that has ended is waited for."""
-        self.guest = guest = self._find()
+        """Return the guest; at first it is found, and seen whether it can be protected. One that has ended is waited for."""
+        if self.guest and self.opened:
+            return self.guest
+        self.guest = guest = self.guest or self._find()
         domid = guest.domain.domid
         before = self._begin(guest, domid)
-        self.step = PrimaryStep.PROTECTED if self.awaiting else PrimaryStep.UNPROTECTED
-        self.awaiting = False
-        if before.generation:
+        if self.awaiting or before.generation or self.silenced:
             self.step = PrimaryStep.PROTECTED
+        elif self.step is PrimaryStep.NO_GUEST:
+            self.step = PrimaryStep.UNPROTECTED
+        self.awaiting = False
+        if self.silenced:
+            self._join_network(guest)
+            self.silenced = False
         self.packets.go_on_moving(guest)
         if not before.crashed:
             self._wait_for_firmware(guest)
         self.monitor.enter("connecting", f"Connecting to {self.config.peer_name}.", domid=domid)
+        self.opened = True
         return guest
 
     def _find(self) -> Guest:
@@ -129,8 +138,7 @@ class PrimaryGuest:
 
         self.ownership.begin(waiting)
         if doubtful:
-            self._join_network(guest)
-            self.silenced = False
+            self.silenced = True  # it may have been, here or by an earlier replicator
             self._recover(guest, before)
         return before
 
@@ -210,7 +218,7 @@ class PrimaryGuest:
 
     def discard(self, guest: Guest) -> None:
         """The copy is the VM; nothing of the guest here stays."""
-        self.guest = None
+        self.guest, self.opened = None, False
         for problem in [*attempt([lambda: self.host.destroy(guest.domain.domid)]), *guest.close()]:
             self.monitor.event("give_up", problem)
 
@@ -221,5 +229,6 @@ class PrimaryGuest:
         if self.guest:
             self.guest.close()
             self.guest.forget_marks()
-        self.guest, self.step, self.awaiting = None, PrimaryStep.NO_GUEST, True
+        self.guest, self.opened = None, False
+        self.step, self.awaiting = PrimaryStep.NO_GUEST, True
         self.monitor.restore(generation="", ended_generation=ended, domid=None)

@@ -27,6 +27,8 @@ class PrimaryPackets:
     side: PrimarySide | Untouched = field(default_factory=Untouched)
     #: Whether the guest here was stopped for good, off the network, because another one is the VM.
     off_network: bool = False
+    #: Why packets are not moved any more by what has hold of them; empty while they are.
+    failure: str = ""
 
     def take_hold(self, conversation: Conversation, guest: Guest) -> PrimarySide | Untouched:
         """Take hold of the guest's packets for a session, if they are not to leave as they like."""
@@ -41,7 +43,8 @@ class PrimaryPackets:
 
     def go_on_moving(self, guest: Guest) -> None:
         """Serve the connections that an earlier takeover has moved, while there is no session."""
-        if self.config.output != "free" and (moves := self.moves(guest)):
+        held = isinstance(self.side, PrimarySide)
+        if self.config.output != "free" and not held and (moves := self.moves(guest)):
             self.side = self._side(guest, to_nobody, moves)
 
     def moves(self, guest: Guest) -> Moves:
@@ -63,7 +66,7 @@ class PrimaryPackets:
         if isinstance(self.side, PrimarySide):
             moves = self.side.moves()
             problems = attempt([lambda: guest.moved.write(moves)])
-            if any(moves) and stays and not self.inbox.trouble:
+            if any(moves) and stays and not self.failure:
                 return problems
             if runs and (sentence := left_behind(self.config.vm, moves)):
                 self.monitor.event("moved_connections", sentence)
@@ -74,16 +77,23 @@ class PrimaryPackets:
         if not (self.permits() or self.off_network):
             return []
         side, self.side = self.side, Untouched()
-        return attempt([side.close])
+        problems = attempt([side.close])
+        self.failure = ""
+        return problems
 
     def _side(self, guest: Guest, send: SendFrames, moves: Moves) -> PrimarySide:
         return PrimarySide(
             guest.filters,
             send,
             self.inbox.put_wanted,
-            self.inbox.put_trouble,
+            self._failed,
             comparing=self.config.comparing,
             latency_s=self.config.latency_ms / 1000,
             moves=moves,
             permits=self.permits,
         )
+
+    def _failed(self, sentence: str) -> None:
+        """Called by the thread that moves packets; a session ends by it, and what is left after a session is let go."""
+        self.failure = sentence
+        self.inbox.put_trouble(sentence)

@@ -122,10 +122,10 @@ class Secondary:
         self.succession.obey(self.inbox)
         if active:
             self.active.note_moves()
+        if self.inbox.sessions and not active:  # before a request to take over: the primary is there
+            return self._serve().exit_code
         if self.inbox.requests:
             self.takeover.answer(self.inbox.requests.popleft())
-        elif self.inbox.sessions and not active:
-            return self._serve().exit_code
         elif self.inbox.sessions:
             self.active.turn_away(self.inbox.sessions.pop())
         elif self.inbox.stop_reason and not active and (self.inbox.stop_requests or self.host.going_down()):

@@ -28,6 +28,8 @@ class Copy:
     packets: SecondarySide | Untouched = field(default_factory=Untouched)
     #: Whether an earlier replicator was killed while a first copy arrived, and nobody has looked what is left of that.
     unfinished: bool = False
+    #: Why packets are not moved any more by what has hold of them; empty while they are.
+    failure: str = ""
 
     def unable(self) -> str:
         """Return why the copy could not go on, whoever allowed it; an empty text when it can."""
@@ -54,7 +56,7 @@ class Copy:
         """Take hold of the copy's packets; those of an earlier session are void, for its state will be another."""
         assert self.guest is not None
         self.let_packets_flow()
-        packets = SecondarySide(self.guest.filters, conversation.send_packets, self.inbox.put_trouble, moves)
+        packets = SecondarySide(self.guest.filters, conversation.send_packets, self._failed, moves)
         conversation.carry_packets(packets)
         self.packets = packets
 
@@ -62,13 +64,20 @@ class Copy:
         """Take hold of the packets of a copy that is the VM, when some of its connections need it."""
         assert self.guest is not None
         if moves := self.guest.moved.read():
-            self.packets = SecondarySide(self.guest.filters, to_nobody, self.inbox.put_trouble, moves)
+            self.packets = SecondarySide(self.guest.filters, to_nobody, self._failed, moves)
             self.packets.take_over()
 
     def let_packets_flow(self) -> list[str]:
         """Take the filters away; returns what went wrong."""
         packets, self.packets = self.packets, Untouched()
-        return attempt([packets.close])
+        problems = attempt([packets.close])
+        self.failure = ""
+        return problems
+
+    def _failed(self, sentence: str) -> None:
+        """Called by the thread that moves packets; it ends a session, if there is one."""
+        self.failure = sentence
+        self.inbox.put_trouble(sentence)
 
     # ------------------------------------------------------------------------------------------ what becomes of it
 
@@ -79,19 +88,17 @@ class Copy:
         return problems
 
     def destroy(self) -> list[str]:
-        """Make nothing of the copy stay; returns what went wrong."""
-        problems = []
-        try:
-            if self.restore:
-                self.restore.abandon()
-            if self.guest:
-                problems += self.let_packets_flow()
-                problems += self.guest.close()
-                self.host.destroy(self.guest.domain.domid)
-                self.guest.forget_marks()
-        except LOCAL_ERRORS as error:
-            problems.append(str(error))
-        self.restore, self.guest = None, None
+        """Make nothing of the copy stay; returns what went wrong. A domain that could not be destroyed is still the copy."""
+        restore, self.restore = self.restore, None
+        problems = attempt([restore.abandon]) if restore else []
+        if guest := self.guest:
+            problems += self.let_packets_flow()
+            problems += guest.close()
+            undestroyed = attempt([lambda: self.host.destroy(guest.domain.domid)])
+            if not undestroyed:
+                self.guest = None
+                undestroyed = attempt([guest.forget_marks])
+            problems += undestroyed
         return problems
 
     def remove_unfinished(self) -> None:

@@ -2,8 +2,12 @@
 
 import pytest
 
+from colo_helper.channel.session import Session, Timing
+from colo_helper.control.protocol import Request
 from colo_helper.monitor.monitor import boot_id
-from tests.unit.colo_helper.arbitrated import events, on_network
+from colo_helper.replication.host import HostError
+from colo_helper.replication.inbox import Inbox
+from tests.unit.colo_helper.arbitrated import asks_in_vain, events, on_network
 from tests.unit.colo_helper.emulated_host import EmulatedHost, running_guest
 from tests.unit.colo_helper.replication_pair import VM, eventually
 
@@ -157,3 +161,70 @@ def test_a_copy_that_was_built_and_cannot_be_opened_does_not_stay(pair):
     assert both.ended("primary") == 1
     assert "does not answer; the unfinished copy of h1 was destroyed" in both.phase("secondary", "waiting")
     assert both.copy is None
+
+
+# ---------------------------------------------------------------------------------------- what is tried once more
+
+
+def test_a_guest_whose_taps_fail_once_is_put_back_on_the_network(both, world):
+    """It was taken off because it was not known whether it is the VM; its replicator does not end because of that."""
+    asks_in_vain(both, world)
+    both.guest.ended = "reboot"
+    both.primary_host.add(VM, running_guest(9))
+    eventually(lambda: not on_network(both.primary_host), "taken off")
+    both.primary_host.nics[9].faults.add("connect")
+    world.mend()
+    eventually(lambda: on_network(both.primary_host), "put back at the next attempt")
+    assert "'connect' (scripted)" in " ".join(events(both, "primary", "unprotected"))
+
+
+def test_a_copy_that_has_to_stop_is_stopped_at_the_next_look(both, world):
+    world.cut("xb")
+    both.cut_line()
+    both.phase("primary", "unprotected")
+    both.phase("secondary", "peer_lost")
+    assert both.ask("secondary", "takeover")["ok"] is True
+    both.secondary_host.nics[7].faults.add("isolate")
+    world.mend()
+    both.phase("secondary", "standby")
+    assert not on_network(both.secondary_host)
+    assert not both.copy.running
+    (first,) = events(both, "secondary", "stand_aside")
+    assert "This copy cannot be stopped yet:" in first
+
+
+def test_a_primary_that_is_there_comes_before_an_operator_who_asked_for_a_takeover(by_hand, monkeypatch):
+    lost(by_hand)
+    take = Inbox._take
+
+    def take_both(self, item):
+        take(self, item)
+        if isinstance(item, Request) and self is by_hand.s_inbox:
+            self.put_session(Session("in the same moment", "back", Timing(0.2)))
+
+    monkeypatch.setattr(Inbox, "_take", take_both)
+    assert by_hand.ask("secondary", "takeover")["code"] == "primary_alive"
+    assert not on_network(by_hand.secondary_host)
+
+
+def test_a_copy_that_could_not_be_destroyed_is_not_told_as_gone(by_hand, monkeypatch):
+    lost(by_hand)
+    destroy, tries = by_hand.secondary_host.destroy, []
+
+    def fail_twice(domid):
+        tries.append(domid)
+        if len(tries) < 3:  # at the primary's word, and at the end of that session
+            raise HostError("'xl destroy' failed (scripted).")
+        destroy(domid)
+
+    monkeypatch.setattr(by_hand.secondary_host, "destroy", fail_twice)
+    by_hand.guest.ended = "reboot"
+    by_hand.phase("primary", "awaiting_guest")
+    by_hand.primary_host.add(VM, running_guest(9))
+    by_hand.secondary_host.next_domid = 8
+    by_hand.mend_line()
+    by_hand.replicating()
+    assert tries == [7, 7, 7]
+    (said, *_) = events(by_hand, "secondary", "waiting")[1:]
+    assert said.startswith("The copy of h1 was to be destroyed, and may still be here")
+    assert "'xl destroy' failed (scripted)" in said

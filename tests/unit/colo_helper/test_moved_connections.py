@@ -7,7 +7,10 @@ import os
 
 import pytest
 
+from colo_helper.channel.session import Session, Timing
 from colo_helper.proxy.packet import ACK, FIN, SYN, parse
+from colo_helper.replication.conversation import Conversation
+from colo_helper.replication.decisions.session import Cause, SessionEndedError
 from colo_helper.traffic.framing import FrameReader, RawFrame, pack
 from tests.unit.colo_helper.emulated_host import EmulatedHost
 from tests.unit.colo_helper.proxy.frames import tcp
@@ -180,3 +183,29 @@ def test_packets_flow_by_themselves_when_what_moves_them_fails_without_a_seconda
     again.phase("primary", "unprotected")
     nic(hosts[1]).from_guest.sendall(b"\xff" * 64)
     eventually(lambda: not hosts[1].filters[7].attached, "the filters are taken away")
+
+
+def test_packets_flow_by_themselves_when_what_moves_them_fails_in_the_last_session(pair, hosts):
+    both = opened_and_taken_over(pair, hosts)
+    again = made_the_primary(pair, both, hosts).replicating()
+    again.cut_line()
+    nic(hosts[1]).from_guest.sendall(b"\xff" * 64)
+    again.phase("primary", "unprotected")
+    eventually(lambda: not hosts[1].filters[7].attached, "the filters are taken away")
+
+
+def test_what_fails_while_a_primary_is_turned_away_is_not_forgotten(pair, hosts, monkeypatch):
+    both = opened_and_taken_over(pair, hosts)
+    active = both.secondary.active
+
+    def fail_meanwhile(self, *_kinds, **_options):
+        nic(hosts[1]).from_guest.sendall(b"\xff" * 64)
+        eventually(lambda: active.copy.failure, "it fails")
+        raise SessionEndedError(Cause.PEER_LOST, "It went (scripted).")
+
+    monkeypatch.setattr(Conversation, "expect", fail_meanwhile)
+    both.s_inbox.put_session(Session("late", "back", Timing(10)))
+    eventually(
+        lambda: any(one["event"] == "packets_flow" for one in both.events("secondary")), "it is noticed"
+    )
+    assert not hosts[1].filters[7].attached
