@@ -184,6 +184,20 @@ def test_an_upgrade_that_fails_on_one_host_does_not_go_on_to_the_other() -> None
         assert task["loop_control"]["break_when"] == f"{result} is failed or {result} is unreachable"
 
 
+def test_a_host_that_dies_during_an_upgrade_is_told_with_what_is_left_to_do() -> None:
+    """Ansible rescues nothing when a host is unreachable."""
+    steps = yaml.safe_load((REPOSITORY / "playbooks" / "tasks" / "upgrade_vm.yml").read_text())
+    upgrade = next(step for step in steps if "block" in step)
+    assert upgrade["ignore_unreachable"] is True
+    asking = [at for at, task in enumerate(upgrade["block"]) if "delegate_to" in task]
+    assert len(asking) == 4
+    for at in asking:
+        task, after = upgrade["block"][at : at + 2]
+        assert after["ansible.builtin.include_tasks"] == "upgrade_gone.yml"
+        assert after["vars"] == {"colo_upgrade_asked": f"{{{{ {task['register']} }}}}"}
+    assert "It may be left in maintenance" in upgrade["rescue"][0]["ansible.builtin.fail"]["msg"]
+
+
 def test_an_upgrade_asks_each_host_whether_it_is_outdated() -> None:
     """Releases of two distributions have different digests."""
     steps = yaml.safe_load((REPOSITORY / "playbooks" / "tasks" / "upgrade_vm.yml").read_text())
