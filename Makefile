@@ -28,7 +28,7 @@ lint: setup ## ruff, yamllint, ansible-lint (production)
 types: setup ## mypy, strict
 	$(BIN)/mypy
 
-unit: setup ## unit, property and contract tests: under two minutes, no lab
+unit: setup ## unit, property and contract tests: five minutes on two cores, no lab
 	$(BIN)/pytest -q -n auto tests/unit
 
 fuzz: setup ## every reader of a peer's bytes, coverage-guided, FUZZ_S seconds (60) each
