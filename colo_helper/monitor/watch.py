@@ -11,7 +11,10 @@ _TELL_S = 10.0
 
 
 class Watch:
-    """``look`` is called by the main thread, ``stuck`` by any. ``tell`` is called now and then while it gets on."""
+    """``look`` is called by the main thread, or for it while what it waits for gets on; ``stuck`` by any.
+
+    ``tell`` is called now and then while it gets on.
+    """
 
     def __init__(
         self, tell: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.monotonic

@@ -26,24 +26,26 @@ _FOLLOWED_S = 10.0
 
 @dataclass(slots=True)
 class ActiveCopy:
-    """To be used in the phase ``active`` only."""
+    """To be used in the phase ``active``, and ``standby`` after that."""
 
     config: Config
     monitor: Monitor
     inbox: Inbox
     succession: Succession
     copy: Copy
-    #: Why this copy is to stand by, as long as that could not be brought about.
-    _stand_by_for: str = ""
+    #: Whether this copy could not be taken off the network or stopped when it was to stand by.
+    _unstopped: bool = False
 
     def go_on(self) -> None:
-        """What is left to do after a takeover."""
-        if self._stand_by_for:
-            self._stand_by(self._stand_by_for)
-        elif self.succession.unconfirmed:
+        """What is left to do after a takeover, or after it was undone."""
+        packets = self.copy.packets
+        moving = isinstance(packets, SecondarySide)
+        if self.unstopped:
+            self._stop_again()
+        elif self.succession.unconfirmed and not (moving and self.copy.failure):
             self._confirm()
-        elif isinstance(self.copy.packets, SecondarySide):
-            self._keep_in_step(self.copy.packets)
+        elif isinstance(packets, SecondarySide):
+            self._keep_in_step(packets)
         else:
             self.inbox.wait_forever()
 
@@ -56,18 +58,28 @@ class ActiveCopy:
             self._stand_by(ruling.sentence)
 
     def _stand_by(self, why: str) -> None:
-        """Another copy is the VM. What cannot be taken off the network and stopped now is tried again and again."""
-        assert self.copy.guest is not None
+        """Another copy is the VM; that is written down, whatever can be done about this one now."""
         self.copy.packets.halting()
+        problems = self._put_aside()
+        self.monitor.enter("standby", " ".join([why, "This copy stands by.", *problems]))
+
+    @property
+    def unstopped(self) -> bool:
+        """Whether this copy stands by and is not off the network, or not still, yet."""
+        return self._unstopped and self.monitor.state.phase == "standby"
+
+    def _stop_again(self) -> None:
+        """Try once more what could not be done when the copy was to stand by."""
+        if self._put_aside():
+            self.inbox.wait(ASK_AGAIN_S)
+        else:
+            self.monitor.event("stand_aside", "This copy is off the network and stands still now.")
+
+    def _put_aside(self) -> list[str]:
+        assert self.copy.guest is not None
         problems = self.copy.guest.put_aside()
-        if not problems:
-            self._stand_by_for = ""
-            self.monitor.enter("standby", f"{why} This copy stands by.")
-            return
-        if not self._stand_by_for:
-            self.monitor.event("stand_aside", " ".join([why, "This copy cannot be stopped yet:", *problems]))
-        self._stand_by_for = why
-        self.inbox.wait(ASK_AGAIN_S)
+        self._unstopped = problems != []
+        return problems
 
     def _keep_in_step(self, packets: SecondarySide) -> None:
         """After a take-over, stay between the guest and its clients as long as a connection needs its numbers moved."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from colo_helper.channel.session import Session
@@ -73,7 +74,10 @@ class Conversation:
 
     def gets_on(self) -> None:
         """Tell that what the main thread waits for elsewhere makes progress; may be called by any thread."""
-        self._inbox.watch.look()
+        with suppress(
+            OSError
+        ):  # of the service manager's socket, which is no matter of the thread that calls
+            self._inbox.watch.look()
 
     def send(self, kind: Kind, head: dict[str, Any] | None = None, parts: Sequence[bytes] = ()) -> int:
         """Send one frame; returns its bytes."""

@@ -119,7 +119,7 @@ class Primary:
         self.ownership.obey()
         # What moves packets has failed, and the guest must not fall silent, unless somebody else may come to own the VM.
         if self.packets.failure and not self.ownership.right.shared:
-            self.packets.let_flow()
+            self._let_packets_flow()
         if self.inbox.stop_reason:
             raise SessionEndedError(Cause.STOP, self.inbox.stop_reason)
 
@@ -130,7 +130,11 @@ class Primary:
             if self.inbox.wishes:
                 return
             if self.packets.failure:
-                self.packets.let_flow()
+                self._let_packets_flow()
+
+    def _let_packets_flow(self) -> None:
+        for problem in self.packets.let_flow():
+            self.monitor.event("close", problem)
 
     # ------------------------------------------------------------------------------------------ who has the VM
 

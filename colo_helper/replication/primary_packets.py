@@ -18,7 +18,7 @@ from colo_helper.traffic.sides import PrimarySide, Untouched, to_nobody
 
 @dataclass(slots=True)
 class PrimaryPackets:
-    """Only the main thread uses it. ``permits`` tells whether output may leave now."""
+    """Only ``failure`` is written by another thread. ``permits`` tells whether output may leave now."""
 
     config: Config
     monitor: Monitor
@@ -78,10 +78,11 @@ class PrimaryPackets:
             return []
         side, self.side = self.side, Untouched()
         problems = attempt([side.close])
-        self.failure = ""
+        self.failure = ""  # what moved them has ended
         return problems
 
     def _side(self, guest: Guest, send: SendFrames, moves: Moves) -> PrimarySide:
+        self.failure = ""
         return PrimarySide(
             guest.filters,
             send,

@@ -139,7 +139,7 @@ class Secondary:
             # The service manager ends this program, not the only copy there may be: it runs on, and the next
             # replicator goes on with it.
             return 0
-        elif active:
+        elif active or self.active.unstopped:
             self.active.go_on()
         elif self.succession.pending:
             self.takeover.ask()

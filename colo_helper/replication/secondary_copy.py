@@ -17,7 +17,10 @@ from colo_helper.traffic.sides import SecondarySide, Untouched, to_nobody
 
 @dataclass(slots=True)
 class Copy:
-    """Only the main thread uses it. ``guest`` is None while there is no copy, or while ``restore`` still makes it."""
+    """``guest`` is None while there is no copy, or while ``restore`` still makes it.
+
+    Only the main thread uses it, but for ``failure``, which the thread that moves packets writes.
+    """
 
     config: Config
     host: Host
@@ -28,6 +31,8 @@ class Copy:
     packets: SecondarySide | Untouched = field(default_factory=Untouched)
     #: Whether an earlier replicator was killed while a first copy arrived, and nobody has looked what is left of that.
     unfinished: bool = False
+    #: A copy that is to be destroyed, and could not be yet: it is no copy any more, whatever its domain does.
+    condemned: Guest | None = None
     #: Why packets are not moved any more by what has hold of them; empty while they are.
     failure: str = ""
 
@@ -56,6 +61,7 @@ class Copy:
         """Take hold of the copy's packets; those of an earlier session are void, for its state will be another."""
         assert self.guest is not None
         self.let_packets_flow()
+        self.failure = ""
         packets = SecondarySide(self.guest.filters, conversation.send_packets, self._failed, moves)
         conversation.carry_packets(packets)
         self.packets = packets
@@ -64,15 +70,14 @@ class Copy:
         """Take hold of the packets of a copy that is the VM, when some of its connections need it."""
         assert self.guest is not None
         if moves := self.guest.moved.read():
+            self.failure = ""
             self.packets = SecondarySide(self.guest.filters, to_nobody, self._failed, moves)
             self.packets.take_over()
 
     def let_packets_flow(self) -> list[str]:
         """Take the filters away; returns what went wrong."""
         packets, self.packets = self.packets, Untouched()
-        problems = attempt([packets.close])
-        self.failure = ""
-        return problems
+        return attempt([packets.close])
 
     def _failed(self, sentence: str) -> None:
         """Called by the thread that moves packets; it ends a session, if there is one."""
@@ -88,16 +93,18 @@ class Copy:
         return problems
 
     def destroy(self) -> list[str]:
-        """Make nothing of the copy stay; returns what went wrong. A domain that could not be destroyed is still the copy."""
+        """Make nothing of the copy stay; returns what went wrong. What could not be destroyed is ``condemned``."""
         restore, self.restore = self.restore, None
         problems = attempt([restore.abandon]) if restore else []
-        if guest := self.guest:
+        if self.guest:
             problems += self.let_packets_flow()
-            problems += guest.close()
-            undestroyed = attempt([lambda: self.host.destroy(guest.domain.domid)])
+            problems += self.guest.close()
+            self.condemned, self.guest = self.guest, None
+        if condemned := self.condemned:
+            undestroyed = attempt([lambda: self.host.destroy(condemned.domain.domid)])
             if not undestroyed:
-                self.guest = None
-                undestroyed = attempt([guest.forget_marks])
+                self.condemned = None
+                undestroyed = attempt([condemned.forget_marks])
             problems += undestroyed
         return problems
 

@@ -43,6 +43,8 @@ class SecondarySession:
         """Agree with the primary on what there is already, bring it about, and serve checkpoints. Ends by an exception."""
         hello = self.conversation.expect(Kind.HELLO).head
         self.copy.remove_unfinished()
+        if self.copy.condemned:
+            self._destroy()
         refusal = self._hello_refusal(hello)
         if refusal:
             self.conversation.tell(Kind.REFUSE, {"code": "refused", "error": refusal})
@@ -51,9 +53,8 @@ class SecondarySession:
             self.monitor.event(
                 "discarded", f"The guest that the copy of {self.config.vm} comes from has ended."
             )
-            if problems := self.copy.destroy():
-                raise SessionEndedError(Cause.LOCAL_ERROR, " ".join(problems))
             self.step = Step.COPYING
+            self._destroy()
         guest = self.copy.guest
         self.conversation.send(
             Kind.HELLO,
@@ -70,6 +71,10 @@ class SecondarySession:
         else:
             guest = self._receive_copy(str(frame.head.get("generation")))
         self._replicate(guest)
+
+    def _destroy(self) -> None:
+        if problems := self.copy.destroy():
+            raise SessionEndedError(Cause.LOCAL_ERROR, " ".join(problems))
 
     def _hello_refusal(self, hello: dict[str, Any]) -> str:
         if hello.get("protocol") != PROTOCOL:

@@ -451,6 +451,41 @@ def test_playbooks_that_look_say_which_hosts_are_silent(
     assert said in " ".join(done.stdout.split())
 
 
+@pytest.mark.parametrize("option", [("-e", "colo_vm=h1"), ("--limit", "xa,localhost")])
+def test_a_host_is_restarted_with_all_of_its_vms_and_their_hosts(
+    silent_hosts: Path, option: tuple[str, str]
+) -> None:
+    """colo_vm would take the place of each VM that is handed over, and a host that is left out would have its VM lost."""
+    command = [
+        Path(sys.executable).with_name("ansible-playbook"),
+        "-i",
+        silent_hosts,
+        "playbooks/restart_host.yml",
+    ]
+    names = ["-e", "colo_host=xa", "-e", "colo_confirm=xa"]
+    done = subprocess.run(
+        [*command, *names, *option], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "without colo_vm and without --limit." in " ".join(done.stdout.split())
+    assert "UNREACHABLE" not in done.stdout
+
+
+def test_a_restart_that_nobody_looked_after_is_no_success() -> None:
+    tasks = yaml.safe_load((REPOSITORY / "playbooks" / "restart_host.yml").read_text())[-1]["tasks"]
+    by_name = {task["name"]: task for task in tasks}
+    wait, stop = (
+        by_name[name] for name in ("Wait until its VMs have two copies again", "Stop when one has not")
+    )
+    assert "colo_restart_seen.vms is defined" in wait["until"]
+    assert "colo_restart_seen.vms is defined" in stop["ansible.builtin.assert"]["that"]
+    names = [task["name"] for task in tasks]
+    assert names.index("Look at its VMs once more") > names.index("Have its VMs run on on their other hosts")
+    assert names.index("Stop when one has come back, or has no second copy any more") < names.index(
+        "Restart it"
+    )
+
+
 def test_what_is_written_is_there_where_it_was_asked_for(silent_hosts: Path, tmp_path: Path) -> None:
     """Ansible takes a path for one from the playbook's directory; an operator means the own one."""
     command = [Path(sys.executable).with_name("ansible-playbook"), "-i", silent_hosts]
