@@ -21,7 +21,7 @@ from colo_helper.replication.decisions.primary import (
     retry_wait,
 )
 from colo_helper.replication.decisions.session import Cause, SessionEndedError
-from colo_helper.replication.guest import LOCAL_ERRORS
+from colo_helper.replication.guest import LOCAL_ERRORS, attempt
 from colo_helper.replication.host import Host
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.ownership import Ownership
@@ -239,6 +239,8 @@ class Primary:
         elif end.tell != "end":
             self.packets.side.release()
         problems = self.here.guest.release() if self.here.guest and end.guest != "hold" else []
+        if end.guest == "run":
+            problems += attempt([self.here.rejoin])
         if self.conversation:
             self._last_words(self.conversation, end.tell, why)
             self._hang_up()

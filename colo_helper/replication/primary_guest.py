@@ -48,7 +48,7 @@ class PrimaryGuest:
     step: PrimaryStep = PrimaryStep.NO_GUEST
     #: Whether the guest has ended, and another one of its name is waited for.
     awaiting: bool = False
-    #: Whether a domain was taken off the network until it is known that it is the VM.
+    #: Whether a domain was, or may have been, taken off the network until it is known that it is the VM.
     silenced: bool = False
     #: Whether ``guest`` was found, is known to be the VM, and is on the network.
     opened: bool = False
@@ -76,15 +76,19 @@ class PrimaryGuest:
         elif self.step is PrimaryStep.NO_GUEST:
             self.step = PrimaryStep.UNPROTECTED
         self.awaiting = False
-        if self.silenced:
-            self._join_network(guest)
-            self.silenced = False
+        self.rejoin()
         self.packets.go_on_moving(guest)
         if not before.crashed:
             self._wait_for_firmware(guest)
         self.monitor.enter("connecting", f"Connecting to {self.config.peer_name}.", domid=domid)
         self.opened = True
         return guest
+
+    def rejoin(self) -> None:
+        """Put a guest that was taken off the network back, now that it is known to be the VM; not while another one is."""
+        if self.guest and self.silenced and not self.opened:
+            self._join_network(self.guest)
+            self.silenced = False
 
     def _find(self) -> Guest:
         """Return the guest, if it is one that can be protected; nothing of it stays open otherwise."""

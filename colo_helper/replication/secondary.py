@@ -172,7 +172,9 @@ class Secondary:
             conversation.tell(Kind.REFUSE, {"code": "failed", "error": why})
         end = secondary_end(self.config.vm, self.config.peer_name, session.step, cause, why)
         problems = {"run": self.copy.let_run, "hold": list, "destroy": self.copy.destroy}[end.copy]()
-        if cause is Cause.END and not problems:
+        if end.copy == "destroy" and problems:
+            end = not_destroyed(end, self.config.vm)
+        elif cause is Cause.END:
             conversation.tell(Kind.ENDED, {})
         conversation.close()
         guest = self.copy.guest
@@ -184,8 +186,6 @@ class Secondary:
         )
         if end.exit_code is None and guest:
             self.inbox.refuse_stops("peer_lost", f"{end.sentence} Look again, then ask again.")
-        if end.copy == "destroy" and problems:
-            end = not_destroyed(end, self.config.vm)
         self.monitor.enter(end.phase or phase, " ".join([end.sentence, *problems]), domid=domid)
         return end
 

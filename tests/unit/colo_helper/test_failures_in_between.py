@@ -177,7 +177,9 @@ def test_a_guest_whose_taps_fail_once_is_put_back_on_the_network(both, world):
     both.primary_host.nics[9].faults.add("connect")
     world.mend()
     eventually(lambda: on_network(both.primary_host), "put back at the next attempt")
-    assert "'connect' (scripted)" in " ".join(events(both, "primary", "unprotected"))
+    eventually(
+        lambda: "'connect' (scripted)" in " ".join(events(both, "primary", "unprotected")), "it is told"
+    )
 
 
 def test_a_copy_that_has_to_stop_is_stopped_at_the_next_look(both, world):
