@@ -39,6 +39,9 @@ def command(settings: Settings, host: str, *words: str) -> list[str]:
 #: A host that has lost its power is noticed after six seconds.
 _KEPT = ("ControlMaster=auto", "ControlPersist=600", "ServerAliveInterval=2", "ServerAliveCountMax=3")
 
+#: Of what a command that failed has said, so many characters are told: an answer in JSON ends with a brace.
+_LAST_WORDS = 600
+
 
 def run(settings: Settings, host: str, line: str, timeout_s: float = 60, *, kept: bool = False) -> str:
     """Run a shell line on a host and return what it printed; a failure is a LabError with its last words.
@@ -66,6 +69,6 @@ def run(settings: Settings, host: str, line: str, timeout_s: float = 60, *, kept
     except subprocess.TimeoutExpired:
         raise LabError(f"{host} did not answer `{line}` within {timeout_s:.0f} s") from None
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise LabError(f"`{line}` on {host} failed ({done.returncode}): {said[-1] if said else 'no output'}")
+        said = " ".join((done.stderr.strip() or done.stdout).split())[-_LAST_WORDS:]
+        raise LabError(f"`{line}` on {host} failed ({done.returncode}): {said or 'no output'}")
     return done.stdout
