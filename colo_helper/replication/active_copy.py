@@ -38,14 +38,13 @@ class ActiveCopy:
 
     def go_on(self) -> None:
         """What is left to do after a takeover, or after it was undone."""
-        packets = self.copy.packets
-        moving = isinstance(packets, SecondarySide)
+        held = self.copy.packets if isinstance(self.copy.packets, SecondarySide) else None
         if self.unstopped:
             self._stop_again()
-        elif self.succession.unconfirmed and not (moving and self.copy.failure):
+        elif self.succession.unconfirmed and not (held and self.copy.failure):
             self._confirm()
-        elif isinstance(packets, SecondarySide):
-            self._keep_in_step(packets)
+        elif held:
+            self._keep_in_step(held)
         else:
             self.inbox.wait_forever()
 

@@ -74,9 +74,8 @@ class Conversation:
 
     def gets_on(self) -> None:
         """Tell that what the main thread waits for elsewhere makes progress; may be called by any thread."""
-        with suppress(
-            OSError
-        ):  # of the service manager's socket, which is no matter of the thread that calls
+        # A failure of the service manager's socket is no matter of the thread that calls.
+        with suppress(OSError):
             self._inbox.watch.look()
 
     def send(self, kind: Kind, head: dict[str, Any] | None = None, parts: Sequence[bytes] = ()) -> int:

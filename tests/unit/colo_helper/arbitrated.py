@@ -63,6 +63,15 @@ def asks_in_vain(both, world, *hosts):
     return both.phase("primary", "asking")
 
 
+def taken_over_although_the_owner_goes_on(both, world):
+    """An operator's word, while the secondary's host cannot ask."""
+    world.cut("xb")
+    both.cut_line()
+    both.phase("primary", "unprotected")
+    both.phase("secondary", "peer_lost")
+    assert both.ask("secondary", "takeover")["ok"] is True
+
+
 def lose_the_device_model(both):
     """QEMU of the primary's guest dies, with what it had said last still held."""
     end = nic(both.primary_host)

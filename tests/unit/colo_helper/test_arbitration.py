@@ -20,6 +20,7 @@ from tests.unit.colo_helper.arbitrated import (
     nic,
     on_network,
     says,
+    taken_over_although_the_owner_goes_on,
 )
 from tests.unit.colo_helper.emulated_host import EmulatedHost, running_guest
 from tests.unit.colo_helper.replication_pair import PATIENCE_S, VM, eventually
@@ -237,11 +238,7 @@ def test_what_an_operator_decided_without_the_arbiter_is_written_down_when_it_an
 
 
 def test_an_operators_takeover_is_undone_when_the_owner_had_gone_on(both, world):
-    world.cut("xb")
-    both.cut_line()
-    both.phase("primary", "unprotected")
-    both.phase("secondary", "peer_lost")
-    assert both.ask("secondary", "takeover")["ok"] is True
+    taken_over_although_the_owner_goes_on(both, world)
     assert on_network(both.secondary_host)
     world.mend()
     assert "h1 runs on xa" in both.phase("secondary", "standby")

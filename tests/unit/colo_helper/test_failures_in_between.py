@@ -9,7 +9,12 @@ from colo_helper.control.protocol import Request
 from colo_helper.monitor.monitor import boot_id
 from colo_helper.replication.host import HostError
 from colo_helper.replication.inbox import Inbox
-from tests.unit.colo_helper.arbitrated import asks_in_vain, events, on_network
+from tests.unit.colo_helper.arbitrated import (
+    asks_in_vain,
+    events,
+    on_network,
+    taken_over_although_the_owner_goes_on,
+)
 from tests.unit.colo_helper.emulated_host import EmulatedHost, running_guest
 from tests.unit.colo_helper.replication_pair import VM, eventually
 
@@ -183,11 +188,7 @@ def test_a_guest_whose_taps_fail_once_is_put_back_on_the_network(both, world):
 
 
 def test_a_copy_that_has_to_stop_is_stopped_at_the_next_look(both, world):
-    world.cut("xb")
-    both.cut_line()
-    both.phase("primary", "unprotected")
-    both.phase("secondary", "peer_lost")
-    assert both.ask("secondary", "takeover")["ok"] is True
+    taken_over_although_the_owner_goes_on(both, world)
     both.secondary_host.nics[7].faults.add("isolate")
     world.mend()
     assert "'isolate' (scripted)" in both.phase("secondary", "standby"), "written down at once"

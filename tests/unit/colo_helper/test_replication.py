@@ -22,18 +22,10 @@ from tests.fuzz import seeds
 from tests.unit.colo_helper.emulated_host import RING, EmulatedHost, running_guest
 from tests.unit.colo_helper.proxy.frames import tcp
 from tests.unit.colo_helper.replication_pair import VM, eventually, pairs
+from tests.unit.colo_helper.test_watch import Clock
 
 #: The timeout of a pair whose line is to be cut: the test waits for it.
 BRIEF_MS = 1000
-
-
-class SteppingClock:
-    """Time as a test wants it."""
-
-    now = 100.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
@@ -111,7 +103,7 @@ def test_a_checkpoint_that_takes_long_on_a_slow_link_is_not_taken_for_stuck(pair
     both.both_run()
     for gfn in range(20, 40):
         both.guest.guest_write(gfn, random.Random(gfn).randbytes(16))
-    clock, stuck = SteppingClock(), []
+    clock, stuck = Clock(), []
     inboxes = (both.p_inbox, both.s_inbox)
     for inbox in inboxes:
         inbox.watch._clock = clock
