@@ -1,94 +1,9 @@
-"""What the inventory says, and what of it an operator means, as pure functions: plain data in, sentences out."""
+"""Which VMs and hosts of the inventory an operator means, as pure functions: plain data in, plain data or sentences out."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-#: Numbers of a VM in colo_vms: name, default, least and most.
-_NUMBERS = (
-    ("interval_ms", 1000, 10, 3_600_000),
-    ("min_interval_ms", 100, 10, 3_600_000),
-    ("latency_ms", 500, 1, 600_000),
-    ("copy_downtime_ms", 300, 1, 600_000),
-    ("peer_timeout_ms", 5000, 500, 600_000),
-    ("heartbeat_misses", 5, 2, 100),
-)
-#: When a VM's packets may leave; the first is the default.
-_OUTPUTS = ("compare", "hold", "free")
-#: All that may stand at a VM; the last two are for a plan.
-_KEYS = (
-    "primary",
-    "secondary",
-    "output",
-    "bridge",
-    "arbiter",
-    *(key for key, *_ in _NUMBERS),
-    "memory_mib",
-    "checkpoint_mbit",
-)
-
-
-def inventory_problems(
-    vms: object, hosts: Sequence[str], variables: Mapping[str, Any], optional: Sequence[str] = ()
-) -> list[str]:
-    """Everything in colo_vms and colo_hosts that cannot work, one sentence each; needs no facts and no host.
-
-    ``optional`` are sides that a VM may be without, or have on a host that is gone, for a plan.
-    """
-    problems = []
-    if not isinstance(vms, Mapping):
-        return ["colo_vms is not a mapping of VM names to their settings: see inventory/example."]
-    used = []
-    for name, vm in vms.items():
-        if not isinstance(name, str):
-            problems.append(
-                f"colo_vms: {name!r} is no text to YAML, and the name of a VM has to be: quote it."
-            )
-        elif not NAME.fullmatch(name):
-            problems.append(
-                f"colo_vms: {name!r} is no name for a VM: letters, digits, '_', '.', '-', at most 63."
-            )
-        if not isinstance(vm, Mapping):
-            problems.append(f"colo_vms: {name} is not a mapping of settings: see inventory/example.")
-            continue
-        problems += [
-            f"colo_vms: {name} has {key!r}, which is none of {', '.join(_KEYS)}."
-            for key in vm
-            if key not in _KEYS
-        ]
-        sides = {side: vm.get(side) for side in ("primary", "secondary")}
-        problems += [
-            f"colo_vms: {name} has no {side}."
-            for side, host in sides.items()
-            if not host and side not in optional
-        ]
-        problems += [
-            f"colo_vms: the {side} of {name} is {host}, which is not in the group colo_hosts ({', '.join(hosts)})."
-            for side, host in sides.items()
-            if host and host not in hosts and side not in optional
-        ]
-        if sides["primary"] and sides["primary"] == sides["secondary"]:
-            problems.append(f"colo_vms: primary and secondary of {name} are both {sides['primary']}.")
-        problems += [
-            f"colo_vms: {key} of {name} is {value!r}, not a whole number from {low} to {high}."
-            for key, default, low, high in _NUMBERS
-            for value in (vm.get(key, default),)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high
-        ]
-        if vm.get("output", _OUTPUTS[0]) not in _OUTPUTS:
-            problems.append(
-                f"colo_vms: output of {name} is {vm['output']!r}, which is none of {', '.join(_OUTPUTS)}."
-            )
-        used += [host for host in sides.values() if host in hosts]
-    problems += [
-        f"{host} has no colo_channel_address: the address at which its peer's channels reach its sshd."
-        for host in sorted(set(used))
-        if not variables[host].get("colo_channel_address")
-    ]
-    return problems
 
 
 def selection_problems(
@@ -168,13 +83,6 @@ def channel_keys_of(results: Sequence[Mapping[str, Any]], vm: str) -> dict[str, 
     return {"public_keys": [], "host_keys": []}
 
 
-def bridges(vms: Mapping[str, Any], host: str) -> list[str]:
-    """The bridges that ``host`` needs for its VMs."""
-    return sorted(
-        {vm.get("bridge", "xenbr0") for vm in vms.values() if host in (vm["primary"], vm["secondary"])}
-    )
-
-
 def maintenance_problems(
     vms: Mapping[str, Any], hosts: Sequence[str], vm: str, host: str, reason: str | None
 ) -> list[str]:
@@ -210,13 +118,11 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name to function."""
         return {
-            "colo_inventory_problems": inventory_problems,
             "colo_selection_problems": selection_problems,
             "colo_host_selection_problems": host_selection_problems,
             "colo_pairs": pairs,
             "colo_batches": batches,
             "colo_channel_keys_of": channel_keys_of,
-            "colo_bridges": bridges,
             "colo_maintenance_problems": maintenance_problems,
             "colo_maintenance_selection": maintenance_selection,
         }

@@ -21,17 +21,17 @@ COLUMNS = (
     "REASON",
 )
 
-#: What a VM in colo_vms has when it does not say: the defaults of the role colo_vm.
-_DEFAULTS: dict[str, object] = {
-    "interval_ms": 1000,
-    "min_interval_ms": 100,
-    "latency_ms": 500,
-    "copy_downtime_ms": 300,
-    "output": "compare",
-    "peer_timeout_ms": 5000,
-    "heartbeat_misses": 5,
-    "bridge": "xenbr0",
-}
+#: What of a replicator's configuration stands in colo_vms.
+_SETTINGS = (
+    "interval_ms",
+    "min_interval_ms",
+    "latency_ms",
+    "copy_downtime_ms",
+    "output",
+    "peer_timeout_ms",
+    "heartbeat_misses",
+    "bridge",
+)
 
 #: Phases of a secondary whose domain is a copy: off the network, or standing still.
 _COPY = frozenset({"receiving", "resyncing", "replicating", "peer_lost", "torn", "standby", "handed_over"})
@@ -137,10 +137,13 @@ def _how_to_end(name: str, primary: Mapping[str, Any], secondary: str) -> str:
     return f"{steps[0]} before anything else (its copy on {secondary} is kept); {noticed}, {steps[1]}"
 
 
-def exported(reports: Mapping[str, Any], vms: Mapping[str, Any]) -> dict[str, Any]:
+def exported(
+    reports: Mapping[str, Any], vms: Mapping[str, Any], settled: Mapping[str, Any]
+) -> dict[str, Any]:
     """``vms`` as the hosts have them now: roles and settings of each VM that is protected, the others as they were.
 
-    ``reports`` as for the table. ``notes`` says what is different, and what cannot be told.
+    ``reports`` as for the table; ``settled`` are ``vms`` with their classes and defaults. ``notes`` says what is different, and
+    what cannot be told.
     """
     known = {host: _entries(report) for host, report in reports.items()}
     found = {str(name): dict(vm) for name, vm in vms.items()}
@@ -150,30 +153,24 @@ def exported(reports: Mapping[str, Any], vms: Mapping[str, Any]) -> dict[str, An
     for host, entries in sorted(known.items()):
         for name, entry in sorted((entries or {}).items()):
             if entry["alive"] and entry["config"] and (entry["state"] or {}).get("role") == "primary":
-                was, now = found.get(name, {}), _settings(entry["config"], host, with_arbiter=name not in vms)
-                found[name] = {**was, **{key: now[key] for key in now if key in was or _chosen(key, now)}}
-                notes += [f"{name}: {_difference(key, was, now)}" for key in now if _differs(key, was, now)]
+                was, meant = found.get(name, {}), settled.get(name, {})
+                now = _settings(entry["config"], host, with_arbiter=name not in vms)
+                different = {key: value for key, value in now.items() if meant.get(key) != value}
+                found[name] = {**was, **{key: now[key] for key in now if key in was or key in different}}
+                notes += [f"{name}: {_difference(key, meant, now)}" for key in different]
     return {"vms": found, "notes": notes}
 
 
 def _settings(config: Mapping[str, Any], host: str, *, with_arbiter: bool) -> dict[str, Any]:
     """What a primary's configuration says of what stands in colo_vms."""
-    settings = {key: config[key] for key in _DEFAULTS if key in config}
+    settings = {key: config[key] for key in _SETTINGS if key in config}
     if with_arbiter and "arbiter" in config:
         settings["arbiter"] = {key: value for key, value in config["arbiter"].items() if key != "host"}
     return {"primary": host, "secondary": config["peer"]["name"], **settings}
 
 
-def _chosen(key: str, now: Mapping[str, Any]) -> bool:
-    return bool(_DEFAULTS.get(key) != now[key])
-
-
-def _differs(key: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    return bool(was.get(key, _DEFAULTS.get(key)) != now[key])
-
-
-def _difference(key: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    return f"{key} is {now[key]!r}" + (f", where colo_vms has {was[key]!r}." if key in was else ".")
+def _difference(key: str, meant: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return f"{key} is {now[key]!r}" + (f", where colo_vms means {meant[key]!r}." if key in meant else ".")
 
 
 def purge_problems(report: Mapping[str, Any], host: str) -> list[str]:

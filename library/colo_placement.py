@@ -43,6 +43,11 @@ options:
       C(checkpoint_mbit).
     type: dict
     required: true
+  classes:
+    description: >-
+      Settings of VMs that name one of these as their C(class), as in C(colo_classes); what the VM says itself comes first.
+    type: dict
+    default: {}
   moves:
     description: How many copies may move only to make the spread more even.
     type: int
@@ -131,6 +136,7 @@ def main() -> None:
                 },
             },
             "vms": {"type": "dict", "required": True},
+            "classes": {"type": "dict", "default": {}},
             "moves": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
@@ -138,7 +144,10 @@ def main() -> None:
     if MISSING:
         module.fail_json(msg=missing_required_lib("ortools"), exception=MISSING)
     given = module.params
-    guarded(module, lambda: {"changed": False, **plan(given["hosts"], given["vms"], given["moves"])})
+    guarded(
+        module,
+        lambda: {"changed": False, **plan(given["hosts"], given["vms"], given["moves"], given["classes"])},
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ansible.module_utils.colo.placement import Host, Usage, Vm, even_spread, place
@@ -13,12 +14,16 @@ CHECKPOINT_MBIT = 100
 
 
 def plan(
-    hosts: Sequence[Mapping[str, Any]], vms: Mapping[str, Mapping[str, Any]], moves: int = 0
+    hosts: Sequence[Mapping[str, Any]],
+    vms: Mapping[str, Mapping[str, Any]],
+    moves: int = 0,
+    classes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return ``vms`` with a secondary for each, and what there is to say about it.
 
     ``hosts`` have name, failure_domain, memory_mib and link_mbit (None: not limited); ``vms`` are as in colo_vms, with
-    primary, memory_mib, and checkpoint_mbit if need be. A copy that may stay where it is stays, but for ``moves`` of them.
+    primary, memory_mib, and checkpoint_mbit if need be, each of which may be their class's in ``classes``. A copy that may stay
+    where it is stays, but for ``moves`` of them.
     """
     known = [Host(**host) for host in hosts]
     wanted = [
@@ -26,10 +31,11 @@ def plan(
             name,
             str(vm["primary"]),
             str(vm.get("secondary") or ""),
-            vm["memory_mib"],
-            vm.get("checkpoint_mbit", CHECKPOINT_MBIT),
+            size["memory_mib"],
+            size.get("checkpoint_mbit", CHECKPOINT_MBIT),
         )
         for name, vm in vms.items()
+        for size in ({**classes.get(str(vm.get("class")), {}), **vm},)
     ]
     placed = place(known, wanted, moves)
     before = Usage.of(wanted, {vm.name: vm.secondary for vm in wanted if vm.secondary})

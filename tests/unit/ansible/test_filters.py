@@ -10,7 +10,7 @@ from tests.unit.ansible.module_host import REPOSITORY, load
 
 FILTERS = {
     name: function
-    for plugin in ("colo", "colo_preflight", "colo_reports")
+    for plugin in ("colo", "colo_inventory", "colo_preflight", "colo_reports")
     for name, function in load(REPOSITORY / "filter_plugins" / f"{plugin}.py")
     .FilterModule()
     .filters()
@@ -87,8 +87,9 @@ def test_the_example_inventory_has_no_problem() -> None:
         ("xa", "colo_vms: h1 is not a mapping of settings: see inventory/example."),
         (
             {**H1, "intervall_ms": 500},
-            "colo_vms: h1 has 'intervall_ms', which is none of primary, secondary, output, bridge, arbiter, interval_ms, "
-            "min_interval_ms, latency_ms, copy_downtime_ms, peer_timeout_ms, heartbeat_misses, memory_mib, checkpoint_mbit.",
+            "colo_vms: h1 has 'intervall_ms', which is none of primary, secondary, class, interval_ms, min_interval_ms, "
+            "latency_ms, copy_downtime_ms, output, peer_timeout_ms, heartbeat_misses, bridge, arbiter, memory_mib, "
+            "checkpoint_mbit.",
         ),
     ],
 )
@@ -113,12 +114,51 @@ def test_inventory_without_addresses_or_of_another_shape() -> None:
 
 
 def test_what_may_stand_at_a_vm_is_what_is_read_of_it() -> None:
-    known = load(REPOSITORY / "filter_plugins" / "colo.py")._KEYS
+    known = load(REPOSITORY / "filter_plugins" / "colo_inventory.py")
     text = (REPOSITORY / "playbooks" / "vars" / "vm.yml").read_text()
-    assert set(re.findall(r"colo_vms\[colo_vm\]\.(\w+)", text)) <= set(known)
-    assert set(load(REPOSITORY / "filter_plugins" / "colo_reports.py")._DEFAULTS) <= set(known)
-    vm = {**dict.fromkeys(known, 1000), **H1, "output": "hold", "heartbeat_misses": 5}
-    assert FILTERS["colo_inventory_problems"]({"h1": vm}, ["xa", "xb"], ADDRESSES) == []
+    assert set(re.findall(r"colo_vm_settings\.(\w+)", text)) == set(known._DEFAULTS)
+    assert set(load(REPOSITORY / "filter_plugins" / "colo_reports.py")._SETTINGS) == set(known._DEFAULTS)
+    vm = {**dict.fromkeys(known._OF_VM, 1000), **H1, "output": "hold", "heartbeat_misses": 5, "class": "gold"}
+    problems = FILTERS["colo_inventory_problems"]
+    assert problems({"h1": vm}, ["xa", "xb"], ADDRESSES, (), {"gold": {}}) == []
+
+
+def test_a_vm_says_what_its_class_does_not_and_the_class_what_the_vm_does_not() -> None:
+    classes = {"gold": {"interval_ms": 200, "output": "hold", "arbiter": {"lease_s": 4}}}
+    vms = {"h1": {**H1, "class": "gold", "interval_ms": 300}, "h2": dict(H1)}
+    found = FILTERS["colo_settled"](vms, classes)
+    assert found["h1"] == {
+        **found["h2"], "interval_ms": 300, "output": "hold", "arbiter": {"lease_s": 4},
+    }  # fmt: skip
+    assert (found["h2"]["interval_ms"], found["h2"]["output"]) == (1000, "compare")
+    for vms, classes in (([], {}), ({"h1": []}, None), ({"h1": {"class": "gold"}}, {"gold": []})):
+        assert "interval_ms" in FILTERS["colo_settled"](vms, classes).get("h1", {"interval_ms": 1})
+
+
+@pytest.mark.parametrize(
+    ("of_class", "problem"),
+    [
+        ({"primary": "xa"}, "gold has 'primary', which is none of interval_ms,"),
+        ({"interval_ms": 1}, "interval_ms of gold is 1, not a whole number from 10 to 3600000."),
+        ({"output": "no"}, "output of gold is 'no', which is none of compare, hold, free."),
+        ([], "gold is not a mapping of settings: see inventory/example."),
+    ],
+)
+def test_what_a_class_cannot_say(of_class: object, problem: str) -> None:
+    problems = FILTERS["colo_inventory_problems"]
+    (found,) = problems({"h1": H1}, ["xa", "xb"], ADDRESSES, (), {"gold": of_class})
+    assert found.startswith(f"colo_classes: {problem}")
+
+
+def test_a_class_that_is_not_there() -> None:
+    problems = FILTERS["colo_inventory_problems"]
+    vms = {"h1": {**H1, "class": "glod"}}
+    assert problems(vms, ["xa", "xb"], ADDRESSES, (), {"gold": {}, "best": {}}) == [
+        "colo_vms: the class of h1 is 'glod', which colo_classes does not have; it has: best, gold."
+    ]
+    assert problems(vms, ["xa", "xb"], ADDRESSES, (), ["gold"]) == [
+        "colo_classes is not a mapping of names to settings of VMs: see inventory/fleet."
+    ]
 
 
 def test_a_plan_finds_another_host_for_the_copy_of_one_that_is_gone() -> None:
@@ -160,6 +200,8 @@ def test_pairs_and_bridges_whichever_way_round() -> None:
     assert FILTERS["colo_pairs"](vms, "xa", "h2") == [{"vm": "h2", "peer": "xc"}]
     assert FILTERS["colo_pairs"](vms, "xd") == FILTERS["colo_pairs"]({}, "xa") == []
     assert FILTERS["colo_bridges"](vms, "xa") == ["br1", "xenbr0"]
+    vms["h1"] = {"primary": "xa", "secondary": "xb", "class": "inner"}
+    assert FILTERS["colo_bridges"](vms, "xa", {"inner": {"bridge": "br2"}}) == ["br1", "br2"]
 
 
 def test_keys_of_a_vm_in_a_hosts_results() -> None:
@@ -583,6 +625,21 @@ def primary(**config: Any) -> dict[str, Any]:
     return side("replicating", config=settings, state={"role": "primary"})
 
 
+def exported(reports: dict[str, Any], vms: dict[str, Any], classes: dict[str, Any] | None = None) -> Any:
+    """What playbooks/export.yml says."""
+    return FILTERS["colo_exported"](reports, vms, FILTERS["colo_settled"](vms, classes))
+
+
+def test_what_a_class_says_is_not_exported_again() -> None:
+    reports = {"xb": {"vms": [primary(interval_ms=200, latency_ms=50)]}}
+    vms = {"h1": {"primary": "xb", "secondary": "xa", "class": "gold"}}
+    found = exported(reports, vms, {"gold": {"interval_ms": 200, "latency_ms": 60}})
+    assert found == {
+        "vms": {"h1": {**vms["h1"], "latency_ms": 50}},
+        "notes": ["h1: latency_ms is 50, where colo_vms means 60."],
+    }
+
+
 def test_a_set_up_exports_itself_with_the_roles_of_now() -> None:
     vms = {"h1": {**H1, "memory_mib": 128}, "h2": {**H1, "primary": "xc"}, "h3": dict(H1)}
     new = primary(
@@ -599,7 +656,7 @@ def test_a_set_up_exports_itself_with_the_roles_of_now() -> None:
         },
         "xc": {"unreachable": True},
     }
-    found = FILTERS["colo_exported"](reports, vms)
+    found = exported(reports, vms)
     assert found["vms"] == {
         "h1": {**vms["h1"], "primary": "xb", "secondary": "xa", "peer_timeout_ms": 8000},
         "h2": vms["h2"],
@@ -607,6 +664,7 @@ def test_a_set_up_exports_itself_with_the_roles_of_now() -> None:
         "h9": {
             "primary": "xb",
             "secondary": "xa",
+            "interval_ms": 1000,
             "latency_ms": 50,
             "output": "hold",
             "arbiter": {"endpoints": ["https://w:2379"], "lease_s": 4},
@@ -614,17 +672,17 @@ def test_a_set_up_exports_itself_with_the_roles_of_now() -> None:
     }
     assert found["notes"][:4] == [
         "xc does not answer: what it has is as colo_vms said.",
-        "h1: primary is 'xb', where colo_vms has 'xa'.",
-        "h1: secondary is 'xa', where colo_vms has 'xb'.",
-        "h1: peer_timeout_ms is 8000, where colo_vms has 5000.",
+        "h1: primary is 'xb', where colo_vms means 'xa'.",
+        "h1: secondary is 'xa', where colo_vms means 'xb'.",
+        "h1: peer_timeout_ms is 8000, where colo_vms means 5000.",
     ]
-    again = FILTERS["colo_exported"](reports, found["vms"])
+    again = exported(reports, found["vms"])
     assert (again["vms"], again["notes"]) == (found["vms"], found["notes"][:1]), (
         "what is exported is what is there"
     )
 
 
-def test_what_is_exported_knows_the_roles_defaults() -> None:
+def test_the_defaults_of_the_inventory_are_the_roles() -> None:
     defaults = yaml.safe_load((REPOSITORY / "roles" / "colo_vm" / "defaults" / "main.yml").read_text())
-    known = load(REPOSITORY / "filter_plugins" / "colo_reports.py")._DEFAULTS
+    known = load(REPOSITORY / "filter_plugins" / "colo_inventory.py")._DEFAULTS
     assert known == {key: defaults[f"colo_vm_{key}"] for key in known}

@@ -162,6 +162,15 @@ def test_every_change_has_its_reason(vm: dict[str, Any], said: str) -> None:
     assert found["problems"] == []
 
 
+def test_a_vm_without_a_size_has_that_of_its_class() -> None:
+    vms = {"v": {"primary": "x1", "class": "small"}}
+    found = fleet.plan(HOSTS, vms, classes={"small": {"memory_mib": 100}})
+    assert found["vms"] == {"v": {**vms["v"], "secondary": "x3"}}
+    assert found["quality"]["copies"] == 1
+    sized = fleet.plan(HOSTS, {"v": {**vms["v"], "memory_mib": 300}}, classes={"small": {"memory_mib": 100}})
+    assert sized["sentences"] != found["sentences"], "what the VM says comes first"
+
+
 @pytest.mark.parametrize(
     ("vms", "problem"),
     [
