@@ -5,7 +5,7 @@ LAB := $(BIN)/python -m lab
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types model unit fuzz chaos chaos-lab stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-plan bench-fleet bench-helper bench-replication bench-packets lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
+.PHONY: help setup lint types model unit fuzz chaos chaos-lab stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-plan bench-fleet bench-helper bench-replication bench-packets bench-redis lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,7 +86,12 @@ bench-packets: setup lab-up ## what a client waits for: unprotected, outputs com
 	$(BIN)/ansible-playbook playbooks/site.yml
 	$(BIN)/python -m bench.packets_lab
 
-bench: bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-plan bench-fleet bench-helper bench-replication bench-packets ## all benchmarks, each against a peer in the same run
+bench-redis: setup lab-up ## Redis under redis-benchmark: unprotected, outputs compared, outputs held; on the lab
+	scripts/install-packages scripts/bench-packages.txt
+	$(BIN)/ansible-playbook playbooks/site.yml
+	$(BIN)/python -m bench.redis_lab
+
+bench: bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-plan bench-fleet bench-helper bench-replication bench-packets bench-redis ## all benchmarks, each against a peer in the same run
 
 lab-tests: setup ## the demo's job, that the lab leaves nothing behind, and what playbooks refuse, on real Xen
 	$(BIN)/pytest -v --durations=0 --durations-min=1 -m 'not full' tests/lab

@@ -10,7 +10,13 @@ from lab.errors import LabError
 from lab.settings import Settings
 
 #: Name and address of each guest; the configurations are on every host as /etc/xen/lab/NAME.cfg.
-GUESTS = {"h1": "192.168.77.10", "h2": "192.168.77.11", "pvh1": "192.168.77.12", "pv1": "192.168.77.13"}
+GUESTS = {
+    "h1": "192.168.77.10",
+    "h2": "192.168.77.11",
+    "pvh1": "192.168.77.12",
+    "pv1": "192.168.77.13",
+    "redis1": "192.168.77.14",
+}
 SERVICE_PORT = 7000
 _CREATE_TIMEOUT_S = 120
 _ANSWER = re.compile(r"counter=(\d+) writes=(\d+) last=(\S+) chain=([0-9a-f]{8})\n")

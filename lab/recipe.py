@@ -14,7 +14,7 @@ _BASE_PACKAGES = (
 )  # fmt: skip
 _HOST_PACKAGES = (
     "xenstore-utils", "linux-image-amd64", "linux-image-cloud-amd64", "qemu-system-xen", "busybox-static", "zstd",
-    "initramfs-tools", "cpio",
+    "initramfs-tools", "cpio", "redis-tools",
 )  # fmt: skip
 
 

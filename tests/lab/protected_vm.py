@@ -98,6 +98,12 @@ class ProtectedVm:
         self.on(host, f"{HELPER} ctl {self.name} verify", 300)
         return json.loads(self.on(host, f"cat /var/lib/colo/{self.name}/verify.json"))
 
+    def take_over(self, host):
+        """The operator's decision, as soon as it is allowed."""
+        self.wait_for(host, "peer_lost")
+        answer = json.loads(self.on(host, f"{HELPER} ctl {self.name} takeover", 120))
+        assert answer["ok"] is True
+
     def give_roles(self, primary, secondary):
         """Give both hosts these roles, as playbooks do but without their minute; the new secondary first."""
         config = f"/etc/colo/vms/{self.name}.json"

@@ -4,7 +4,6 @@ Only in a full run, and slow: each turn boots a host and makes a first copy. COL
 guest (h1 has virtio-net, h2 e1000). An operator decides here; tests/lab/test_power_offs.py has an arbiter.
 """
 
-import json
 import os
 import random
 import time
@@ -15,7 +14,7 @@ from colo_helper.quantiles import nearest_rank
 from lab.demo.witness import Witness
 from lab.guests import Client
 from tests.lab.load import PACES_S, Clients, Writer, compare_many
-from tests.lab.protected_vm import HELPER, ProtectedVm
+from tests.lab.protected_vm import ProtectedVm
 
 TURNS = int(os.environ.get("COLO_TURNS", "4"))
 GUEST = os.environ.get("COLO_GUEST", "h1")
@@ -23,13 +22,6 @@ SEED = int(os.environ.get("COLO_SEED", "1"))
 _ANSWER_TIMEOUT_S = 120
 _COPY_TIMEOUT_S = 400
 pytestmark = pytest.mark.full
-
-
-def take_over(vm, target):
-    """The operator's decision, as soon as it is allowed."""
-    vm.wait_for(target, "peer_lost")
-    answer = json.loads(vm.on(target, f"{HELPER} ctl {vm.name} takeover", 120))
-    assert answer["ok"] is True
 
 
 def protect_the_other_way(vm, play, source, target, *, by_playbook):
@@ -79,7 +71,7 @@ def test_one_connection_lasts_through_all_turns(installed, lab, play, settings):
             client.close()
             lab.host(source).power_off()
             dead = time.monotonic()
-            take_over(vm, target)
+            vm.take_over(target)
             sighting = witness.wait_answer(dead, _ANSWER_TIMEOUT_S)
             assert sighting is not None, "nobody answers"
             assert witness.wait_count(sighting.answer.counter, _ANSWER_TIMEOUT_S) is not None, "it hangs"

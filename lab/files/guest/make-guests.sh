@@ -8,14 +8,20 @@ mkdir -p "$out"
 python=$(readlink -f /usr/bin/python3)
 version=$(basename "$python")
 
+include() { # include ROOT PROGRAM NAME: a program and its libraries
+  cp "$2" "$1/usr/bin/$3"
+  ldd "$2" | grep -o '/[^ ]*' | sort -u | while read -r library; do cp -L --parents "$library" "$1"; done
+}
+
 pack() { # pack NAME KERNEL MODULE...: the initramfs with what the guest needs and nothing else
   local name=$1 release=$2 root
   shift 2
   root=$(mktemp -d)
   mkdir -p "$root"/{bin,dev,proc,sys,run,modules,usr/bin,usr/lib/"$version",lib64,lib/x86_64-linux-gnu}
   cp /bin/busybox "$root/bin/busybox"
-  cp "$python" "$root/usr/bin/python3"
-  ldd "$python" | grep -o '/[^ ]*' | sort -u | while read -r library; do cp -L --parents "$library" "$root"; done
+  include "$root" "$python" python3
+  # Debian's redis-server is a link to the program that redis-tools brings.
+  if [ "$name" = redis ]; then include "$root" "$(readlink -f /usr/bin/redis-check-rdb)" redis-server; fi
   # -S -E keeps Python away from site and the environment; these are all that the counter imports.
   local lib=/usr/lib/$version
   cp -r "$lib"/encodings "$lib"/collections "$root$lib/"
@@ -47,4 +53,5 @@ pack() { # pack NAME KERNEL MODULE...: the initramfs with what the guest needs a
 cloud=$(basename "$(ls -d /lib/modules/*-cloud-amd64)")
 full=$(basename "$(ls -d /lib/modules/*-amd64 | grep -v cloud)")
 pack cloud "$cloud" virtio_net virtio_pci xen-netfront
+pack redis "$cloud" virtio_net virtio_pci
 pack full "$full" e1000

@@ -1,0 +1,84 @@
+"""A service of the field on the lab: Redis under redis-benchmark, unprotected, with outputs compared, and with outputs held.
+
+"Held" is what a copy by the clock (Remus) does: every answer waits for the next checkpoint. One guest, the same load, in one
+run. Software emulation: only ratios say something.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from bench.tables import machine, table
+from lab import guests, redis
+from lab.lab import Lab
+from lab.playbooks import play_well
+from lab.redis import Rate
+from lab.settings import Settings, here
+from tests.lab.protected_vm import ProtectedVm
+
+_TIMEOUT_S = 600
+_WARM_UP_CHECKPOINTS = 5
+_MODES = ("compare", "hold")
+
+
+def measured(settings: Settings, requests: int, clients: int) -> list[Rate]:
+    """Run the load to its end."""
+    with redis.benchmark(settings, requests, clients) as load:
+        try:
+            said, _ = load.communicate(timeout=_TIMEOUT_S)
+        finally:
+            load.kill()
+    return redis.rates(said)
+
+
+def protected(
+    settings: Settings, vm: ProtectedVm, requests: int, clients: int, output: str
+) -> tuple[list[Rate], int]:
+    """Measure a VM whose output is let go in one way; and how many checkpoints that took."""
+    logs = settings.checkout / "build" / "bench"
+    given = {"primary": "xa", "secondary": "xb", "peer_timeout_ms": 20_000, "output": output}
+    wish = {"colo_vm": vm.name, "colo_vms": {vm.name: given}}
+    play_well(settings, "protect", extra=wish, log=logs / "protect.log")
+    vm.wait_for_checkpoints(_WARM_UP_CHECKPOINTS)
+    before = vm.status()["totals"]["checkpoints"]
+    found = measured(settings, requests, clients)
+    made = vm.status()["totals"]["checkpoints"] - before
+    play_well(settings, "unprotect", extra={**wish, "colo_confirm": vm.name}, log=logs / "unprotect.log")
+    return found, made
+
+
+def main() -> None:
+    """Bring the lab up, measure, print the table. Our programs are installed by playbooks/site.yml before."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--requests", type=int, default=500, help="of SET, and of GET")
+    parser.add_argument("--clients", type=int, default=10, help="connections at a time")
+    arguments = parser.parse_args()
+    load = (arguments.requests, arguments.clients)
+    settings = here()
+    Lab(settings, print).up()
+    vm = ProtectedVm(settings, redis.GUEST)
+    vm.have_guest("xa")
+    guests.wait_answer(settings, vm.name, _TIMEOUT_S)
+    alone = measured(settings, *load)
+    found = {"alone": (alone, 0)}
+    found.update({mode: protected(settings, vm, *load, mode) for mode in _MODES})
+    head = ("", "answers/s", "of alone", "p50 ms", "p99 ms", "longest ms", "checkpoints")
+    rows = [
+        [
+            f"{name}, {rate.command}",
+            f"{rate.per_s:.0f}",
+            f"{rate.per_s / before.per_s:.2f}",
+            f"{rate.p50_ms:.0f}",
+            f"{rate.p99_ms:.0f}",
+            f"{rate.longest_ms:.0f}",
+            made if at else "",
+        ]
+        for name, (rates, made) in found.items()
+        for at, (rate, before) in enumerate(zip(rates, alone, strict=True))
+    ]
+    print(f"\n{arguments.requests} requests of each, {arguments.clients} connections, {machine()}:\n")
+    print(table(head, rows))
+
+
+if __name__ == "__main__":
+    main()
