@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -122,6 +123,28 @@ def restart_plan(vms: Mapping[str, Any], host: str, reports: Mapping[str, Any]) 
     return {"hand_over": hand_over, "peers": peers, "problems": problems}
 
 
+def live_groups(reports: Mapping[str, Any]) -> dict[str, list[str]]:
+    """For each host the groups that it is in by what it has now, for an operator's own plays.
+
+    ``reports`` maps hosts to their results of colo_vm_info. A host where the VM h1 runs is in ``colo_running`` and
+    ``colo_running_h1``, one with a copy of it in ``colo_copies`` and ``colo_copies_h1``, one that did not answer in
+    ``colo_silent`` alone. What cannot be in the name of a group is an underscore there.
+    """
+    return {
+        host: _live_groups(report["vms"]) if _answered(report) else ["colo_silent"]
+        for host, report in reports.items()
+    }
+
+
+def _live_groups(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = set()
+    for entry in entries:
+        if entry["domain"]:
+            kind = "colo_running" if _runs(entry) else "colo_copies"
+            found |= {kind, f"{kind}_{re.sub(r'[^A-Za-z0-9_]', '_', entry['name'])}"}
+    return sorted(found)
+
+
 def _reason_to_leave_alone(vm: str, host: str, entry: Mapping[str, Any], quiet_s: float, now: str) -> str:
     state = _state(entry)
     if state.get("role") == "primary" and entry["alive"] and entry["phase"] == "replicating":
@@ -186,4 +209,5 @@ class FilterModule:
             "colo_reprotect_plan": reprotect_plan,
             "colo_upgrade_plan": upgrade_plan,
             "colo_restart_plan": restart_plan,
+            "colo_live_groups": live_groups,
         }

@@ -432,6 +432,7 @@ def test_rotate_names_the_vms_there_are() -> None:
     [
         ("preflight", 2, "xa does not answer on ssh. xb does not answer on ssh."),
         ("export", 0, "xb does not answer: what it has is as colo_vms said."),
+        ("groups", 0, "ok: [localhost] => (item=xa: colo_silent)"),
         ("gather_logs", 0, "xa, xb did not answer: what is there is of the others only."),
         ("purge", 2, "Say which host: -e colo_host=NAME. The group colo_hosts has: xa, xb."),
         ("restart_host", 2, "Say which host: -e colo_host=NAME. The group colo_hosts has: xa, xb."),

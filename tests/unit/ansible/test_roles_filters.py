@@ -133,6 +133,28 @@ def named(vm: str, phase: str, role: str, **fields: Any) -> dict[str, Any]:
     return {**report(phase, role, config={}, **fields)["vms"][0], "name": vm}
 
 
+def test_hosts_are_in_groups_by_what_they_have_now() -> None:
+    other = {"vms": [named("web-1.de", "replicating", "secondary"), *report("replicating", "primary")["vms"]]}
+    found = FILTERS["colo_live_groups"](
+        {
+            "xa": BOOTED,
+            "xb": TAKEN_OVER,
+            "xc": other,
+            "xd": SILENT,
+            "xe": NOTHING,
+            "xf": report("standby", "secondary"),
+        }
+    )
+    assert found == {
+        "xa": [],
+        "xb": ["colo_running", "colo_running_h1"],
+        "xc": ["colo_copies", "colo_copies_web_1_de", "colo_running", "colo_running_h1"],
+        "xd": ["colo_silent"],
+        "xe": [],
+        "xf": ["colo_copies", "colo_copies_h1"],
+    }
+
+
 def test_a_host_is_restarted_when_its_vms_run_on_elsewhere() -> None:
     vms = {
         "h1": {"primary": "xa", "secondary": "xb"},
