@@ -97,6 +97,7 @@ class Takeover:
             [
                 lambda: self.monitor.enter("active", reason, followed=self.copy.packets.followed),
                 guest.devices.announce,
+                self.copy.packets.say_again,
             ]
         ):
             self.monitor.event("active", problem)  # it is the VM all the same

@@ -208,6 +208,9 @@ class Untouched:
     def take_over(self) -> None:
         """See SecondarySide."""
 
+    def say_again(self) -> None:
+        """See SecondarySide."""
+
     @property
     def followed(self) -> int:
         """See SecondarySide."""
@@ -258,6 +261,11 @@ class SecondarySide(Side[SecondaryRouter]):
         """The guest is the VM now: it talks with the network itself."""
         with self._pump.hold():
             self._router.take_over(time.monotonic())
+
+    def say_again(self) -> None:
+        """The guest has the network now: its clients get at once what it said to them and nobody let go."""
+        with self._pump.hold():
+            self._router.say_again()
 
     def know(self, moves: Moves) -> None:
         """These are the connections now that the primary has taken over from another."""

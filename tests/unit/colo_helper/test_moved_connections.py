@@ -62,8 +62,11 @@ def asks_and_is_answered(host, said, copy=None):
     assert received(nic(host).to_network).seq == FIRST + 1 + said
 
 
-def opened_and_taken_over(pair, hosts):
-    """A pair whose client opened a connection just before the primary's host died; its copy has taken over."""
+def opened_and_taken_over(pair, hosts, said=b""):
+    """A pair whose client opened a connection just before the primary's host died; its copy has taken over.
+
+    ``said``: what the copy alone has said over it before.
+    """
     both = pair(primary_host=hosts[0], secondary_host=hosts[1]).start().replicating()
     both.ask("primary", "checkpoint")
     both.both_run()
@@ -75,12 +78,23 @@ def opened_and_taken_over(pair, hosts):
     assert received(ours.to_network).seq == FIRST
     send(ours.from_network, CLIENT + 1, FIRST + 1, outward=False)
     assert received(theirs.to_guest).ack == COPY + 1
+    if said:
+        send(theirs.from_guest, COPY + 1, CLIENT + 1, payload=said)
     both.cut_line()
     both.phase("secondary", "peer_lost")
     answer = both.ask("secondary", "takeover")
     assert (answer["ok"], answer["followed"]) == (True, 1)
-    asks_and_is_answered(hosts[1], 0)
+    if said:
+        again = received(theirs.to_network)
+        assert (again.seq, again.frame[again.payload : again.end]) == (FIRST + 1, said)
+    else:
+        asks_and_is_answered(hosts[1], 0)
     return both
+
+
+def test_an_answer_that_never_left_comes_with_the_takeover(pair, hosts):
+    """Nobody sends anything after the takeover, neither the guest nor its client."""
+    opened_and_taken_over(pair, hosts, said=b"answer")
 
 
 def made_the_primary(pair, both, hosts, output="compare"):

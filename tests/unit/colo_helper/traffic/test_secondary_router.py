@@ -2,7 +2,7 @@
 
 import pytest
 
-from colo_helper.proxy.packet import ACK, SYN, parse
+from colo_helper.proxy.packet import ACK, FIN, SYN, parse
 from colo_helper.traffic.secondary import SecondaryRouter
 from tests.unit.colo_helper.proxy.frames import tcp, udp
 from tests.unit.colo_helper.traffic.recorder import Recorder, raw
@@ -95,3 +95,38 @@ def test_a_checkpoint_makes_the_numbers_equal(router, out):
     frame = tcp(1001, 100, payload=b"hello")
     router.from_guest(0, raw(frame), 1.0)
     assert out.network == [(0, frame)]
+
+
+def test_after_a_take_over_clients_get_what_was_said_to_them_and_never_left(router, out):
+    router.applied(4, 0.0)
+    router.from_guest(0, raw(tcp(1000, 100, payload=b"before the checkpoint")), 0.0)
+    router.applied(5, 0.0)
+    answer, end = tcp(1021, 100, payload=b"answer"), tcp(1027, 100, FIN | ACK)
+    router.from_guest(0, raw(answer, tcp(1027, 100), udp(b"datagram"), end), 0.0)
+    router.take_over(1.0)
+    assert out.network == [], "it is not on the network yet"
+    router.say_again()
+    assert out.network == [(0, answer), (0, end)]
+    router.say_again()
+    assert len(out.network) == 2, "once"
+
+
+def test_what_is_said_again_has_the_primary_s_numbers(router, out):
+    router.applied(5, 0.0)
+    router.from_peer(5, 0, raw(tcp(99, flags=SYN, outward=False)), 0.0)
+    router.from_guest(0, raw(tcp(1000, 100, SYN | ACK)), 0.0)
+    router.from_peer(5, 0, raw(tcp(100, 5001, outward=False)), 0.0)
+    router.from_guest(0, raw(tcp(1001, 100, payload=b"hello")), 0.5)
+    router.take_over(1.0)
+    router.say_again()
+    assert parse(out.network[-1][1]).seq == 5001
+
+
+def test_of_what_was_said_the_last_is_remembered_within_bounds(router, out):
+    router.applied(5, 0.0)
+    for number in range(1000):
+        router.from_guest(0, raw(tcp(1000 + 1400 * number, 100, payload=bytes(1400))), 0.0)
+    router.take_over(0.0)
+    router.say_again()
+    assert 900 << 10 < sum(len(frame) for _, frame in out.network) <= 1 << 20
+    assert parse(out.network[-1][1]).seq == 1000 + 1400 * 999
