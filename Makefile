@@ -97,6 +97,7 @@ lab-tests: setup ## the demo's job, that the lab leaves nothing behind, and what
 	$(BIN)/pytest -v --durations=0 --durations-min=1 -m 'not full' tests/lab
 
 lab-full: setup ## every test on the lab: protection, faults, power-offs, pairings of save helpers, all scenarios of molecule: hours
+	scripts/install-packages scripts/bench-packages.txt
 	$(BIN)/pytest -v tests/lab
 	PATH=$(CURDIR)/$(BIN):$$PATH molecule/run colo_vm
 	PATH=$(CURDIR)/$(BIN):$$PATH molecule/run colo_witness
