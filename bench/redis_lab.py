@@ -37,7 +37,7 @@ def protected(
     """Measure a VM whose output is let go in one way; and how many checkpoints that took."""
     logs = settings.checkout / "build" / "bench"
     given = {"primary": "xa", "secondary": "xb", "peer_timeout_ms": 20_000, "output": output}
-    wish = {"colo_vm": vm.name, "colo_vms": {name: given for name in ("h1", vm.name)}}
+    wish = {"colo_vm": vm.name, "colo_vms": dict.fromkeys(("h1", vm.name), given)}
     play_well(settings, "site", extra=wish, log=logs / "site.log")  # its channels
     play_well(settings, "protect", extra=wish, log=logs / "protect.log")
     vm.wait_for_checkpoints(_WARM_UP_CHECKPOINTS)

@@ -32,7 +32,7 @@ def fleet_problems(vms: Mapping[str, Any], hosts: Sequence[str], variables: Mapp
             if names and names != without.get(key)
         ),
         *(
-            f"colo_vms: {key} has to be a whole number above 0: {_some(names)}."
+            f"colo_vms: {key} of a VM, or of its class, has to be a whole number above 0: {_some(names)}."
             for key, names in sizes.items()
             if names
         ),

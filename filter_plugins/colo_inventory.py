@@ -43,15 +43,24 @@ def settled(vms: object, classes: object = None) -> dict[str, dict[str, Any]]:
     """
     known = classes if isinstance(classes, Mapping) else {}
     return {
-        name: {**_DEFAULTS, **_class_of(vm, known), **{key: vm[key] for key in vm if key != "class"}}
+        name: _settled(vm, known)
         for name, vm in (vms.items() if isinstance(vms, Mapping) else ())
         if isinstance(vm, Mapping)
     }
 
 
-def _class_of(vm: Mapping[str, Any], classes: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = classes.get(str(vm.get("class")))
-    return found if isinstance(found, Mapping) else {}
+def _settled(vm: Mapping[str, Any], classes: Mapping[str, Any]) -> dict[str, Any]:
+    name = vm.get("class")
+    of_class = classes.get(name) if isinstance(name, str) else None
+    of_class = of_class if isinstance(of_class, Mapping) else {}
+    found = {**_DEFAULTS, **of_class, **{key: vm[key] for key in vm if key != "class"}}
+    arbiters = (of_class.get("arbiter"), vm.get("arbiter"))
+    if all(isinstance(one, Mapping) and one for one in arbiters) and "endpoints" not in vm["arbiter"]:
+        found["arbiter"] = {
+            **of_class["arbiter"],
+            **vm["arbiter"],
+        }  # it only adds to what it would be otherwise
+    return found
 
 
 def inventory_problems(
@@ -73,6 +82,10 @@ def inventory_problems(
     problems: list[str] = []
     used = []
     for name, of_class in classes.items():
+        if not isinstance(name, str):
+            problems.append(
+                f"colo_classes: {name!r} is no text to YAML, and the name of a class has to be: quote it."
+            )
         problems += _setting_problems("colo_classes", name, of_class, _OF_CLASS)
     for name, vm in vms.items():
         problems += _name_problems(name)
@@ -98,8 +111,8 @@ def _name_problems(name: object) -> Iterator[str]:
 
 
 def _class_problems(name: object, vm: Mapping[str, Any], classes: Mapping[str, Any]) -> Iterator[str]:
-    if "class" in vm and vm["class"] not in classes:
-        known = ", ".join(sorted(classes)) or "none yet"
+    if "class" in vm and not (isinstance(vm["class"], str) and vm["class"] in classes):
+        known = ", ".join(sorted(map(str, classes))) or "none yet"
         yield f"colo_vms: the class of {name} is {vm['class']!r}, which colo_classes does not have; it has: {known}."
 
 
@@ -121,7 +134,8 @@ def _side_problems(
 def _setting_problems(where: str, name: object, settings: object, keys: Sequence[str]) -> Iterator[str]:
     """What a VM or a class says that nothing reads, or that cannot be."""
     if not isinstance(settings, Mapping):
-        yield f"{where}: {name} is not a mapping of settings: see inventory/example."
+        example = "inventory/fleet" if where == "colo_classes" else "inventory/example"
+        yield f"{where}: {name} is not a mapping of settings: see {example}."
         return
     for key in settings:
         if key not in keys:

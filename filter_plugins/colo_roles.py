@@ -127,8 +127,9 @@ def live_groups(reports: Mapping[str, Any]) -> dict[str, list[str]]:
     """For each host the groups that it is in by what it has now, for an operator's own plays.
 
     ``reports`` maps hosts to their results of colo_vm_info. A host where the VM h1 runs is in ``colo_running`` and
-    ``colo_running_h1``, one with a copy of it in ``colo_copies`` and ``colo_copies_h1``, one that did not answer in
-    ``colo_silent`` alone. What cannot be in the name of a group is an underscore there.
+    ``colo_running_h1``, one with a copy of it in ``colo_copies`` and ``colo_copies_h1``; one that does not answer, or cannot
+    tell its domains, in ``colo_silent``. A domain that is not known to be a copy counts as the VM. What cannot be in the name
+    of a group is an underscore there.
     """
     return {
         host: _live_groups(report["vms"]) if _answered(report) else ["colo_silent"]
@@ -140,9 +141,18 @@ def _live_groups(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     found = set()
     for entry in entries:
         if entry["domain"]:
-            kind = "colo_running" if _runs(entry) else "colo_copies"
+            kind = "colo_copies" if _is_copy(entry) else "colo_running"
             found |= {kind, f"{kind}_{re.sub(r'[^A-Za-z0-9_]', '_', entry['name'])}"}
+        elif not entry["domains_known"]:
+            found.add("colo_silent")
     return sorted(found)
+
+
+def _is_copy(entry: Mapping[str, Any]) -> bool:
+    """Whether its replicator has said since the host's boot that this domain is not the VM."""
+    return entry["protection"] != "active" and (
+        _state(entry).get("role") == "secondary" or entry["phase"] in _STANDING_BY
+    )
 
 
 def _reason_to_leave_alone(vm: str, host: str, entry: Mapping[str, Any], quiet_s: float, now: str) -> str:

@@ -43,9 +43,9 @@ options:
       C(checkpoint_mbit).
     type: dict
     required: true
-  classes:
+  settled:
     description: >-
-      Settings of VMs that name one of these as their C(class), as in C(colo_classes); what the VM says itself comes first.
+      The same VMs with what their classes say besides, which is where their sizes are read; O(vms) when not given.
     type: dict
     default: {}
   moves:
@@ -136,7 +136,7 @@ def main() -> None:
                 },
             },
             "vms": {"type": "dict", "required": True},
-            "classes": {"type": "dict", "default": {}},
+            "settled": {"type": "dict", "default": {}},
             "moves": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
@@ -146,7 +146,7 @@ def main() -> None:
     given = module.params
     guarded(
         module,
-        lambda: {"changed": False, **plan(given["hosts"], given["vms"], given["moves"], given["classes"])},
+        lambda: {"changed": False, **plan(given["hosts"], given["vms"], given["moves"], given["settled"])},
     )
 
 

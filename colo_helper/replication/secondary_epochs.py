@@ -127,6 +127,7 @@ class SecondaryEpochs(HelperParent):
         self.guest.load_devices(self._commit.parts[0])
         self.step = Step.APPLIED if self.step is not Step.READY else self.step
         self.guest.torn.clear()
+        self.packets.applied(self.epoch)
         self.packets.know(self.moves)
         for problem in attempt([lambda: self.guest.moved.write(self.moves)]):
             self.monitor.event("moved_connections", problem)
@@ -140,7 +141,7 @@ class SecondaryEpochs(HelperParent):
                 self.conversation.send(Kind.APPLIED, applied)
                 if self._be_compared():
                     return self._end(self._be_handed_over())
-            self.packets.applied(self.epoch)
+            self.packets.resumed()
             self._run_on()
             if not hold:
                 self._sent_bytes += self.conversation.send(Kind.APPLIED, applied)

@@ -217,5 +217,5 @@ class PrimaryRouter:
 
     def _leave(self, nic: int, frames: Sequence[RawFrame]) -> None:
         if self.moved is not None:
-            frames = self.moved.from_guest(nic, frames, self.clock())
+            frames = self.moved.from_guest(nic, [frame.packet() for frame in frames], self.clock())
         self.out.to_network(nic, frames)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from colo_helper.proxy.packet import Packet
 from colo_helper.proxy.rewrite import Rewriter
 from colo_helper.traffic.framing import RawFrame
 from colo_helper.traffic.moves import Moves
@@ -31,10 +32,10 @@ class Rewriting:
         """How many are followed."""
         return sum(map(len, self._rewriters))
 
-    def from_guest(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> list[RawFrame]:
+    def from_guest(self, nic: int, packets: Sequence[Packet], now_s: float) -> list[RawFrame]:
         """Return what the guest has sent as its clients must see it."""
         rewriter = self._rewriters[nic]
-        return [RawFrame(rewriter.from_guest(frame.packet(), now_s), frame.vnet_bytes) for frame in frames]
+        return [RawFrame(rewriter.from_guest(packet, now_s), packet.ethernet) for packet in packets]
 
     def to_guest(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> list[RawFrame]:
         """Return what clients have sent as the guest must see it."""

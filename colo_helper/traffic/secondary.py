@@ -6,25 +6,22 @@ kept in step for as long as they last.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from colo_helper.proxy.packet import FIN, Kind
 from colo_helper.traffic.framing import RawFrame
 from colo_helper.traffic.interface import Outputs
 from colo_helper.traffic.moves import Moves
 from colo_helper.traffic.rewriting import Rewriting
+from colo_helper.traffic.said import Said
 
 #: What is kept for the guest while it stands still, in bytes; clients send again what is dropped.
 _KEPT_BYTES = 4 << 20
-#: What is remembered of what the guest has said since the last checkpoint, in bytes; the oldest is forgotten first.
-_SAID_BYTES = 1 << 20
 
 
 @dataclass
 class SecondaryRouter:
-    """See Router. The guest stands still until ``applied``.
+    """See Router. The guest stands still until ``resumed``.
 
     ``moves`` are of connections that the primary itself has taken over from another; they are moved there until a take-over.
     """
@@ -37,8 +34,7 @@ class SecondaryRouter:
     alone: bool = False
     _kept: list[tuple[int, int, RawFrame]] = field(default_factory=list)
     _kept_bytes: int = 0
-    _said: deque[tuple[int, RawFrame]] = field(default_factory=deque)
-    _said_bytes: int = 0
+    _said: Said | None = field(default_factory=Said)
 
     def __post_init__(self) -> None:
         self.rewriting = Rewriting(self.nics)
@@ -47,12 +43,15 @@ class SecondaryRouter:
 
     def from_guest(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
         """See Router."""
-        moved = self.rewriting.from_guest(nic, frames, now_s)
+        packets = [frame.packet() for frame in frames]
+        moved = self.rewriting.from_guest(nic, packets, now_s)
         if self.alone:
             self.out.to_network(nic, moved)
         elif self.epoch >= 0:  # before the first checkpoint only its device model speaks, which announces it
             self.out.to_peer(self.epoch, nic, frames)
-            self._remember(nic, moved)
+        if self._said is not None:
+            for packet in packets:
+                self._said.note(nic, packet)
 
     def from_network(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
         """See Router. Before a take-over the copy is on no network; what comes nevertheless is not for it."""
@@ -86,12 +85,11 @@ class SecondaryRouter:
         """The guest stands still."""
         self.running = False
 
-    def applied(self, epoch: int, now_s: float) -> None:
-        """The guest has the state of ``epoch`` and runs on: its connections are the primary's."""
+    def applied(self, epoch: int) -> None:
+        """The guest, which still stands still, has the state of ``epoch``: its connections are the primary's."""
         self.rewriting.checkpointed()
         self.epoch = epoch
-        self._forget_said()
-        self.resumed(now_s)
+        self._said = Said()
 
     def resumed(self, now_s: float) -> None:
         """The guest runs on: it gets what came for it meanwhile."""
@@ -106,28 +104,15 @@ class SecondaryRouter:
         self._kept.clear()
         self.rewriting.taken_over(self.moves, now_s)
 
-    def say_again(self) -> None:
-        """The guest has the network now: its clients get what it said to them and nobody let go, before it sends that again.
+    def say_again(self, now_s: float) -> None:
+        """The guest has the network now: its clients get what it has said since the last checkpoint, which may never have left.
 
-        Its own timers, and its clients', have been backing off since the primary died. What a client has got already it knows
-        by its numbers, so only TCP is said again, and no SYN, which was said before its connection's numbers were known.
+        Its timers have been backing off since the primary died. What a client has got already it knows by the numbers, so only
+        TCP is said again.
         """
-        for nic, frame in self._said:
-            self.out.to_network(nic, [frame])
-        self._forget_said()
-
-    def _remember(self, nic: int, frames: Sequence[RawFrame]) -> None:
-        for frame in frames:
-            packet = frame.packet()
-            if packet.kind is Kind.TCP and (packet.end > packet.payload or packet.flags & FIN):
-                self._said.append((nic, frame))
-                self._said_bytes += len(frame.data)
-        while self._said_bytes > _SAID_BYTES:
-            self._said_bytes -= len(self._said.popleft()[1].data)
-
-    def _forget_said(self) -> None:
-        self._said.clear()
-        self._said_bytes = 0
+        said, self._said = self._said, None
+        for nic, packet in said.take() if said else ():
+            self.out.to_network(nic, self.rewriting.from_guest(nic, [packet], now_s))
 
     def _give(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
         self.out.to_guest(nic, self.rewriting.to_guest(nic, frames, now_s))

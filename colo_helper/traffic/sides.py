@@ -250,10 +250,10 @@ class SecondarySide(Side[SecondaryRouter]):
         """The guest, which still stands still, has the state of ``epoch``."""
         with self._pump.hold():
             self._pump.drain()
-            self._router.applied(epoch, time.monotonic())
+            self._router.applied(epoch)
 
     def resumed(self) -> None:
-        """The guest runs on from the state that it had."""
+        """The guest runs on, from the checkpoint or from the state that it had."""
         with self._pump.hold():
             self._router.resumed(time.monotonic())
 
@@ -263,9 +263,9 @@ class SecondarySide(Side[SecondaryRouter]):
             self._router.take_over(time.monotonic())
 
     def say_again(self) -> None:
-        """The guest has the network now: its clients get at once what it said to them and nobody let go."""
+        """The guest has the network now: its clients get at once what it has said since the last checkpoint."""
         with self._pump.hold():
-            self._router.say_again()
+            self._router.say_again(time.monotonic())
 
     def know(self, moves: Moves) -> None:
         """These are the connections now that the primary has taken over from another."""

@@ -17,13 +17,13 @@ def plan(
     hosts: Sequence[Mapping[str, Any]],
     vms: Mapping[str, Mapping[str, Any]],
     moves: int = 0,
-    classes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    settled: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return ``vms`` with a secondary for each, and what there is to say about it.
 
     ``hosts`` have name, failure_domain, memory_mib and link_mbit (None: not limited); ``vms`` are as in colo_vms, with
-    primary, memory_mib, and checkpoint_mbit if need be, each of which may be their class's in ``classes``. A copy that may stay
-    where it is stays, but for ``moves`` of them.
+    primary, memory_mib, and checkpoint_mbit if need be; sizes are read in ``settled``, the same with their classes, where a VM
+    is there. A copy that may stay where it is stays, but for ``moves`` of them.
     """
     known = [Host(**host) for host in hosts]
     wanted = [
@@ -35,7 +35,7 @@ def plan(
             size.get("checkpoint_mbit", CHECKPOINT_MBIT),
         )
         for name, vm in vms.items()
-        for size in ({**classes.get(str(vm.get("class")), {}), **vm},)
+        for size in (settled.get(name, vm),)
     ]
     placed = place(known, wanted, moves)
     before = Usage.of(wanted, {vm.name: vm.secondary for vm in wanted if vm.secondary})

@@ -23,7 +23,7 @@ def test_no_client_of_redis_sees_the_power_off(installed, lab, play, settings):
     vm = ProtectedVm(settings, redis.GUEST)
     vm.have_guest("xa")
     hosts = {"primary": "xa", "secondary": "xb", "peer_timeout_ms": 10000}
-    wish = {"colo_vms": {name: hosts for name in ("h1", vm.name)}}
+    wish = {"colo_vms": dict.fromkeys(("h1", vm.name), hosts)}
     assert play("site", extra=wish).code == 0, "its channels"
     assert play("protect", extra={**wish, "colo_vm": vm.name}).code == 0
     steady = redis.Connection(settings, _ANSWER_TIMEOUT_S)

@@ -131,8 +131,22 @@ def test_a_vm_says_what_its_class_does_not_and_the_class_what_the_vm_does_not() 
         **found["h2"], "interval_ms": 300, "output": "hold", "arbiter": {"lease_s": 4},
     }  # fmt: skip
     assert (found["h2"]["interval_ms"], found["h2"]["output"]) == (1000, "compare")
-    for vms, classes in (([], {}), ({"h1": []}, None), ({"h1": {"class": "gold"}}, {"gold": []})):
-        assert "interval_ms" in FILTERS["colo_settled"](vms, classes).get("h1", {"interval_ms": 1})
+    assert FILTERS["colo_settled"]([]) == FILTERS["colo_settled"]({"h1": []}) == {}
+    for of_vm, of_class in (("gold", []), (["gold"], {}), (1, {})):
+        assert (
+            FILTERS["colo_settled"]({"h1": {"class": of_vm}}, {"gold": of_class})["h1"]["interval_ms"] == 1000
+        )
+
+
+def test_an_arbiter_adds_to_that_of_its_class_unless_it_is_another_or_none() -> None:
+    gold = {"arbiter": {"endpoints": ["https://e:2379"], "lease_s": 5}}
+    for given, meant in (
+        ({"lease_s": 20}, {"endpoints": ["https://e:2379"], "lease_s": 20}),
+        ({"endpoints": ["https://f:2379"]}, {"endpoints": ["https://f:2379"]}),
+        ({}, {}),
+    ):
+        vm = {**H1, "class": "gold", "arbiter": given}
+        assert FILTERS["colo_settled"]({"h1": vm}, {"gold": gold})["h1"]["arbiter"] == meant
 
 
 @pytest.mark.parametrize(
@@ -141,7 +155,7 @@ def test_a_vm_says_what_its_class_does_not_and_the_class_what_the_vm_does_not() 
         ({"primary": "xa"}, "gold has 'primary', which is none of interval_ms,"),
         ({"interval_ms": 1}, "interval_ms of gold is 1, not a whole number from 10 to 3600000."),
         ({"output": "no"}, "output of gold is 'no', which is none of compare, hold, free."),
-        ([], "gold is not a mapping of settings: see inventory/example."),
+        ([], "gold is not a mapping of settings: see inventory/fleet."),
     ],
 )
 def test_what_a_class_cannot_say(of_class: object, problem: str) -> None:
@@ -155,6 +169,11 @@ def test_a_class_that_is_not_there() -> None:
     vms = {"h1": {**H1, "class": "glod"}}
     assert problems(vms, ["xa", "xb"], ADDRESSES, (), {"gold": {}, "best": {}}) == [
         "colo_vms: the class of h1 is 'glod', which colo_classes does not have; it has: best, gold."
+    ]
+    (wrong,) = problems({"h1": {**H1, "class": ["gold"]}}, ["xa", "xb"], ADDRESSES, (), {"gold": {}})
+    assert wrong.startswith("colo_vms: the class of h1 is ['gold'], which")
+    assert problems({"h1": H1}, ["xa", "xb"], ADDRESSES, (), {1: {}}) == [
+        "colo_classes: 1 is no text to YAML, and the name of a class has to be: quote it."
     ]
     assert problems(vms, ["xa", "xb"], ADDRESSES, (), ["gold"]) == [
         "colo_classes is not a mapping of names to settings of VMs: see inventory/fleet."

@@ -22,6 +22,7 @@ def report(phase: str, role: str, **fields: Any) -> dict[str, Any]:
         "phase": phase,
         "protection": "running",
         "domain": DOMAIN,
+        "domains_known": True,
     }
     return {"vms": [{**entry, "state": state, **fields}]}
 
@@ -143,6 +144,8 @@ def test_hosts_are_in_groups_by_what_they_have_now() -> None:
             "xd": SILENT,
             "xe": NOTHING,
             "xf": report("standby", "secondary"),
+            "xg": report("", "secondary", alive=False, stale=True),
+            "xh": report("", "primary", alive=False, domain=None, domains_known=False),
         }
     )
     assert found == {
@@ -152,6 +155,8 @@ def test_hosts_are_in_groups_by_what_they_have_now() -> None:
         "xd": ["colo_silent"],
         "xe": [],
         "xf": ["colo_copies", "colo_copies_h1"],
+        "xg": ["colo_running", "colo_running_h1"],
+        "xh": ["colo_silent"],
     }
 
 

@@ -125,6 +125,10 @@ def test_a_connection_goes_on_through_two_takeovers(pair, hosts):
     asks_and_is_answered(hosts[1], 4)  # whoever lives moves them: here the first of the two,
     answer = again.ask("secondary", "takeover")
     assert (answer["ok"], answer["followed"]) == (True, 1)
+    again = received(nic(hosts[2]).to_network)
+    assert (again.seq, again.frame[again.payload : again.end]) == (FIRST + 4, b"!"), (
+        "said since the checkpoint"
+    )
     asks_and_is_answered(hosts[2], 4)  # and had it died, the other
 
 

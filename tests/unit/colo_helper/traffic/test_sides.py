@@ -70,6 +70,7 @@ class Pair:
         self.secondary.halting()
         self.primary.received()
         self.secondary.applied(epoch)
+        self.secondary.resumed()
         self.primary.both_run()
 
     def close(self):
@@ -278,6 +279,7 @@ def test_what_comes_while_the_guest_stands_still_is_given_to_both_of_the_new_epo
     moving.primary.resumed()
     moving.secondary.halting()
     moving.secondary.applied(2)
+    moving.secondary.resumed()
     assert frames(ours.to_guest) == frames(theirs.to_guest) == [ASKED_OF_GUEST]
 
 
