@@ -33,7 +33,8 @@ def test_it_runs_once_for_each_request_and_stands_still_after_the_last(requests)
 def test_one_that_always_has_a_request_is_given_up_paused():
     domain = halted(10**9)
     with pytest.raises(
-        HypervisorError, match=r"^Domain 7 was in the middle of an I/O request whenever .* for 0\.05 s"
+        HypervisorError,
+        match=r"^Domain 7 was in the middle of an I/O request each time .*: \d+ times in 0\.05 s",
     ):
         end_io(domain, 0.05)
     assert domain.own_pauses == 1
@@ -45,6 +46,26 @@ def test_one_that_somebody_else_keeps_paused_cannot_take_its_answer():
     with pytest.raises(HypervisorError, match="Does somebody else keep it paused"):
         end_io(domain, 0.05)
     assert (domain.own_pauses, domain.pause_count) == (1, 2)
+
+
+def test_a_device_model_that_never_answers_is_named():
+    domain = halted(1)
+    domain.io_state = lambda: IoState.ASKED
+    with pytest.raises(
+        HypervisorError, match=r"^Domain 7 waits for its device model, which did not answer .* 0\.05 s"
+    ):
+        end_io(domain, 0.05)
+    assert domain.journal == ["pause"]
+
+
+def test_a_guest_in_a_burst_of_requests_runs_for_longer_each_time(monkeypatch):
+    """Each run here is as long as a request takes; in a burst of ten thousand that would be seconds."""
+    slept = []
+    monkeypatch.setattr("colo_helper.hypervisor.io_requests.time.sleep", slept.append)
+    assert end_io(halted(9)) == 9
+    runs = [one for one in slept if one >= 0.001]
+    assert runs == sorted(runs)
+    assert runs[-1] >= 0.01
 
 
 def test_the_devices_are_stopped_after_the_last_request():
