@@ -88,7 +88,6 @@ bench-packets: setup lab-up ## what a client waits for: unprotected, outputs com
 
 bench-redis: setup lab-up ## Redis under redis-benchmark: unprotected, outputs compared, outputs held; on the lab
 	scripts/install-packages scripts/bench-packages.txt
-	$(BIN)/ansible-playbook playbooks/site.yml
 	$(BIN)/python -m bench.redis_lab
 
 bench: bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-plan bench-fleet bench-helper bench-replication bench-packets bench-redis ## all benchmarks, each against a peer in the same run

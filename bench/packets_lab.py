@@ -11,18 +11,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bench.protection import protected
 from bench.tables import machine, table
 from colo_helper.quantiles import nearest_rank
 from lab import guests
 from lab.guests import Client
 from lab.lab import Lab
-from lab.playbooks import play_well
 from lab.settings import Settings, here
 from tests.lab.protected_vm import ProtectedVm
 
 _GUEST = "h1"
 _TIMEOUT_S = 600
-_WARM_UP_CHECKPOINTS = 5
 _MODES = ("compare", "hold")
 
 
@@ -59,17 +58,11 @@ def both_kinds(settings: Settings, count: int, checkpoints: Callable[[], int]) -
     ]
 
 
-def protected(settings: Settings, count: int, output: str) -> list[Asked]:
+def measured(settings: Settings, count: int, output: str) -> list[Asked]:
     """Measure a VM whose output is let go in one way."""
     vm = ProtectedVm(settings)
-    logs = settings.checkout / "build" / "bench"
-    given = {"primary": "xa", "secondary": "xb", "peer_timeout_ms": 20_000, "output": output}
-    wish = {"colo_vm": _GUEST, "colo_vms": {_GUEST: given}}
-    play_well(settings, "protect", extra=wish, log=logs / "protect.log")
-    vm.wait_for_checkpoints(_WARM_UP_CHECKPOINTS)
-    found = both_kinds(settings, count, lambda: int(vm.status()["totals"]["checkpoints"]))
-    play_well(settings, "unprotect", extra={**wish, "colo_confirm": _GUEST}, log=logs / "unprotect.log")
-    return found
+    with protected(settings, vm, output):
+        return both_kinds(settings, count, lambda: int(vm.status()["totals"]["checkpoints"]))
 
 
 def row(name: str, asked: Asked, alone: Asked) -> list[object]:
@@ -94,7 +87,7 @@ def main() -> None:
     Lab(settings, print).up()
     guests.wait_answer(settings, _GUEST, _TIMEOUT_S)
     found = {"alone": both_kinds(settings, arguments.answers, lambda: 0)}
-    found.update({mode: protected(settings, arguments.answers, mode) for mode in _MODES})
+    found.update({mode: measured(settings, arguments.answers, mode) for mode in _MODES})
     head = ("", "p50 ms", "p99 ms", "p50 of alone", "checkpoints/min", "checkpoints an answer")
     for at, kind in enumerate(("the same on both copies", "never the same")):
         print(f"\nAnswers that are {kind}, {machine()}:\n")

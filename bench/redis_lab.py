@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 
+from bench.protection import protected
 from bench.tables import machine, table
-from lab import guests, redis
+from lab import redis
 from lab.lab import Lab
 from lab.playbooks import play_well
 from lab.redis import Rate
@@ -17,7 +18,6 @@ from lab.settings import Settings, here
 from tests.lab.protected_vm import ProtectedVm
 
 _TIMEOUT_S = 600
-_WARM_UP_CHECKPOINTS = 5
 _MODES = ("compare", "hold")
 
 
@@ -31,25 +31,18 @@ def measured(settings: Settings, requests: int, clients: int) -> list[Rate]:
     return redis.rates(said)
 
 
-def protected(
+def measured_protected(
     settings: Settings, vm: ProtectedVm, requests: int, clients: int, output: str
 ) -> tuple[list[Rate], int]:
     """Measure a VM whose output is let go in one way; and how many checkpoints that took."""
-    logs = settings.checkout / "build" / "bench"
-    given = {"primary": "xa", "secondary": "xb", "peer_timeout_ms": 20_000, "output": output}
-    wish = {"colo_vm": vm.name, "colo_vms": dict.fromkeys(("h1", vm.name), given)}
-    play_well(settings, "site", extra=wish, log=logs / "site.log")  # its channels
-    play_well(settings, "protect", extra=wish, log=logs / "protect.log")
-    vm.wait_for_checkpoints(_WARM_UP_CHECKPOINTS)
-    before = vm.status()["totals"]["checkpoints"]
-    found = measured(settings, requests, clients)
-    made = vm.status()["totals"]["checkpoints"] - before
-    play_well(settings, "unprotect", extra={**wish, "colo_confirm": vm.name}, log=logs / "unprotect.log")
-    return found, made
+    with protected(settings, vm, output):
+        before = vm.status()["totals"]["checkpoints"]
+        found = measured(settings, requests, clients)
+        return found, vm.status()["totals"]["checkpoints"] - before
 
 
 def main() -> None:
-    """Bring the lab up, measure, print the table. Our programs are installed by playbooks/site.yml before."""
+    """Bring the lab up, have our programs installed with channels for this guest, measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--requests", type=int, default=500, help="of SET, and of GET")
     parser.add_argument("--clients", type=int, default=10, help="connections at a time")
@@ -59,10 +52,14 @@ def main() -> None:
     Lab(settings, print).up()
     vm = ProtectedVm(settings, redis.GUEST)
     vm.have_guest("xa")
-    guests.wait_answer(settings, vm.name, _TIMEOUT_S)
+    hosts = {"primary": "xa", "secondary": "xb"}
+    both = dict.fromkeys(("h1", vm.name), hosts)
+    play_well(
+        settings, "site", extra={"colo_vms": both}, log=settings.checkout / "build" / "bench" / "site.log"
+    )
     alone = measured(settings, *load)
     found = {"alone": (alone, 0)}
-    found.update({mode: protected(settings, vm, *load, mode) for mode in _MODES})
+    found.update({mode: measured_protected(settings, vm, *load, mode) for mode in _MODES})
     head = ("", "answers/s", "of alone", "p50 ms", "p99 ms", "longest ms", "checkpoints")
     rows = [
         [

@@ -73,6 +73,7 @@ class Copy:
             self.failure = ""
             self.packets = SecondarySide(self.guest.filters, to_nobody, self._failed, moves)
             self.packets.take_over()
+            self.packets.say_again()  # it has the network, or nothing to say yet: nothing more is remembered
 
     def let_packets_flow(self) -> list[str]:
         """Take the filters away; returns what went wrong."""
