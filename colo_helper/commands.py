@@ -32,6 +32,9 @@ def dispatch(arguments: Sequence[str]) -> int:
     exporter.add_argument("address")
     exporter.add_argument("port", type=_whole(1, 65535))
     commands.add_parser("receive", help="take a VM from xl migrate at the peer (systemd does this)")
+    commands.add_parser(
+        "guard", help="keep xendomains from starting VMs that may run elsewhere (systemd does this at boot)"
+    )
     ctl = commands.add_parser("ctl", help="ask the replicator of a VM for something; prints its JSON answer")
     ctl.add_argument("vm")
     ctl.add_argument("verb", choices=VERBS)
@@ -42,23 +45,40 @@ def dispatch(arguments: Sequence[str]) -> int:
     probe = commands.add_parser("probe", help="measure the way to the peer of a VM, or say why there is none")
     _add_probe_arguments(probe)
     chosen = parser.parse_args(arguments)
-    if chosen.command == "run":
-        from colo_helper.replication.runner import run as run_replicator  # noqa: PLC0415
+    commands_by_name: dict[str, Callable[[argparse.Namespace], int]] = {
+        "run": _run,
+        "exporter": _exporter,
+        "guard": _guard,
+        "receive": _receive,
+        "ctl": _ctl,
+        "probe": _probe,
+        "status": _status,
+    }
+    return commands_by_name[chosen.command](chosen)
 
-        return run_replicator(chosen.vm)
-    if chosen.command == "exporter":
-        from colo_helper.exporter.server import serve  # noqa: PLC0415
 
-        return serve(chosen.address, chosen.port)
-    if chosen.command == "receive":
-        from colo_helper.channel.receive import main as receive  # noqa: PLC0415
+def _run(chosen: argparse.Namespace) -> int:
+    from colo_helper.replication.runner import run  # noqa: PLC0415
 
-        return receive()
-    if chosen.command == "ctl":
-        return _ctl(chosen)
-    if chosen.command == "probe":
-        return _probe(chosen)
-    return _status(chosen.vm, as_json=chosen.json)
+    return run(chosen.vm)
+
+
+def _exporter(chosen: argparse.Namespace) -> int:
+    from colo_helper.exporter.server import serve  # noqa: PLC0415
+
+    return serve(chosen.address, chosen.port)
+
+
+def _guard(_chosen: argparse.Namespace) -> int:
+    from colo_helper.guard.boot import main  # noqa: PLC0415
+
+    return main()
+
+
+def _receive(_chosen: argparse.Namespace) -> int:
+    from colo_helper.channel.receive import main  # noqa: PLC0415
+
+    return main()
 
 
 def _add_probe_arguments(probe: argparse.ArgumentParser) -> None:
@@ -149,10 +169,11 @@ def _ctl(chosen: argparse.Namespace) -> int:
     return 0 if answer.get("ok") is True else 1
 
 
-def _status(vm: str | None, *, as_json: bool) -> int:
+def _status(chosen: argparse.Namespace) -> int:
+    vm: str | None = chosen.vm
     names = [vm] if vm else known_vms(STATE_ROOT)
     found = [state for name in names if (state := _state_of(name))]
-    if as_json:
+    if chosen.json:
         _say(json.dumps(found[0] if vm and found else found, indent=1))
     else:
         for state in found:
