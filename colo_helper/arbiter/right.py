@@ -45,6 +45,9 @@ class Right(Protocol):
     def override(self, why: str) -> Ruling:
         """Have the VM although the arbiter says no, because an operator wants it."""
 
+    def renounce(self) -> Ruling:
+        """Give up the right to go on, because there is no copy here any more."""
+
     def decided(self) -> None:
         """Keep the VM although nobody can tell, because an operator wants it."""
 
@@ -88,6 +91,10 @@ class ByHand:
         return _RUN
 
     def override(self, why: str) -> Ruling:  # noqa: ARG002
+        """See Right."""
+        return _RUN
+
+    def renounce(self) -> Ruling:
         """See Right."""
         return _RUN
 

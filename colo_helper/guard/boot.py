@@ -21,9 +21,9 @@ from colo_helper.monitor.files import append_line, read_json
 from colo_helper.monitor.monitor import now_utc
 from colo_helper.replication.config import CONFIG, STATE_DIR, ArbiterConfig, ConfigError, load_config
 
-#: How long an arbiter is asked in all: a host that boots has its network about now, and a secondary takes over about now. All
+#: How long an arbiter is asked in all: networks come up about now, and a secondary takes over, or gives up, about now. All
 #: VMs wait for it.
-_ASK_S = 30.0
+_ASK_S = 120.0
 _ASK_AGAIN_S = 1.0
 
 MakeArbiter = Callable[[ArbiterConfig], Arbiter]

@@ -28,7 +28,7 @@ from colo_helper.replication.host import Host
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.secondary_copy import Copy
 from colo_helper.replication.secondary_session import SecondarySession
-from colo_helper.replication.succession import Succession
+from colo_helper.replication.succession import RENOUNCE_AGAIN_S, Succession
 from colo_helper.replication.takeover import Takeover
 
 
@@ -107,7 +107,10 @@ class Secondary:
         while not (self.inbox.sessions or self.inbox.stop_reason):
             self.succession.obey(self.inbox)
             self._refuse_waiting("no_copy", f"There is no copy of {self.config.vm} here.")
-            self.inbox.wait_forever()
+            if self.host.find(self.config.vm) is None and self.succession.renounce():
+                self.inbox.wait(RENOUNCE_AGAIN_S)  # the owner's lease lasts, or nobody can be asked
+            else:
+                self.inbox.wait_forever()
         if self.inbox.stop_reason:
             self.monitor.enter("stopped", self.inbox.stop_reason)
             return 0

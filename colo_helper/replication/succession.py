@@ -22,6 +22,8 @@ Fence = Callable[[], Fenced | None]
 _REFUSED = "takeover_refused"
 #: How often the arbiter is asked for the VM, and how often it is tried to switch the primary's host off, in seconds.
 ASK_AGAIN_S, FENCE_AGAIN_S = 0.5, 10.0
+#: How often it is tried to give up the right to a VM of which there is no copy here, in seconds.
+RENOUNCE_AGAIN_S = 2.0
 #: How long an attempt is waited for before the inbox is looked at again.
 _FENCE_AT_ONCE_S = 0.2
 
@@ -59,13 +61,16 @@ class Succession:
     _settled: bool = False
     #: Whether the arbiter has written down that the copy here is the VM.
     _written: bool = False
+    #: Whether nobody waits for a copy here that is not there.
+    _renounced: bool = False
     _said: str = ""
     #: The attempt to switch the primary's host off that runs or has succeeded.
     _fencing: _Attempt | None = None
 
     def open(self) -> None:
         """There is a primary: what was said before says nothing any more."""
-        self._settled, self._written, self._said, self._fencing = False, False, "", None
+        self._settled = self._written = self._renounced = False
+        self._said, self._fencing = "", None
         self.monitor.restore(override="")
 
     @property
@@ -126,6 +131,13 @@ class Succession:
             self._fencing = None
             return fenced.sentence, FENCE_AGAIN_S
         return take_over(f"{sentence} {fenced.sentence}" if fenced else sentence)[1], ASK_AGAIN_S
+
+    def renounce(self) -> bool:
+        """Have it written down that there is no copy here; tells whether that is to be tried again."""
+        if not self._renounced:
+            ruling, _ = self._ask(lambda _generation, _why: self.right.renounce())
+            self._renounced = ruling is not None and ruling.do is Do.RUN
+        return not self._renounced
 
     def ask_for_operator(self, vm: str, take_over: TakeOver, request: Request) -> tuple[str, str]:
         """Ask because an operator wants it, who says by that that the primary is off: no answer is no hindrance then.

@@ -11,6 +11,7 @@ from colo_helper.channel.wire import Kind
 from colo_helper.hypervisor.interface import HypervisorError
 from colo_helper.monitor.monitor import boot_id
 from colo_helper.monitor.watch import STUCK_S
+from colo_helper.replication import secondary
 from colo_helper.replication.guest import Guest
 from tests.unit.colo_helper.arbitrated import (
     asks_in_vain,
@@ -442,3 +443,34 @@ def test_who_starts_anew_where_another_may_have_the_vm_keeps_it_off_the_network(
     )
     again.start().phase("primary", "replicating")
     assert on_network(both.primary_host)
+
+
+def test_a_secondary_whose_copy_went_with_its_hosts_power_gives_its_right_up(pair, world, monkeypatch):
+    """So that the owner, which had lost its power as well, need not wait for it."""
+    monkeypatch.setattr(secondary, "RENOUNCE_AGAIN_S", 0.02)
+    record = Record(VM, "xa", 1, PROTECTED, "xb has a copy", 1, "xb", "g1")
+    world.store.change(world.store.read(VM), record, 10)
+    world.cut("xb")
+    before = {**saved_while("replicating"), "role": "secondary", "boot_id": "an earlier boot"}
+    both = pair(arbiters=world.ways, output="hold", saved=before, only_secondary=True).start()
+    both.phase("secondary", "waiting")
+    world.mend()
+    world.now += 9
+    assert world.kept == ("xa", PROTECTED), "xa may have lived until then"
+    world.now += 1
+    eventually(lambda: world.kept == ("xa", ALONE), "given up")
+    assert world.store.read(VM).record.cause == "xb has no copy of h1 any more"
+    eventually(lambda: events(both, "secondary", "arbiter"), "said")
+    assert events(both, "secondary", "arbiter") == ["xb has no copy of h1 any more: it is xa's alone."]
+
+
+def test_a_secondary_with_a_domain_that_is_not_its_copy_gives_nothing_up(pair, world):
+    record = Record(VM, "xa", 1, PROTECTED, "xb has a copy", 1, "xb", "g1")
+    world.store.change(world.store.read(VM), record, 0)
+    host = EmulatedHost()
+    host.add(VM, running_guest())
+    both = pair(arbiters=world.ways, output="hold", secondary_host=host, only_secondary=True).start()
+    eventually(lambda: "already has a domain" in both.s_monitor.state.reason, "looked")
+    answer = both.ask("secondary", "takeover")
+    assert (answer["ok"], answer["code"]) == (False, "no_copy"), "it has looked since"
+    assert world.kept == ("xa", PROTECTED)
