@@ -51,7 +51,7 @@ def test_after_both_hosts_lost_their_power_the_owner_starts_the_vm_and_protects_
         list(pool.map(lambda host: boot(lab, vm, host), HOSTS))
     guests.wait_answer(settings, "h1", _BOOT_TIMEOUT_S)
     assert held(vm, "xa") == []
-    assert held(vm, "xb") == [held(vm, "xb")[0]], "once"
+    assert len(held(vm, "xb")) == 1
     vm.wait_for("xa", "replicating", _COPY_TIMEOUT_S)
 
 
