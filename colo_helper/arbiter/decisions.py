@@ -92,6 +92,21 @@ def renounced(seen: Seen, me: str, vm: str, now_s: int) -> Ruling:
     )
 
 
+def start_refusal(seen: Seen, me: str, vm: str) -> str:
+    """Return why a VM that runs nowhere on this host must not be started here, or an empty string.
+
+    What was protected when its host ended is not started anew while its copy may go on: the copy has the later state.
+    """
+    record = seen.record
+    if record is None:
+        return f"the arbiter knows nothing of {vm}"
+    if record.owner != me:
+        return f"{vm} is {record.owner}'s since epoch {record.epoch} ({record.cause})"
+    if record.mode != ALONE:
+        return f"{record.secondary} has a copy of {vm} that may go on"
+    return ""
+
+
 def operator_decided(seen: Seen, me: str, vm: str, generation: str, why: str, now_s: int) -> Ruling:
     """Decide what an operator's takeover comes to that the arbiter hears of later: they said that the owner is off.
 

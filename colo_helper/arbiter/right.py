@@ -48,6 +48,9 @@ class Right(Protocol):
     def renounce(self) -> Ruling:
         """Give up the right to go on, because there is no copy here any more."""
 
+    def start_refusal(self) -> str:
+        """Return why the VM must not be started on this host, or an empty string."""
+
     def decided(self) -> None:
         """Keep the VM although nobody can tell, because an operator wants it."""
 
@@ -97,6 +100,10 @@ class ByHand:
     def renounce(self) -> Ruling:
         """See Right."""
         return _RUN
+
+    def start_refusal(self) -> str:
+        """See Right."""
+        return "nobody but an operator can tell whether a copy of it has gone on"
 
     def decided(self) -> None:
         """See Right."""

@@ -17,6 +17,7 @@ from colo_helper.arbiter.decisions import (
     protected_by,
     renounced,
     secondary_lost,
+    start_refusal,
 )
 from colo_helper.arbiter.interface import Arbiter, ArbiterError, RefusedError
 from colo_helper.arbiter.record import Lease, Seen
@@ -148,6 +149,10 @@ class Tenure:
     def renounce(self) -> Ruling:
         """Give up this host's right to go on with the VM, of which it has no copy any more. Raises ArbiterError."""
         return self._settle(lambda seen: renounced(seen, self._me, self._vm, int(time.time())), after=_NEVER)
+
+    def start_refusal(self) -> str:
+        """Return why the VM must not be started on this host, or an empty string. Raises ArbiterError."""
+        return start_refusal(self._arbiter.read(self._vm), self._me, self._vm)
 
     def decided(self) -> None:
         """An operator has decided, without the arbiter, that the VM stays here."""

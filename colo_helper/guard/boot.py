@@ -1,123 +1,58 @@
-"""``colo-helper guard``: run once at a host's boot, before xendomains.
+"""``colo-helper guard``: run before each start of xendomains, which must not start what is protected.
 
-A VM that is protected, and may run elsewhere by now, is not started here: neither from memory that was saved when the host was
-shut down, nor anew. Nothing is lost: its saved memory is kept, and its configuration stays where it is.
+A host that boots does not know whether one of its VMs runs elsewhere by now. So of protected VMs nothing is started by
+xendomains: saved memory is put aside, configurations are passed over, and the primary's replicator is told what there is. It
+starts the VM when it is known to be its own (replication.held). This asks nobody and waits for nothing.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from colo_helper.arbiter.interface import Arbiter, ArbiterError
 from colo_helper.guard import toolstack
-from colo_helper.guard.decisions import Look, Verdict, verdict
-from colo_helper.guard.toolstack import Starts
-from colo_helper.monitor.files import append_line, read_json
+from colo_helper.monitor.files import append_line
 from colo_helper.monitor.monitor import now_utc
-from colo_helper.replication.config import CONFIG, STATE_DIR, ArbiterConfig, ConfigError, load_config
-
-#: How long an arbiter is asked in all: networks come up about now, and a secondary takes over, or gives up, about now. All
-#: VMs wait for it.
-_ASK_S = 120.0
-_ASK_AGAIN_S = 1.0
-
-MakeArbiter = Callable[[ArbiterConfig], Arbiter]
+from colo_helper.replication.config import CONFIG, RUN_DIR, STATE_DIR
+from colo_helper.replication.held import Held, write_held
 
 
 def main() -> int:
-    """Guard all VMs that are configured; returns 1 when something could not be done, which the journal says."""
-    return guard(sorted(path.stem for path in Path(CONFIG).parent.glob("*.json")))
+    """Hold what is configured here; raises when that was not possible, and xendomains is not started then."""
+    guard(sorted(path.stem for path in Path(CONFIG).parent.glob("*.json")))
+    return 0
 
 
-def guard(vms: list[str], make_arbiter: MakeArbiter | None = None) -> int:
-    """Hold what must not be started of ``vms``; see ``main``."""
-    deadline_s = time.monotonic() + _ASK_S
-    hidden: list[Path] = []
-    failed = False
-    for vm, would_start in toolstack.starts(vms).items():
-        found = _decide(vm, make_arbiter or _etcd, deadline_s)
-        if found.may_start:
-            _say(f"{vm} may be started here: {found.sentence}")
-            continue
-        hidden += would_start.configurations
-        try:
-            places = _hold(would_start)
-        except OSError as error:
-            _say(f"{vm}: {would_start.saved} cannot be put aside ({error.strerror}), and {found.sentence}")
-            failed = True
-        else:
-            _record(vm, f"{vm} is not started here: {found.sentence} {places}")
-    try:
-        toolstack.hide(hidden) if hidden else toolstack.show_all()
-    except OSError as error:
-        _say(f"Not hidden from xendomains: {', '.join(map(str, hidden))} ({error.strerror}).")
-        failed = True
-    return int(failed)
+def guard(vms: Sequence[str]) -> None:
+    """Hold ``vms``, and every configuration whose VM has no name that can be read."""
+    there = toolstack.directories()
+    named = {path: toolstack.vm_name(path) for path in there.configured()}
+    toolstack.show_all()
+    hidden = {path for path, name in named.items() if name in ("", *vms)}
+    if there.configurations and hidden:
+        toolstack.show_only(there.configurations, [path for path in named if path not in hidden])
+    for path in sorted(hidden):
+        if not named[path]:
+            _say(f"{path} is passed over: its VM's name cannot be read ('xl create -n {path}' says why).")
+    for vm in vms:
+        image = there.saved / vm if there.saved else None
+        saved = str(toolstack.hold_saved(image)) if image and image.is_file() else ""
+        configuration = next((str(path) for path, name in named.items() if name == vm), "")
+        if saved or configuration:
+            _tell(vm, Held(saved, configuration))
 
 
-def _hold(would_start: Starts) -> str:
-    """Put a saved VM aside; returns what there is now, for people. Raises OSError."""
-    said = []
-    if would_start.saved:
-        place = toolstack.hold_saved(would_start.saved, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
-        said.append(f"Its memory as this host saved it is {place} (xl restore).")
-    if would_start.configurations:
-        names = ", ".join(map(str, would_start.configurations))
-        said.append(f"It was not created from {names} (xl create).")
-    return " ".join(said)
-
-
-def _decide(vm: str, make_arbiter: MakeArbiter, deadline_s: float) -> Verdict:
-    try:
-        config = load_config(Path(CONFIG.format(vm=vm)), vm)
-    except ConfigError as error:
-        return Verdict(False, f"nobody can tell who has it: {error}")
-    look = Look(vm, config.role, config.peer_name, known=_known(vm))
-    if config.arbiter is None:
-        return verdict(look)
-    arbiter = make_arbiter(config.arbiter)
-    look = replace(look, host=config.arbiter.host)
-    while True:
-        found = verdict(_ask(arbiter, look))
-        if found.final or time.monotonic() > deadline_s:
-            return found
-        time.sleep(_ASK_AGAIN_S)  # neither a network that comes up nor a secondary that takes over tells us
-
-
-def _ask(arbiter: Arbiter, look: Look) -> Look:
-    try:
-        return replace(look, record=arbiter.read(look.vm).record)
-    except ArbiterError as error:
-        return replace(look, problem=str(error))
-
-
-def _known(vm: str) -> Mapping[str, Any]:
-    """Return what the last replicator wrote down; when that cannot be read, that there was a copy."""
-    try:
-        return read_json(Path(STATE_DIR.format(vm=vm)) / "state.json")
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError):
-        return {"generation": "unknown"}
-
-
-def _etcd(asked: ArbiterConfig) -> Arbiter:
-    from colo_helper.replication.asking import arbiter_of  # noqa: PLC0415  (requests: only who asks needs it)
-
-    return arbiter_of(asked)
-
-
-def _record(vm: str, sentence: str) -> None:
+def _tell(vm: str, held: Held) -> None:
+    run_dir, state_dir = Path(RUN_DIR.format(vm=vm)), Path(STATE_DIR.format(vm=vm))
+    run_dir.mkdir(mode=0o755, exist_ok=True)
+    write_held(run_dir, held)
+    sentence = f"xendomains does not start {vm}, which may run elsewhere; there is {held}."
     _say(sentence)
-    line = {"time": now_utc(), "event": "held", "sentence": sentence, "epoch": _known(vm).get("epoch", 0)}
+    state_dir.mkdir(mode=0o755, exist_ok=True)
     try:
-        append_line(Path(STATE_DIR.format(vm=vm)) / "events.jsonl", line)
-    except OSError as error:
+        append_line(state_dir / "events.jsonl", {"time": now_utc(), "event": "held", "sentence": sentence})
+    except OSError as error:  # a full disk: the journal has it
         _say(f"{vm}: an event was not kept: {error}")
 
 

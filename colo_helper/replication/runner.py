@@ -42,6 +42,8 @@ from colo_helper.replication.primary import Primary
 from colo_helper.replication.secondary import Secondary
 from colo_helper.replication.succession import Succession
 
+#: How long one endpoint of the arbiter is given at least, in seconds.
+_SHORTEST_ASK_S = 0.5
 #: How long an end waits for the answers of those who asked to be written.
 _GOODBYE_S = 2.0
 
@@ -172,16 +174,13 @@ def _right(config: Config, monitor: Monitor, inbox: Inbox) -> Right:
     asked = config.arbiter
     if asked is None:
         return ByHand()
-    from colo_helper.replication.asking import arbiter_of  # noqa: PLC0415  (requests: only who asks needs it)
+    from colo_helper.arbiter.etcd import EtcdArbiter, Identity  # noqa: PLC0415  (requests: only who asks needs it)
 
+    of = times(asked.lease_s)
+    identity = Identity(asked.ca, asked.certificate, asked.key)
+    arbiter = EtcdArbiter(asked.endpoints, identity, max(_SHORTEST_ASK_S, of.renew_s / len(asked.endpoints)))
     return Tenure(
-        arbiter_of(asked),
-        config.vm,
-        asked.host,
-        times(asked.lease_s),
-        monitor.event,
-        inbox.put_trouble,
-        stuck=inbox.watch.stuck,
+        arbiter, config.vm, asked.host, of, monitor.event, inbox.put_trouble, stuck=inbox.watch.stuck
     )
 
 

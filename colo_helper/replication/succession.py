@@ -61,15 +61,15 @@ class Succession:
     _settled: bool = False
     #: Whether the arbiter has written down that the copy here is the VM.
     _written: bool = False
-    #: Whether nobody waits for a copy here that is not there.
-    _renounced: bool = False
+    #: Whether there was a copy here, which went with its host's power, and that may not have been written down.
+    gone: bool = False
     _said: str = ""
     #: The attempt to switch the primary's host off that runs or has succeeded.
     _fencing: _Attempt | None = None
 
     def open(self) -> None:
         """There is a primary: what was said before says nothing any more."""
-        self._settled = self._written = self._renounced = False
+        self._settled = self._written = self.gone = False
         self._said, self._fencing = "", None
         self.monitor.restore(override="")
 
@@ -132,12 +132,10 @@ class Succession:
             return fenced.sentence, FENCE_AGAIN_S
         return take_over(f"{sentence} {fenced.sentence}" if fenced else sentence)[1], ASK_AGAIN_S
 
-    def renounce(self) -> bool:
-        """Have it written down that there is no copy here; tells whether that is to be tried again."""
-        if not self._renounced:
-            ruling, _ = self._ask(lambda _generation, _why: self.right.renounce())
-            self._renounced = ruling is not None and ruling.do is Do.RUN
-        return not self._renounced
+    def renounce(self) -> None:
+        """Have it written down that the copy is gone; ``gone`` stays while that is to be tried again."""
+        ruling, _ = self._ask(lambda _generation, _why: self.right.renounce())
+        self.gone = ruling is None or ruling.do is not Do.RUN
 
     def ask_for_operator(self, vm: str, take_over: TakeOver, request: Request) -> tuple[str, str]:
         """Ask because an operator wants it, who says by that that the primary is off: no answer is no hindrance then.

@@ -58,26 +58,25 @@ def end_of(path: Path, most: int = LAST_BYTES) -> bytes:
         return stream.read()
 
 
+def journal(module: AnsibleModule, since: str, *units: str) -> bytes:
+    """What units have said."""
+    command = ["journalctl", "--no-pager", "--output=short-iso-precise", f"--since={since}"]
+    return host.run_tool(module, [*command, *(f"--unit={unit}" for unit in units)])[1].encode()
+
+
 def parts(module: AnsibleModule, names: list[str], since: str) -> Iterator[tuple[str, bytes]]:
     """Name and contents of each file of the archive."""
     for name, command in COMMANDS.items():
         _rc, out, err = host.run_tool(module, command)
         yield name, (out + err).encode()
+    yield "starts.txt", journal(module, since, "colo-guard", "xendomains")
     for vm in names:
         config = read_json(CONFIGURATIONS / f"{vm}.json")
         yield f"{vm}/config.json", json.dumps(without_secrets(config), indent=2).encode()
         for path in (STATES / vm / name for name in WRITTEN):
             if path.is_file():
                 yield f"{vm}/{path.name}", end_of(path)
-        journal = [
-            "journalctl",
-            "--no-pager",
-            "--output=short-iso-precise",
-            f"--since={since}",
-            "-u",
-            host.unit_name(vm),
-        ]
-        yield f"{vm}/journal.txt", host.run_tool(module, journal)[1].encode()
+        yield f"{vm}/journal.txt", journal(module, since, host.unit_name(vm))
         for path in sorted(XEN_LOGS.glob(f"*-{vm}.log")):
             yield f"{vm}/{path.name}", end_of(path)
 

@@ -1,4 +1,4 @@
-"""What xendomains may start when a host boots: by the arbiter's record or the last state; the rest is held back."""
+"""What xendomains is kept from starting: in its own files, looked at by the shell that it is."""
 
 from __future__ import annotations
 
@@ -7,184 +7,117 @@ import subprocess
 
 import pytest
 
-from colo_helper.arbiter.emulated import EmulatedArbiter, EmulatedStore
-from colo_helper.arbiter.interface import ArbiterError
-from colo_helper.arbiter.record import ALONE, PROTECTED, Record, Seen
 from colo_helper.guard import boot, toolstack
-from colo_helper.guard.decisions import Look, verdict
-from tests.unit.colo_helper.test_decisions import PRIMARY
+from colo_helper.replication.held import Held, read_held
 
-COPIED = {"generation": "abc", "phase": "replicating", "epoch": 7}
-
-
-def record(owner="xa", mode=ALONE, secondary=""):
-    return Record("h1", owner, 4, mode, "xb lost xa", 1, secondary, "abc" if secondary else "")
-
-
-@pytest.mark.parametrize(
-    ("kept", "known", "may", "final", "why"),
-    [
-        (record(), COPIED, True, True, "nobody else has a copy"),
-        (record("xb"), COPIED, False, True, "it is xb's since epoch 4 (xb lost xa)."),
-        (record(mode=PROTECTED, secondary="xb"), COPIED, False, False, "xb has a copy of it that may go on"),
-        (None, {}, True, True, "never been a copy"),
-        (None, COPIED, False, True, "the arbiter has lost what it knew, and the VM may run on xb."),
-    ],
-)
-def test_the_arbiter_says_who_has_it(kept, known, may, final, why):
-    found = verdict(Look("h1", "primary", "xb", "xa", kept, known=known))
-    assert (found.may_start, found.final) == (may, final)
-    assert why in found.sentence
-
-
-def test_an_arbiter_that_does_not_answer_is_asked_again_and_means_no():
-    found = verdict(Look("h1", "primary", "xb", "xa", record(), "No etcd answers.", {}))
-    assert (found.may_start, found.final) == (False, False)
-    assert found.sentence == "nobody can tell who has it: No etcd answers."
-
-
-@pytest.mark.parametrize(
-    ("role", "known", "may", "why"),
-    [
-        ("primary", {}, True, "never been a copy"),
-        ("primary", COPIED, False, "xb had a copy of it, and only an operator can tell"),
-        ("primary", {**COPIED, "phase": "unprotected"}, False, "only an operator"),
-        ("primary", {**COPIED, "phase": "awaiting_guest"}, True, "its guest had ended"),
-        ("secondary", {**COPIED, "phase": "active"}, True, "had taken over"),
-        ("secondary", {**COPIED, "phase": "standby"}, False, "it is xb's, and what is here was a copy."),
-        ("secondary", {}, False, "was a copy"),
-    ],
-)
-def test_by_hand_the_last_state_says_whether_a_copy_may_have_gone_on(role, known, may, why):
-    found = verdict(Look("h1", role, "xb", known=known))
-    assert (found.may_start, found.final) == (may, True)
-    assert why in found.sentence
+#: How xendomains goes through its directories (xen-utils-common).
+_LOOK = """shopt -s nullglob; . "$1"
+for file in $XENDOMAINS_SAVE/*; do if [ -f $file ]; then cat "$file"; fi; done
+for file in $XENDOMAINS_AUTO/*; do cat "$file"; done"""
 
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
-    """A host that boots, with saved memory of h1 and h2, and configurations of h1 and h3; h1 is protected."""
-    for name in ("vms", "save", "auto", "run", "state/h1"):
-        (tmp_path / name).mkdir(parents=True)
+    """A host that boots, with saved memory of h1 and h2, and configurations of h1 and h3; h1 and h4 are protected."""
+    for name in ("vms", "save", "auto", "run", "state"):
+        (tmp_path / name).mkdir()
     for name in ("h1", "h2"):
-        (tmp_path / "save" / name).write_bytes(b"Xen saved domain " + name.encode())
+        (tmp_path / "save" / name).write_text(f"memory of {name}\n")
     for name in ("h1", "h3"):
         (tmp_path / "auto" / f"{name}.cfg").write_text(f'name = "{name}"\n')
-    (tmp_path / "settings").write_text(
-        "# Debian's\n"
-        'XENDOMAINS_MIGRATE=""\n'
-        f'XENDOMAINS_SAVE="{tmp_path}/save"  # a comment\n'
-        f"XENDOMAINS_RESTORE=true\nXENDOMAINS_AUTO={tmp_path}/auto\n"
+    (tmp_path / "auto" / ".hidden").write_text('name = "h4"\n')
+    (tmp_path / "settings").write_bytes(
+        b"# \xe9, as a Latin-1 editor leaves it\n"
+        b"export XENDOMAINS_SAVE='%(at)s/save'  # a comment\nTOP=%(at)s; XENDOMAINS_RESTORE=true\n"
+        b'XENDOMAINS_AUTO="$TOP/auto"\n' % {b"at": str(tmp_path).encode()}
     )
     namer = tmp_path / "xen-init-name"
     namer.write_text('#!/bin/sh\nsed -n \'s/^name = "\\(.*\\)"$/\\1/p\' "$1"\n')
     namer.chmod(0o755)
     monkeypatch.setattr(toolstack, "_NAME", str(namer))
-    monkeypatch.setattr(toolstack, "INSTEAD", tmp_path / "run" / "xendomains")
-    monkeypatch.setattr(toolstack, "ALLOWED", tmp_path / "run" / "xen-auto")
-    monkeypatch.setattr(boot, "CONFIG", str(tmp_path / "vms" / "{vm}.json"))
-    monkeypatch.setattr(boot, "STATE_DIR", str(tmp_path / "state" / "{vm}"))
-    monkeypatch.setattr(boot, "_ASK_AGAIN_S", 0.0)
     monkeypatch.setattr(toolstack, "SETTINGS", tmp_path / "settings")
-    config = {**PRIMARY, "arbiter": {"endpoints": ["http://127.0.0.1:2379"], "host": "xa"}}
-    (tmp_path / "vms" / "h1.json").write_text(json.dumps(config))
-    (tmp_path / "state" / "h1" / "state.json").write_text(json.dumps({"format": 1, **COPIED}))
+    monkeypatch.setattr(toolstack, "INSTEAD", tmp_path / "run" / ".xendomains")
+    monkeypatch.setattr(toolstack, "ALLOWED", tmp_path / "run" / ".xen-auto")
+    for name, directory in (
+        ("CONFIG", "vms/{vm}.json"),
+        ("STATE_DIR", "state/{vm}"),
+        ("RUN_DIR", "run/{vm}"),
+    ):
+        monkeypatch.setattr(boot, name, str(tmp_path / directory))
+    for name in ("h1", "h4"):
+        (tmp_path / "vms" / f"{name}.json").write_text("{")  # what is in it is the replicator's matter
     return tmp_path
 
 
-def guarded(store=None):
-    arbiter = EmulatedArbiter(store) if store else NoArbiter()
-    return boot.guard(["h1"], lambda _asked: arbiter)
-
-
-class NoArbiter:
-    def read(self, vm):
-        raise ArbiterError(f"Nobody answers for {vm}.")
-
-
-def kept(*changes):
-    store = EmulatedStore()
-    arbiter, seen = EmulatedArbiter(store), Seen()
-    for change in changes:
-        seen = arbiter.change(seen, change, 10)
-    return store
+def started(host):
+    """What xendomains starts, with the settings that its unit shows it."""
+    instead = host / "run" / ".xendomains"
+    settings = instead if instead.exists() else host / "settings"
+    return subprocess.check_output(["bash", "-c", _LOOK, "look", str(settings)], text=True).splitlines()
 
 
 def events(host):
-    path = host / "state" / "h1" / "events.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in (host / "state" / "h1" / "events.jsonl").read_text().splitlines()]
 
 
-def seen_by_xendomains(host):
-    """The directory that a shell which reads the settings looks for configurations in, and what it finds there."""
-    line = f'. "{host}/run/xendomains" && echo $XENDOMAINS_SAVE $XENDOMAINS_AUTO'
-    save, auto = subprocess.check_output(["bash", "-c", line], text=True).split()
-    found = subprocess.check_output(
-        ["bash", "-c", f"shopt -s nullglob; for f in {auto}/*; do cat $f; done"], text=True
-    )
-    return save, found
-
-
-def test_what_another_host_has_is_kept_aside_and_nothing_else(host):
-    assert guarded(kept(record("xb"))) == 0
-    held = list((host / "save" / toolstack.HELD).iterdir())
-    assert [path.read_bytes() for path in held] == [b"Xen saved domain h1"]
-    assert [path.name for path in (host / "save").iterdir() if path.is_file()] == ["h2"]
-    assert seen_by_xendomains(host) == (f"{host}/save", 'name = "h3"\n')
-    assert sorted(path.name for path in (host / "auto").iterdir()) == ["h1.cfg", "h3.cfg"]
+def test_of_protected_vms_nothing_is_started_and_of_others_everything(host):
+    assert started(host) == ["memory of h1", "memory of h2", 'name = "h1"', 'name = "h3"']
+    assert boot.main() == 0
+    assert started(host) == ["memory of h2", 'name = "h3"']
+    saved = host / "save" / toolstack.HELD / "h1"
+    assert saved.read_text() == "memory of h1\n"
+    assert (host / "auto" / "h1.cfg").exists(), "operators' files stay as they are"
+    assert read_held(host / "run" / "h1") == Held(str(saved), f"{host}/auto/h1.cfg")
+    assert read_held(host / "run" / "h4") is None
     (event,) = events(host)
-    assert (event["event"], event["epoch"]) == ("held", 7)
+    assert event["event"] == "held"
     assert event["sentence"] == (
-        f"h1 is not started here: it is xb's since epoch 4 (xb lost xa). Its memory as this host saved it is {held[0]} (xl "
-        f"restore). It was not created from {host}/auto/h1.cfg (xl create)."
+        f"xendomains does not start h1, which may run elsewhere; there is its saved memory {saved} and its configuration "
+        f"{host}/auto/h1.cfg."
     )
 
 
-def test_what_is_this_hosts_alone_is_left_to_xendomains(host, capsys):
-    (host / "run" / "xendomains").write_text("of an earlier start")
-    assert guarded(kept(record())) == 0
-    assert not (host / "run" / "xendomains").exists()
-    assert (host / "save" / "h1").exists()
-    assert events(host) == []
-    assert "h1 may be started here: nobody else has a copy" in capsys.readouterr().err
+def test_the_next_boot_holds_again_and_later_memory_takes_the_place_of_earlier(host):
+    boot.main()
+    (host / "save" / "h1").write_text("later\n")
+    (host / "auto" / "h5.cfg").write_text('name = "h5"\n')
+    boot.main()
+    assert started(host) == ["memory of h2", 'name = "h3"', 'name = "h5"']
+    assert (host / "save" / toolstack.HELD / "h1").read_text() == "later\n"
 
 
-def test_nobody_can_tell_means_no(host, monkeypatch):
-    monkeypatch.setattr(boot, "_ASK_S", 0.0)
-    assert guarded() == 0
-    assert "nobody can tell who has it: Nobody answers for h1." in events(host)[0]["sentence"]
-    assert not (host / "save" / "h1").exists()
+def test_a_vm_whose_name_cannot_be_read_is_not_started(host, capsys):
+    (host / "auto" / "odd.cfg").write_text("name = what\n")
+    boot.main()
+    assert started(host) == ["memory of h2", 'name = "h3"']
+    assert f"{host}/auto/odd.cfg is passed over: its VM's name cannot be read" in capsys.readouterr().err
 
 
-def test_a_secondary_that_is_about_to_take_over_is_waited_for(host):
-    store = kept(record(mode=PROTECTED, secondary="xb"))
-    asked = []
-
-    class Watched(EmulatedArbiter):
-        def read(self, vm):
-            asked.append(vm)
-            seen = super().read(vm)
-            if len(asked) == 2:
-                self.change(Seen(seen.record, seen.version, seen.lease), record("xb"), 10)
-            return seen
-
-    assert boot.guard(["h1"], lambda _asked: Watched(store)) == 0
-    assert len(asked) == 3
-    assert "it is xb's since epoch 4" in events(host)[0]["sentence"]
+def test_without_anything_of_a_protected_vm_xendomains_sees_its_own_settings(host):
+    (host / "run" / ".xendomains").write_text("of a start that failed")
+    for path in (host / "save" / "h1", host / "auto" / "h1.cfg"):
+        path.unlink()
+    boot.main()
+    assert not (host / "run" / ".xendomains").exists()
+    (host / "settings").unlink()
+    boot.main()
 
 
-def test_a_configuration_that_cannot_be_read_and_a_full_directory(host, capsys):
-    (host / "vms" / "h1.json").write_text("{")
-    (host / "save" / toolstack.HELD).write_text("not a directory")
-    assert guarded() == 1
-    said = capsys.readouterr().err
-    assert "h1: " in said
-    assert "cannot be put aside (File exists)" in said
-    assert "is not JSON" in said
-    assert seen_by_xendomains(host)[1] == 'name = "h3"\n', "what can be held is"
+@pytest.mark.parametrize("broken", ["save", "run"])
+def test_what_cannot_be_held_is_an_error_by_which_xendomains_is_not_started(host, broken):
+    if broken == "save":
+        (host / "save" / toolstack.HELD).write_text("no directory")
+    else:
+        (host / "run").rmdir()
+    with pytest.raises(OSError, match="File exists|No such file"):
+        boot.main()
 
 
-def test_nothing_to_start_asks_nobody(host):
-    (host / "save" / "h1").unlink()
-    (host / "auto" / "h1.cfg").unlink()
-    assert boot.guard(["h1"], lambda _asked: pytest.fail("asked")) == 0
+def test_a_full_disk_is_no_reason_not_to_hold(host, monkeypatch, capsys):
+    def full(_path, _value):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(boot, "append_line", full)
+    boot.main()
+    assert started(host) == ["memory of h2", 'name = "h3"']
+    assert "an event was not kept" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from colo_helper.arbiter.decisions import (
     protected_by,
     renounced,
     secondary_lost,
+    start_refusal,
 )
 from colo_helper.arbiter.record import (
     ALONE,
@@ -101,6 +102,20 @@ def test_a_secondary_without_a_copy_gives_its_right_up_once_the_owners_lease_has
 )
 def test_who_has_no_right_has_none_to_give_up(seen):
     assert renounced(seen, THERE, "h1", 5).do is Do.RUN
+
+
+@pytest.mark.parametrize(
+    ("seen", "why"),
+    [
+        (of_alone(HERE), ""),
+        (of_alone(THERE), "h1 is xb's since epoch 5 (xb was lost)"),
+        (GUARDED, "xb has a copy of h1 that may go on"),
+        (LAPSED, "xb has a copy of h1 that may go on"),
+        (Seen(), "the arbiter knows nothing of h1"),
+    ],
+)
+def test_only_the_owner_that_is_alone_starts_a_vm_that_does_not_run(seen, why):
+    assert start_refusal(seen, HERE, "h1") == why
 
 
 def test_who_has_taken_over_is_the_owner_however_often_it_asks():
