@@ -37,7 +37,7 @@ def told(host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     (tmp_path / "states" / "h1" / "events.jsonl").write_text("x" * 10)
     (tmp_path / "xen").mkdir()
     (tmp_path / "xen" / "qemu-dm-h1.log").write_text("device model")
-    host.answers["journalctl"] = lambda words: (0, f"journal {words[-1]} {words[-3]}", "")
+    host.answers["journalctl"] = lambda words: (0, "journal " + " ".join(words[3:]), "")
     for name in ("ip", "bridge", "timedatectl", "dpkg-query"):
         host.answers[name] = lambda words: (1, "", f"{words[0]} failed")
     host.answers["xl"] = lambda words: (0, " ".join(words), "")
@@ -54,7 +54,8 @@ def test_everything_that_tells_what_happened_is_there_and_no_password(run: Runne
     held = unpacked(told)
     assert sorted(held) == sorted(f"xa/{name}" for name in result["files"])
     assert held["xa/h1/state.json"] == b'{"phase": "replicating"}'
-    assert held["xa/h1/journal.txt"] == b"journal colo-replicator@h1.service --since=-1h"
+    assert held["xa/h1/journal.txt"] == b"journal --since=-1h --unit=colo-replicator@h1.service"
+    assert held["xa/starts.txt"] == b"journal --since=-1h --unit=colo-guard --unit=xendomains"
     assert held["xa/h1/qemu-dm-h1.log"] == b"device model"
     assert held["xa/xl-list.txt"] == b"xl list -v"
     assert held["xa/bridges.txt"] == b"bridge failed", "what a tool complains of is kept"

@@ -109,7 +109,7 @@ def test_what_cannot_be_held_is_an_error_by_which_xendomains_is_not_started(host
         (host / "save" / toolstack.HELD).write_text("no directory")
     else:
         (host / "run").rmdir()
-    with pytest.raises(OSError, match="File exists|No such file"):
+    with pytest.raises(OSError, match=r"File exists|No such file"):
         boot.main()
 
 
