@@ -67,6 +67,7 @@ class Desk:
             self._monitor.state.phase,
             request.verb,
             arbiter=self._config.arbiter is not None,
+            reason=self._monitor.state.reason,
         )
         if refusal:
             raise RefusedError(refusal.code, refusal.sentence)

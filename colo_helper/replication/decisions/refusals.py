@@ -47,12 +47,14 @@ class Refusal:
     sentence: str
 
 
-def verb_refusal(vm: str, role: str, phase: str, verb: str, *, arbiter: bool) -> Refusal | None:
-    """Decide whether a verb may be carried out in a phase; None means yes."""
+def verb_refusal(
+    vm: str, role: str, phase: str, verb: str, *, arbiter: bool, reason: str = ""
+) -> Refusal | None:
+    """Decide whether a verb may be carried out in a phase, which was entered for a reason; None means yes."""
     if verb in ("maintenance", "automatic") and not arbiter:
         return Refusal("no_arbiter", f"{vm} has no arbiter, so nobody takes over by itself in any case.")
     if verb in ("checkpoint", "verify", "switchover"):
-        return _checkpoint_refusal(vm, role, phase, verb)
+        return _checkpoint_refusal(vm, role, phase, reason, verb)
     if verb == "takeover":
         return _takeover_refusal(vm, role, phase)
     if verb == "stop" and phase == "active":
@@ -63,11 +65,12 @@ def verb_refusal(vm: str, role: str, phase: str, verb: str, *, arbiter: bool) ->
     return None
 
 
-def _checkpoint_refusal(vm: str, role: str, phase: str, verb: str) -> Refusal | None:
+def _checkpoint_refusal(vm: str, role: str, phase: str, reason: str, verb: str) -> Refusal | None:
     if role != "primary":
         return Refusal("wrong_side", f"'{verb}' is asked of the primary; this is the secondary of {vm}.")
     if phase != "replicating":
-        return Refusal("not_replicating", f"{vm} is {phase}, not replicating, so there can be no checkpoint.")
+        sentence = f"{vm} is {phase}, not replicating, so there can be no checkpoint. {reason}"
+        return Refusal("not_replicating", sentence.rstrip())
     return None
 
 
