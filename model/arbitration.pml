@@ -28,7 +28,7 @@
 
 mtype = { alone, protected };                                   /* the record's mode */
 mtype = { starting, sharing, asking, by_itself, aside, dead };  /* the first host */
-mtype = { copy, stale, gone, runs };                            /* the second */
+mtype = { copy, stale, runs };                                  /* the second */
 
 /* What the arbiter keeps. The first host is 0, the second 1. */
 byte owner = 0, epoch = 1, lease = 0;
@@ -125,13 +125,6 @@ active proctype second_host()
         :: owner == 1 -> second = runs
         :: else -> skip /* it waits */
         fi }
-    :: atomic { second == copy && !(owner == 1) -> second = gone } /* its host booted anew */
-    :: atomic { second == gone && second_reaches && owner == 0 && mode == protected && lease == ENDED && epoch < EPOCHS ->
-        mode = alone; epoch++;
-        if
-        :: second = stale
-        :: skip /* the answer was lost: it asks again */
-        fi }
     od
 }
 
@@ -143,6 +136,6 @@ active proctype network()
     od
 }
 
-/* A dead owner with a secondary that keeps its copy and reaches the arbiter is succeeded, or comes back itself. */
+/* A dead owner with a secondary that keeps reaching the arbiter is succeeded, or comes back itself. */
 ltl life { []((first == dead && second == copy && owner == 0 && mode == protected && epoch < EPOCHS) ->
-    <>(second == runs || second == gone || first != dead || !second_reaches)) }
+    <>(second == runs || first != dead || !second_reaches)) }

@@ -74,39 +74,6 @@ def primary_lost(seen: Seen, me: str, vm: str, generation: str, why: str, now_s:
     return Ruling(Do.CLAIM, f"The lease of {record.owner} has ended.", _next(seen, vm, me, ALONE, why, now_s))
 
 
-def renounced(seen: Seen, me: str, vm: str, now_s: int) -> Ruling:
-    """Decide for a secondary that has no copy any more: an owner that is gone need not wait for its leave when it comes back.
-
-    An owner whose lease lasts lives, and sees for itself.
-    """
-    record, lease = seen.record, seen.lease
-    if record is None or record.owner == me or record.mode == ALONE or record.secondary != me:
-        return Ruling(Do.RUN, f"Nobody waits for a copy of {vm} here.")
-    if lease is not None:
-        return _lasting(lease, vm)
-    cause = f"{me} has no copy of {vm} any more"
-    return Ruling(
-        Do.CLAIM,
-        f"{cause}: it is {record.owner}'s alone.",
-        _next(seen, vm, record.owner, ALONE, cause, now_s),
-    )
-
-
-def start_refusal(seen: Seen, me: str, vm: str) -> str:
-    """Return why a VM that runs nowhere on this host must not be started here, or an empty string.
-
-    What was protected when its host ended is not started anew while its copy may go on: the copy has the later state.
-    """
-    record = seen.record
-    if record is None:
-        return f"the arbiter knows nothing of {vm}"
-    if record.owner != me:
-        return f"{vm} is {record.owner}'s since epoch {record.epoch} ({record.cause})"
-    if record.mode != ALONE:
-        return f"{record.secondary} has a copy of {vm} that may go on"
-    return ""
-
-
 def operator_decided(seen: Seen, me: str, vm: str, generation: str, why: str, now_s: int) -> Ruling:
     """Decide what an operator's takeover comes to that the arbiter hears of later: they said that the owner is off.
 

@@ -45,12 +45,6 @@ class Right(Protocol):
     def override(self, why: str) -> Ruling:
         """Have the VM although the arbiter says no, because an operator wants it."""
 
-    def renounce(self) -> Ruling:
-        """Give up the right to go on, because there is no copy here any more."""
-
-    def start_refusal(self) -> str:
-        """Return why the VM must not be started on this host, or an empty string."""
-
     def decided(self) -> None:
         """Keep the VM although nobody can tell, because an operator wants it."""
 
@@ -96,14 +90,6 @@ class ByHand:
     def override(self, why: str) -> Ruling:  # noqa: ARG002
         """See Right."""
         return _RUN
-
-    def renounce(self) -> Ruling:
-        """See Right."""
-        return _RUN
-
-    def start_refusal(self) -> str:
-        """See Right."""
-        return "nobody but an operator can tell whether a copy of it has gone on"
 
     def decided(self) -> None:
         """See Right."""

@@ -15,9 +15,7 @@ from colo_helper.arbiter.decisions import (
     overridden,
     primary_lost,
     protected_by,
-    renounced,
     secondary_lost,
-    start_refusal,
 )
 from colo_helper.arbiter.interface import Arbiter, ArbiterError, RefusedError
 from colo_helper.arbiter.record import Lease, Seen
@@ -145,14 +143,6 @@ class Tenure:
     def override(self, why: str) -> Ruling:
         """Make this host the owner although it has no right, as an operator wants it. Raises ArbiterError."""
         return self._settle(lambda seen: overridden(seen, self._me, self._vm, why, int(time.time())))
-
-    def renounce(self) -> Ruling:
-        """Give up this host's right to go on with the VM, of which it has no copy any more. Raises ArbiterError."""
-        return self._settle(lambda seen: renounced(seen, self._me, self._vm, int(time.time())), after=_NEVER)
-
-    def start_refusal(self) -> str:
-        """Return why the VM must not be started on this host, or an empty string. Raises ArbiterError."""
-        return start_refusal(self._arbiter.read(self._vm), self._me, self._vm)
 
     def decided(self) -> None:
         """An operator has decided, without the arbiter, that the VM stays here."""

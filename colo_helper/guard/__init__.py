@@ -1,1 +1,1 @@
-"""At a host's boot, before anything starts VMs: which protected VM must not be started here, because its copy may be the VM."""
+"""Keeps xendomains, which starts a host's VMs when it boots, from those that are protected."""

@@ -1,8 +1,7 @@
 """``colo-helper guard``: run before each start of xendomains, which must not start what is protected.
 
-A host that boots does not know whether one of its VMs runs elsewhere by now. So of protected VMs nothing is started by
-xendomains: saved memory is put aside, configurations are passed over, and the primary's replicator is told what there is. It
-starts the VM when it is known to be its own (replication.held). This asks nobody and waits for nothing.
+A host that boots does not know whether one of its VMs runs elsewhere by now. So of protected VMs nothing is started: saved
+memory is put aside, and configurations are passed over. This asks nobody and waits for nothing. Whoever knows starts the VM.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ from pathlib import Path
 from colo_helper.guard import toolstack
 from colo_helper.monitor.files import append_line
 from colo_helper.monitor.monitor import now_utc
-from colo_helper.replication.config import CONFIG, RUN_DIR, STATE_DIR
-from colo_helper.replication.held import Held, write_held
+from colo_helper.replication.config import CONFIG, STATE_DIR
 
 
 def main() -> int:
@@ -26,9 +24,11 @@ def main() -> int:
 
 def guard(vms: Sequence[str]) -> None:
     """Hold ``vms``, and every configuration whose VM has no name that can be read."""
+    toolstack.show_all()
+    if not vms:
+        return
     there = toolstack.directories()
     named = {path: toolstack.vm_name(path) for path in there.configured()}
-    toolstack.show_all()
     hidden = {path for path, name in named.items() if name in ("", *vms)}
     if there.configurations and hidden:
         toolstack.show_only(there.configurations, [path for path in named if path not in hidden])
@@ -37,21 +37,21 @@ def guard(vms: Sequence[str]) -> None:
             _say(f"{path} is passed over: its VM's name cannot be read ('xl create -n {path}' says why).")
     for vm in vms:
         image = there.saved / vm if there.saved else None
-        saved = str(toolstack.hold_saved(image)) if image and image.is_file() else ""
-        configuration = next((str(path) for path, name in named.items() if name == vm), "")
-        if saved or configuration:
-            _tell(vm, Held(saved, configuration))
+        saved = toolstack.hold_saved(image) if image and image.is_file() else None
+        what = [f"its memory as this host saved it, {saved} (xl restore)"] if saved else []
+        what += [f"its configuration {path} (xl create)" for path, name in named.items() if name == vm]
+        if what:
+            _tell(
+                vm, f"xendomains does not start {vm}, which may run elsewhere. There is {' and '.join(what)}."
+            )
 
 
-def _tell(vm: str, held: Held) -> None:
-    run_dir, state_dir = Path(RUN_DIR.format(vm=vm)), Path(STATE_DIR.format(vm=vm))
-    run_dir.mkdir(mode=0o755, exist_ok=True)
-    write_held(run_dir, held)
-    sentence = f"xendomains does not start {vm}, which may run elsewhere; there is {held}."
+def _tell(vm: str, sentence: str) -> None:
     _say(sentence)
-    state_dir.mkdir(mode=0o755, exist_ok=True)
+    directory = Path(STATE_DIR.format(vm=vm))
     try:
-        append_line(state_dir / "events.jsonl", {"time": now_utc(), "event": "held", "sentence": sentence})
+        directory.mkdir(mode=0o755, exist_ok=True)
+        append_line(directory / "events.jsonl", {"time": now_utc(), "event": "held", "sentence": sentence})
     except OSError as error:  # a full disk: the journal has it
         _say(f"{vm}: an event was not kept: {error}")
 

@@ -2,7 +2,8 @@
 
 It restores every file in XENDOMAINS_SAVE, whose name is the VM's, and removes it; then it creates every configuration in
 XENDOMAINS_AUTO whose VM does not run. It passes over names that begin with a dot, and over directories. Both are set in
-``/etc/default/xendomains``, which it sources (xen-utils-common). Everything here raises OSError.
+``/etc/default/xendomains``, which it sources (xen-utils-common). Everything here raises OSError, and
+subprocess.SubprocessError when a shell cannot tell.
 """
 
 from __future__ import annotations
@@ -87,5 +88,5 @@ def show_all() -> None:
 
 def _instead(line: bytes) -> None:
     temporary = INSTEAD.with_name(f"{INSTEAD.name}.new")
-    temporary.write_bytes(SETTINGS.read_bytes() + b"\n# colo-guard:\n" + line + b"\n")
+    temporary.write_bytes(SETTINGS.read_bytes() + b"\n# By colo-helper guard:\n" + line + b"\n")
     temporary.rename(INSTEAD)

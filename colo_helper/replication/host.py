@@ -10,7 +10,6 @@ from colo_helper.helper.argv import RestoreRequest, SaveRequest
 from colo_helper.helper.callout import Callbacks, Look, Outcome
 from colo_helper.helper.policy import TARGET_DOWNTIME_MS
 from colo_helper.replication.guest import Guest
-from colo_helper.replication.held import Held
 
 
 class HostError(DeviceError):
@@ -77,15 +76,6 @@ class Host(Protocol):
 
     def destroy(self, domid: int) -> None:
         """Destroy a domain; harmless when it is gone."""
-
-    def held(self) -> Held | None:
-        """Return what this host had of the VM when it booted, and has not started; None when there is nothing."""
-
-    def start(self, held: Held) -> None:
-        """Start the VM from it."""
-
-    def forget_held(self) -> None:
-        """There is a domain of the VM: it is not started from what is held any more."""
 
     def going_down(self) -> bool:
         """Whether this host is being shut down, or started anew, in order."""

@@ -62,13 +62,6 @@ class Ownership:
         """
         self._settled("The replicator starts", waiting)
 
-    def start_refusal(self) -> str:
-        """Return why a VM that has no domain here must not be started here, or an empty string."""
-        try:
-            return self.right.start_refusal()
-        except ArbiterError as error:
-            return str(error).rstrip(".")
-
     def settle(self, why: str, keep_quiet: Callable[[bool], list[str]]) -> None:
         """Wait until it is known that the guest may go on here without its secondary; raises SessionEndedError when not.
 

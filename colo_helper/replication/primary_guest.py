@@ -97,9 +97,8 @@ class PrimaryGuest:
         try:
             domid = self.host.find(vm)
             if domid is None:
-                domid = self._start_held()
-            else:
-                self.host.forget_held()
+                cause = Cause.GUEST_ENDED if self.awaiting else Cause.LOCAL_ERROR
+                raise SessionEndedError(cause, f"There is no domain named {vm} on this host")
             guest = self.host.open_guest(domid)
             info = guest.domain.info()
             if self.awaiting and (pause := not_yet(vm, info)):
@@ -123,26 +122,6 @@ class PrimaryGuest:
                 raise SessionEndedError(Cause.GUEST_ENDED, str(error)) from error
             raise
         return guest
-
-    def _start_held(self) -> int:
-        """Start what this host had of the VM when it booted, once it is known that nobody else has it."""
-        vm = self.config.vm
-        cause = Cause.GUEST_ENDED if self.awaiting else Cause.LOCAL_ERROR
-        held = self.host.held()
-        if held is None:
-            raise SessionEndedError(cause, f"There is no domain named {vm} on this host")
-        if refusal := self.ownership.start_refusal():
-            raise SessionEndedError(cause, f"{vm} is not started from {held}, because {refusal}")
-        self.host.start(held)
-        self.monitor.event(
-            "started", f"{vm} was started from {held}: nobody else has a copy of it that may run."
-        )
-        domid = self.host.find(vm)
-        if domid is None:
-            raise SessionEndedError(
-                cause, f"{vm} was started from {held}, and there is no domain of that name"
-            )
-        return domid
 
     def _begin(self, guest: Guest, domid: int) -> PrimaryStart:
         """Go on where an earlier replicator ended, once it is known that the guest here is the VM."""

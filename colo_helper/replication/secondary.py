@@ -28,7 +28,7 @@ from colo_helper.replication.host import Host
 from colo_helper.replication.inbox import Inbox
 from colo_helper.replication.secondary_copy import Copy
 from colo_helper.replication.secondary_session import SecondarySession
-from colo_helper.replication.succession import RENOUNCE_AGAIN_S, Succession
+from colo_helper.replication.succession import Succession
 from colo_helper.replication.takeover import Takeover
 
 
@@ -58,7 +58,6 @@ class Secondary:
         """Wait for sessions, and serve them, until somebody stops it or something fails."""
         self.monitor.restore(**kept_state(self.saved))
         self.copy.unfinished = was_receiving(self.saved, boot_id())
-        self.succession.gone = self.saved is not None and self.saved.get("boot_id") != boot_id()
         domid = self.host.find(self.config.vm)
         guest = self.host.open_guest(domid) if domid is not None and self._is_ours(domid) else None
         start = secondary_start(
@@ -108,12 +107,7 @@ class Secondary:
         while not (self.inbox.sessions or self.inbox.stop_reason):
             self.succession.obey(self.inbox)
             self._refuse_waiting("no_copy", f"There is no copy of {self.config.vm} here.")
-            if self.succession.gone:
-                self.succession.renounce()
-            if self.succession.gone:
-                self.inbox.wait(RENOUNCE_AGAIN_S)  # the owner's lease lasts, or nobody can be asked
-            else:
-                self.inbox.wait_forever()
+            self.inbox.wait_forever()
         if self.inbox.stop_reason:
             self.monitor.enter("stopped", self.inbox.stop_reason)
             return 0

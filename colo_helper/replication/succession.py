@@ -22,8 +22,6 @@ Fence = Callable[[], Fenced | None]
 _REFUSED = "takeover_refused"
 #: How often the arbiter is asked for the VM, and how often it is tried to switch the primary's host off, in seconds.
 ASK_AGAIN_S, FENCE_AGAIN_S = 0.5, 10.0
-#: How often it is tried to give up the right to a VM of which there is no copy here, in seconds.
-RENOUNCE_AGAIN_S = 2.0
 #: How long an attempt is waited for before the inbox is looked at again.
 _FENCE_AT_ONCE_S = 0.2
 
@@ -61,16 +59,13 @@ class Succession:
     _settled: bool = False
     #: Whether the arbiter has written down that the copy here is the VM.
     _written: bool = False
-    #: Whether there was a copy here, which went with its host's power, and that may not have been written down.
-    gone: bool = False
     _said: str = ""
     #: The attempt to switch the primary's host off that runs or has succeeded.
     _fencing: _Attempt | None = None
 
     def open(self) -> None:
         """There is a primary: what was said before says nothing any more."""
-        self._settled = self._written = self.gone = False
-        self._said, self._fencing = "", None
+        self._settled, self._written, self._said, self._fencing = False, False, "", None
         self.monitor.restore(override="")
 
     @property
@@ -131,11 +126,6 @@ class Succession:
             self._fencing = None
             return fenced.sentence, FENCE_AGAIN_S
         return take_over(f"{sentence} {fenced.sentence}" if fenced else sentence)[1], ASK_AGAIN_S
-
-    def renounce(self) -> None:
-        """Have it written down that the copy is gone; ``gone`` stays while that is to be tried again."""
-        ruling, _ = self._ask(lambda _generation, _why: self.right.renounce())
-        self.gone = ruling is None or ruling.do is not Do.RUN
 
     def ask_for_operator(self, vm: str, take_over: TakeOver, request: Request) -> tuple[str, str]:
         """Ask because an operator wants it, who says by that that the primary is off: no answer is no hindrance then.

@@ -28,7 +28,6 @@ from colo_helper.helper.policy import TARGET_DOWNTIME_MS
 from colo_helper.hypervisor.libraries import XenLibraries, open_libraries
 from colo_helper.hypervisor.xen import XenDomain
 from colo_helper.replication.guest import Guest, Mark
-from colo_helper.replication.held import Held, forget_held, read_held
 from colo_helper.replication.host import HostError
 from colo_helper.replication.moved import MovesFile
 
@@ -39,11 +38,6 @@ _END_TIMEOUT_S = 300.0
 _TERM_TIMEOUT_S = 30.0
 _LOCK_POLL_S = 0.1
 _MAX_WORDS = 400
-#: Runs a program as a unit of systemd until it ends; what it leaves behind stays.
-_IN_A_UNIT = (
-    *("systemd-run", "--quiet", "--collect", "--wait", "--pipe"),
-    *("--service-type=oneshot", "--property=KillMode=process", "--"),
-)
 
 
 def _said(log: IO[bytes]) -> str:
@@ -218,35 +212,6 @@ class XenHost:
                 f"'xl destroy {domid}' failed with status {done.returncode}: {done.stderr.strip()}."
             )
 
-    def held(self) -> Held | None:
-        """See Host."""
-        try:
-            return read_held(self._run_dir)
-        except (OSError, ValueError) as error:
-            raise HostError(f"What is held of the VM cannot be read: {error}.") from error
-
-    def start(self, held: Held) -> None:
-        """See Host. In a unit of its own, because this one's does not see all directories; xl and QEMU outlive that unit.
-
-        As xendomains does: saved memory goes when it was restored.
-        """
-        command = (
-            ["xl", "restore", held.saved]
-            if held.saved
-            else ["xl", "create", "--defconfig", held.configuration]
-        )
-        done = self._run([*_IN_A_UNIT, *command], _END_TIMEOUT_S)
-        if done.returncode:
-            said = " ".join(done.stderr.split())[-_MAX_WORDS:]
-            raise HostError(f"'{' '.join(command)}' failed with status {done.returncode}: {said}.")
-        if held.saved:
-            Path(held.saved).unlink(missing_ok=True)
-        self.forget_held()
-
-    def forget_held(self) -> None:
-        """See Host."""
-        forget_held(self._run_dir)
-
     def going_down(self) -> bool:
         """See Host. systemd says so from the moment on in which the shutdown was asked for."""
         try:
@@ -258,12 +223,14 @@ class XenHost:
         return self._run(["xl", *arguments])
 
     @staticmethod
-    def _run(command: list[str], timeout_s: float = _ASK_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+    def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
         what = " ".join(command)
         try:
-            return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
+            return subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=_ASK_TIMEOUT_S
+            )
         except subprocess.TimeoutExpired as error:
-            raise HostError(f"'{what}' did not end within {timeout_s:g} s.") from error
+            raise HostError(f"'{what}' did not end within {_ASK_TIMEOUT_S:g} s.") from error
         except OSError as error:
             raise HostError(f"'{command[0]}' cannot be run: {error}.") from error
 

@@ -69,7 +69,7 @@ def parts(module: AnsibleModule, names: list[str], since: str) -> Iterator[tuple
     for name, command in COMMANDS.items():
         _rc, out, err = host.run_tool(module, command)
         yield name, (out + err).encode()
-    yield "starts.txt", journal(module, since, "colo-guard", "xendomains")
+    yield "starts.txt", journal(module, since, "xendomains")
     for vm in names:
         config = read_json(CONFIGURATIONS / f"{vm}.json")
         yield f"{vm}/config.json", json.dumps(without_secrets(config), indent=2).encode()

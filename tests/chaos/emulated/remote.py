@@ -222,16 +222,6 @@ class RemoteHost:
         back = NO_FD if back_fd == NO_FD else os.dup(back_fd)
         return HelperProcess(ThreadHelper(domain, request, os.dup(stream_fd), back), "colo-save-helper")
 
-    def held(self) -> None:
-        """See Host: no toolstack starts anything here."""
-
-    def start(self, held: Any) -> None:
-        """See Host."""
-        raise NotImplementedError(held)
-
-    def forget_held(self) -> None:
-        """See Host."""
-
     def destroy(self, domid: int) -> None:
         """See Host."""
         self.ask("host", 0, "destroy", domid)

@@ -35,7 +35,7 @@ from colo_helper.monitor import monitor as monitor_module
 from colo_helper.monitor.monitor import Monitor, boot_id
 from colo_helper.monitor.sdnotify import Notifier
 from colo_helper.monitor.state import State
-from colo_helper.replication import active_copy, connect, ownership, secondary, succession, takeover
+from colo_helper.replication import active_copy, connect, ownership, succession, takeover
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import Conversation
 from colo_helper.replication.decisions import primary as primary_decisions
@@ -219,7 +219,6 @@ def _arrange(birth: Birth) -> None:
     primary_decisions.FIRST_RETRY_S, primary_decisions.LAST_RETRY_S = 0.03, 0.1
     ownership._ASK_AGAIN_S = succession.ASK_AGAIN_S = 0.02
     takeover.ASK_AGAIN_S = active_copy.ASK_AGAIN_S = succession.ASK_AGAIN_S
-    secondary.RENOUNCE_AGAIN_S = 0.05
     pump._MUTE_LOOK_S = 0.01
     page, index = birth.page, birth.index
     monitor_module.BOOT_ID = birth.directory / "boot_id"

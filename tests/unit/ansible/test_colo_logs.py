@@ -55,7 +55,7 @@ def test_everything_that_tells_what_happened_is_there_and_no_password(run: Runne
     assert sorted(held) == sorted(f"xa/{name}" for name in result["files"])
     assert held["xa/h1/state.json"] == b'{"phase": "replicating"}'
     assert held["xa/h1/journal.txt"] == b"journal --since=-1h --unit=colo-replicator@h1.service"
-    assert held["xa/starts.txt"] == b"journal --since=-1h --unit=colo-guard --unit=xendomains"
+    assert held["xa/starts.txt"] == b"journal --since=-1h --unit=xendomains"
     assert held["xa/h1/qemu-dm-h1.log"] == b"device model"
     assert held["xa/xl-list.txt"] == b"xl list -v"
     assert held["xa/bridges.txt"] == b"bridge failed", "what a tool complains of is kept"

@@ -23,7 +23,6 @@ from colo_helper.hypervisor import abi
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.hypervisor.interface import PAGE_BYTES, SpecialFrame
 from colo_helper.replication.guest import Guest, Mark
-from colo_helper.replication.held import Held
 from colo_helper.replication.host import HostError
 from colo_helper.replication.moved import MovesFile
 from colo_helper.stream.walk import Pages, walk_xl
@@ -126,9 +125,6 @@ class EmulatedHost:
     filters: dict[int, EmulatedFilters] = field(default_factory=dict)
     destroyed: list[int] = field(default_factory=list)
     refuse_restore: bool = False
-    #: What it did not start when it booted.
-    holds: Held | None = None
-    refuse_start: bool = False
     #: Whether it is being shut down.
     shuts_down: bool = False
     #: Where marks are kept for whoever comes after a crash.
@@ -177,19 +173,6 @@ class EmulatedHost:
             ThreadHelper(domain, request, os.dup(stream_fd), NO_FD if back_fd == NO_FD else os.dup(back_fd)),
             "colo-save-helper",
         )
-
-    def held(self) -> Held | None:
-        return self.holds
-
-    def start(self, held: Held) -> None:
-        assert held is self.holds
-        if self.refuse_start:
-            raise HostError("'xl create' failed with status 1: scripted.")
-        self.add("h1", running_guest(self.next_domid))
-        self.forget_held()
-
-    def forget_held(self) -> None:
-        self.holds = None
 
     def going_down(self) -> bool:
         return self.shuts_down

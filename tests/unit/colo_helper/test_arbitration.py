@@ -11,9 +11,7 @@ from colo_helper.channel.wire import Kind
 from colo_helper.hypervisor.interface import HypervisorError
 from colo_helper.monitor.monitor import boot_id
 from colo_helper.monitor.watch import STUCK_S
-from colo_helper.replication import secondary
 from colo_helper.replication.guest import Guest
-from colo_helper.replication.held import Held
 from tests.unit.colo_helper.arbitrated import (
     asks_in_vain,
     events,
@@ -444,83 +442,3 @@ def test_who_starts_anew_where_another_may_have_the_vm_keeps_it_off_the_network(
     )
     again.start().phase("primary", "replicating")
     assert on_network(both.primary_host)
-
-
-def after_a_boot(role):
-    return {**saved_while("replicating"), "role": role, "boot_id": "an earlier boot"}
-
-
-def test_after_both_hosts_lost_their_power_the_owner_starts_the_vm_once_the_copy_is_given_up(
-    pair, world, monkeypatch
-):
-    monkeypatch.setattr(secondary, "RENOUNCE_AGAIN_S", 0.02)
-    record = Record(VM, "xa", 1, PROTECTED, "xb has a copy", 1, "xb", "g1")
-    world.store.change(world.store.read(VM), record, 10)
-    world.cut("xb")
-    host = EmulatedHost(holds=Held("", "/etc/xen/auto/h1.cfg"))
-    host.domains["another"] = running_guest(4)
-    both = pair(
-        arbiters=world.ways,
-        output="hold",
-        primary_host=host,
-        p_saved=after_a_boot("primary"),
-        saved=after_a_boot("secondary"),
-    ).start()
-    both.phase("secondary", "waiting")
-    assert both.phase("primary", "awaiting_guest") == (
-        "h1 is not started from its configuration /etc/xen/auto/h1.cfg, because xb has a copy of h1 that may go on. It is "
-        "protected again when it runs."
-    )
-    world.mend()
-    world.now += 9
-    assert world.kept == ("xa", PROTECTED), "xa may have lived until then"
-    world.now += 1
-    both.replicating()
-    assert events(both, "secondary", "arbiter") == ["xb has no copy of h1 any more: it is xa's alone."]
-    assert events(both, "primary", "started") == [
-        "h1 was started from its configuration /etc/xen/auto/h1.cfg: nobody else has a copy of it that may run."
-    ]
-    assert world.kept == ("xa", PROTECTED)
-    assert host.holds is None
-
-
-def test_a_vm_that_was_taken_over_meanwhile_is_not_started(pair, world):
-    world.store.change(world.store.read(VM), Record(VM, "xb", 1, ALONE, "xa was lost", 1), 0)
-    host = EmulatedHost(holds=Held("/var/lib/xen/save/.colo-held/h1", ""))
-    host.domains["another"] = running_guest(4)
-    both = pair(
-        arbiters=world.ways, output="hold", primary_host=host, p_saved=after_a_boot("primary")
-    ).start()
-    assert "because h1 is xb's since epoch 1 (xa was lost)." in both.phase("primary", "awaiting_guest")
-    assert host.find(VM) is None
-
-
-def test_a_start_that_fails_is_tried_again_and_one_by_hand_is_left_to_operators(pair, world):
-    world.store.change(world.store.read(VM), Record(VM, "xa", 1, ALONE, "xb was lost", 1), 0)
-    host = EmulatedHost(holds=Held("", "/etc/xen/auto/h1.cfg"), refuse_start=True)
-    host.domains["another"] = running_guest(4)
-    both = pair(
-        arbiters=world.ways, output="hold", primary_host=host, p_saved=after_a_boot("primary")
-    ).start()
-    assert "'xl create' failed with status 1: scripted." in both.phase("primary", "awaiting_guest")
-    host.refuse_start = False
-    both.replicating()
-
-
-def test_by_hand_nothing_is_started_and_what_an_operator_starts_is_protected(pair):
-    host = EmulatedHost(holds=Held("", "/etc/xen/auto/h1.cfg"))
-    host.domains["another"] = running_guest(4)
-    both = pair(primary_host=host, p_saved=after_a_boot("primary")).start()
-    assert "nobody but an operator can tell" in both.phase("primary", "awaiting_guest")
-    host.add(VM, running_guest(5))
-    both.replicating()
-    assert host.holds is None
-
-
-def test_a_secondary_that_had_no_copy_gives_nothing_up(pair, world):
-    record = Record(VM, "xa", 1, PROTECTED, "xb has a copy", 1, "xb", "g1")
-    world.store.change(world.store.read(VM), record, 0)
-    both = pair(arbiters=world.ways, output="hold", only_secondary=True).start()
-    eventually(lambda: both.s_monitor.state.reason == "Waiting for the primary.", "it waits")
-    assert both.ask("secondary", "takeover")["code"] == "no_copy", "it has looked since"
-    assert world.kept == ("xa", PROTECTED)

@@ -8,7 +8,6 @@ import subprocess
 import pytest
 
 from colo_helper.guard import boot, toolstack
-from colo_helper.replication.held import Held, read_held
 
 #: How xendomains goes through its directories (xen-utils-common).
 _LOOK = """shopt -s nullglob; . "$1"
@@ -38,11 +37,7 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(toolstack, "SETTINGS", tmp_path / "settings")
     monkeypatch.setattr(toolstack, "INSTEAD", tmp_path / "run" / ".xendomains")
     monkeypatch.setattr(toolstack, "ALLOWED", tmp_path / "run" / ".xen-auto")
-    for name, directory in (
-        ("CONFIG", "vms/{vm}.json"),
-        ("STATE_DIR", "state/{vm}"),
-        ("RUN_DIR", "run/{vm}"),
-    ):
+    for name, directory in (("CONFIG", "vms/{vm}.json"), ("STATE_DIR", "state/{vm}")):
         monkeypatch.setattr(boot, name, str(tmp_path / directory))
     for name in ("h1", "h4"):
         (tmp_path / "vms" / f"{name}.json").write_text("{")  # what is in it is the replicator's matter
@@ -67,13 +62,12 @@ def test_of_protected_vms_nothing_is_started_and_of_others_everything(host):
     saved = host / "save" / toolstack.HELD / "h1"
     assert saved.read_text() == "memory of h1\n"
     assert (host / "auto" / "h1.cfg").exists(), "operators' files stay as they are"
-    assert read_held(host / "run" / "h1") == Held(str(saved), f"{host}/auto/h1.cfg")
-    assert read_held(host / "run" / "h4") is None
+    assert not (host / "state" / "h4").exists(), "nothing would have started it"
     (event,) = events(host)
     assert event["event"] == "held"
     assert event["sentence"] == (
-        f"xendomains does not start h1, which may run elsewhere; there is its saved memory {saved} and its configuration "
-        f"{host}/auto/h1.cfg."
+        f"xendomains does not start h1, which may run elsewhere. There is its memory as this host saved it, {saved} (xl "
+        f"restore) and its configuration {host}/auto/h1.cfg (xl create)."
     )
 
 
@@ -101,6 +95,13 @@ def test_without_anything_of_a_protected_vm_xendomains_sees_its_own_settings(hos
     assert not (host / "run" / ".xendomains").exists()
     (host / "settings").unlink()
     boot.main()
+
+
+def test_a_host_without_protected_vms_is_as_it_was(host):
+    for path in (host / "vms").iterdir():
+        path.unlink()
+    boot.main()
+    assert started(host) == ["memory of h1", "memory of h2", 'name = "h1"', 'name = "h3"']
 
 
 @pytest.mark.parametrize("broken", ["save", "run"])

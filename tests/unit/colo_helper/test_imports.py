@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "control": {"monitor"},
     "devices": set(),
     "exporter": {"control", "monitor"},
-    "guard": {"arbiter", "monitor", "replication"},
+    "guard": {"monitor", "replication"},
     "helper": {"stream", "memory", "hypervisor"},
     "hypervisor": {"memory", "stream"},
     "memory": set(),

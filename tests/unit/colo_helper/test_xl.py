@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from colo_helper.replication.held import Held, write_held
 from colo_helper.replication.host import HostError
 from colo_helper.replication.xl import XenHost, XlRestore, lock_out_older_helpers, physmap_entries
 
@@ -143,44 +142,3 @@ def test_a_domain_that_is_gone_needs_no_destroying(xl, host):
     xl('[ "$1" = domname ] && echo h1 || { echo refused >&2; exit 1; }')
     with pytest.raises(HostError, match="'xl destroy 5' failed with status 1: refused"):
         host.destroy(5)
-
-
-@pytest.fixture
-def holding(xl, host, tmp_path, monkeypatch):
-    """A host that has held a VM, where a unit of systemd's is what it runs; notes what xl is told."""
-    program = tmp_path / "systemd-run"
-    program.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done; shift; exec "$@"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    xl(f'echo "$@" >> {tmp_path}/told')
-    host._run_dir = tmp_path
-    return host
-
-
-def test_what_was_held_is_started_once_and_saved_memory_before_a_configuration(holding, tmp_path):
-    assert holding.held() is None
-    image = tmp_path / "h1"
-    image.write_bytes(b"memory")
-    write_held(tmp_path, Held(str(image), "/etc/xen/auto/h1.cfg"))
-    holding.start(holding.held())
-    assert (tmp_path / "told").read_text() == f"restore {image}\n"
-    assert not image.exists()
-    assert holding.held() is None
-    holding.start(Held("", "/etc/xen/auto/h1.cfg"))
-    assert (tmp_path / "told").read_text().splitlines()[1] == "create --defconfig /etc/xen/auto/h1.cfg"
-
-
-def test_what_cannot_be_started_stays_held(holding, xl, tmp_path):
-    image = tmp_path / "h1"
-    image.write_bytes(b"memory")
-    write_held(tmp_path, Held(str(image), ""))
-    xl("echo 'libxl: error: no memory' >&2; exit 1")
-    with pytest.raises(HostError, match=r"'xl restore .*' failed with status 1: libxl: error: no memory"):
-        holding.start(holding.held())
-    assert image.exists()
-    assert holding.held() == Held(str(image), "")
-    (tmp_path / "start.json").write_text("{")
-    with pytest.raises(HostError, match="What is held of the VM cannot be read"):
-        holding.held()
-    holding.forget_held()
-    assert holding.held() is None

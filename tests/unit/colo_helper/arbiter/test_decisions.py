@@ -4,15 +4,7 @@ import dataclasses
 
 import pytest
 
-from colo_helper.arbiter.decisions import (
-    Do,
-    handed_over,
-    primary_lost,
-    protected_by,
-    renounced,
-    secondary_lost,
-    start_refusal,
-)
+from colo_helper.arbiter.decisions import Do, handed_over, primary_lost, protected_by, secondary_lost
 from colo_helper.arbiter.record import (
     ALONE,
     PROTECTED,
@@ -86,36 +78,6 @@ def test_a_copy_that_is_not_what_the_vm_was_protected_by_never_runs(seen):
     ruling = primary_lost(seen, THERE, "h1", "g1", "silence", 5)
     assert ruling.do is Do.STOP
     assert ruling.sentence.startswith("h1 runs on xa (")
-
-
-def test_a_secondary_without_a_copy_gives_its_right_up_once_the_owners_lease_has_ended():
-    assert renounced(GUARDED, THERE, "h1", 5).do is Do.WAIT
-    ruling = renounced(LAPSED, THERE, "h1", 5)
-    assert (ruling.do, ruling.sentence) == (Do.CLAIM, "xb has no copy of h1 any more: it is xa's alone.")
-    assert ruling.record == Record("h1", HERE, 5, ALONE, "xb has no copy of h1 any more", 5)
-
-
-@pytest.mark.parametrize(
-    "seen",
-    [Seen(), of_alone(HERE), of_alone(THERE), Seen(dataclasses.replace(PAIR, secondary="xc"), 9)],
-    ids=["nobody's", "its primary's alone", "its own", "another host is its secondary"],
-)
-def test_who_has_no_right_has_none_to_give_up(seen):
-    assert renounced(seen, THERE, "h1", 5).do is Do.RUN
-
-
-@pytest.mark.parametrize(
-    ("seen", "why"),
-    [
-        (of_alone(HERE), ""),
-        (of_alone(THERE), "h1 is xb's since epoch 5 (xb was lost)"),
-        (GUARDED, "xb has a copy of h1 that may go on"),
-        (LAPSED, "xb has a copy of h1 that may go on"),
-        (Seen(), "the arbiter knows nothing of h1"),
-    ],
-)
-def test_only_the_owner_that_is_alone_starts_a_vm_that_does_not_run(seen, why):
-    assert start_refusal(seen, HERE, "h1") == why
 
 
 def test_who_has_taken_over_is_the_owner_however_often_it_asks():
