@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from colo_helper import __version__
@@ -46,6 +46,8 @@ class PrimarySession:
     conversation: Conversation
     check: Callable[[], None]
     before: str
+    #: Whether both hosts have the same release of Xen.
+    alike: bool = field(init=False, default=True)
 
     def run(self) -> tuple[Cause, str]:
         """Protect the guest until somebody stops it, or until the roles are swapped; raises SessionEndedError otherwise."""
@@ -64,6 +66,7 @@ class PrimarySession:
         refusal = pair_refusal(self.host.release, str(theirs.get("release")))
         if refusal:
             raise SessionEndedError(Cause.LOCAL_ERROR, refusal)
+        self.alike = theirs.get("release") == self.host.release
         vm, peer = self.config.vm, self.config.peer_name
         begin = beginning(vm, peer, self.monitor.state.generation, str(theirs.get("holds", "")))
         if begin.action == "refuse":
@@ -165,6 +168,7 @@ class PrimarySession:
             self.ownership.obey,
             differing,
             self.monitor.state.epoch,
+            self.alike,
         )
         try:
             epochs.run()

@@ -106,19 +106,34 @@ def fields(text: str) -> tuple[Field, ...]:
     return tuple(found)
 
 
-def compare_pieces(ours: Sequence[Piece], theirs: Sequence[Piece]) -> list[Difference]:
-    """Return what differs, piece by piece; a piece that only one side has is a difference of its whole body."""
+def compare_pieces(ours: Sequence[Piece], theirs: Sequence[Piece], unlike: str = "") -> list[Difference]:
+    """Return what differs, piece by piece; a piece that only one side has is a difference of its whole body.
+
+    ``unlike``: why a piece whose body has another length on each side is not compared; empty when it is.
+    """
     other = {piece.key: piece for piece in theirs}
     different: list[Difference] = []
     for piece in ours:
         twin = other.pop(piece.key, None)
-        different += _compare_piece(piece, twin) if twin else [_alone(piece, "primary")]
+        if twin and unlike and len(twin.body) != len(piece.body):
+            different.append(_not_compared(piece, twin, unlike))
+        else:
+            different += _compare_piece(piece, twin) if twin else [_alone(piece, "primary")]
     return different + [_alone(piece, "secondary") for piece in other.values()]
 
 
 def _alone(piece: Piece, side: str) -> Difference:
     reason = f"Only the {side} has it. {UNEXPLAINED}"
     return Difference(*piece.key, "all of it", 0, len(piece.body), reason)
+
+
+def _not_compared(ours: Piece, theirs: Piece, unlike: str) -> Difference:
+    reason = f"{_lengths(ours, theirs)} {unlike}"
+    return Difference(*ours.key, "all of it", 0, len(ours.body), reason, explained=True)
+
+
+def _lengths(ours: Piece, theirs: Piece) -> str:
+    return f"It has {len(ours.body)} bytes on the primary, {len(theirs.body)} on the secondary."
 
 
 def _compare_piece(ours: Piece, theirs: Piece) -> Iterator[Difference]:
@@ -128,10 +143,7 @@ def _compare_piece(ours: Piece, theirs: Piece) -> Iterator[Difference]:
         shorter, longer = sorted((ours.body, theirs.body), key=len)
         at, more = len(shorter), len(longer) - len(shorter)
         explained = bool(ours.layout.extended) and not any(longer[at:])
-        reason = (
-            f"It has {len(ours.body)} bytes on the primary, {len(theirs.body)} on the secondary. "
-            f"{ours.layout.extended if explained else UNEXPLAINED}"
-        )
+        reason = f"{_lengths(ours, theirs)} {ours.layout.extended if explained else UNEXPLAINED}"
         yield Difference(*ours.key, "length", at, more, reason, explained)
         ours, theirs = ours._replace(body=ours.body[:at]), theirs._replace(body=theirs.body[:at])
     covered = bytearray(len(ours.body))

@@ -144,6 +144,17 @@ def test_a_piece_that_one_side_has_and_lengths_that_differ():
     assert found[3].reason.startswith("Only the secondary has it.")
 
 
+def test_what_device_models_of_two_releases_lay_out_in_different_ways_is_not_compared_and_said_so():
+    ours = [Piece("fw_cfg", 0, b"1"), Piece("rtc", 0, b"12"), Piece("gone", 0, b"1")]
+    found = compare_pieces(ours, [Piece("fw_cfg", 0, b"234"), Piece("rtc", 0, b"13")], "Not compared.")
+    assert [(d.record, d.field, d.explained) for d in found] == [
+        ("fw_cfg", "all of it", True),
+        ("rtc", "", False),
+        ("gone", "all of it", False),
+    ]
+    assert found[0].reason == "It has 1 bytes on the primary, 3 on the secondary. Not compared."
+
+
 @pytest.mark.parametrize(
     ("name", "more", "explained"), [("LAPIC", 0, True), ("LAPIC", 1, False), ("PIC", 0, False)]
 )

@@ -184,9 +184,9 @@ def test_verify_names_a_frame_that_differs_without_a_reason(pair):
     assert both.ask("primary", "checkpoint")["ok"] is True
 
 
-def holding_state(pair):
+def holding_state(pair, **hosts):
     """A pair whose guest has a CPU and devices as Xen and QEMU describe them."""
-    both = pair().start().replicating()
+    both = pair(**hosts).start().replicating()
     both.both_run()
     both.guest.context = seeds.hvm_context(rax=7, tsc=100)
     both.primary_host.devices[3].state = seeds.device_state(seconds=1)
@@ -233,6 +233,16 @@ def test_verify_names_what_differs_in_cpu_and_devices(pair):
         ("e1000", 39, 1)
     ]
     assert both.ask("primary", "checkpoint")["ok"] is True
+
+
+@pytest.mark.parametrize(("release", "explained"), [("4.20", True), ("4.17", False)])
+def test_a_section_of_another_device_models_layout_is_not_compared(pair, release, explained):
+    both = holding_state(pair, secondary_host=EmulatedHost(release=release))
+    both.secondary_host.devices[7].save_state = lambda: seeds.device_state(seconds=1, nic=bytes(44))
+    devices = both.ask("primary", "verify")["state"]["devices"]
+    assert [one["record"] for one in devices["different"]] == ["e1000"]
+    assert (devices["unexplained"] == []) is explained
+    assert ("The device models are of different releases" in devices["different"][0]["reason"]) is explained
 
 
 def test_what_cannot_be_split_is_compared_all_the_same(pair):
