@@ -32,7 +32,7 @@ def starting(installed, vm, witness, play):
     installed()
     protect(play, witness, "xa", "xb")
     for host in HOSTS:
-        vm.on(host, f"mkdir -p /etc/xen/auto && ln -s /etc/xen/lab/h1.cfg {AUTO}")
+        vm.on(host, f"mkdir -p /etc/xen/auto && ln -s /etc/xen/lab/h1.cfg {AUTO} && sync")
     return vm
 
 
