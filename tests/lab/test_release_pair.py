@@ -45,8 +45,8 @@ def test_it_goes_to_the_newer_release_and_is_unprotected_there(protected, settin
         assert UNPROTECTED in moved.text
         after = client.write("after")
         assert (after.writes, after.counter > before.counter) == (before.writes + 1, True)
-        assert protected.status(NEW)["running"]
-        assert not protected.status(OLD)["running"]
+        assert [protected.written(host)["phase"] for host in (OLD, NEW)] == ["standby", "unprotected"]
+        assert "p" in protected.on(OLD, "xl list h1 | tail -1").split()[4], "what was the VM stands still"
         assert play("status").code != 0, "it says that the VM is not protected"
     finally:
         client.close()
