@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from bench.protection import protected
 from bench.tables import machine, table
 from colo_helper.quantiles import nearest_rank
-from lab import guests
 from lab.guests import Client
 from lab.lab import Lab
 from lab.settings import Settings, here
 from tests.lab.protected_vm import ProtectedVm
 
 _GUEST = "h1"
-_TIMEOUT_S = 600
 _MODES = ("compare", "hold")
 
 
@@ -85,7 +83,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = here()
     Lab(settings, print).up()
-    guests.wait_answer(settings, _GUEST, _TIMEOUT_S)
+    ProtectedVm(settings).have_guest("xa")
     found = {"alone": both_kinds(settings, arguments.answers, lambda: 0)}
     found.update({mode: measured(settings, arguments.answers, mode) for mode in _MODES})
     head = ("", "p50 ms", "p99 ms", "p50 of alone", "checkpoints/min", "checkpoints an answer")
