@@ -71,8 +71,8 @@ class PrimarySide(Side[PrimaryRouter]):
     """The packets of the primary's guest; they flow as before until the first ``cut``. Raises DeviceError.
 
     A packet waits for the secondary ``latency_s`` at most, and then for a checkpoint, and leaves only while ``permits`` says
-    so. ``moves`` are of connections that the
-    guest has taken over from an earlier primary; they are moved as long as this is not closed.
+    so. ``moves`` are of connections that the guest has taken over from an earlier primary; they are moved as long as this is
+    not closed.
     """
 
     def __init__(
