@@ -78,15 +78,12 @@ def show_only(directory: Path, configurations: Iterable[Path]) -> None:
     ALLOWED.mkdir(mode=0o755)
     for path in configurations:
         (ALLOWED / path.name).symlink_to(directory / path.name)
-    _instead(b"XENDOMAINS_AUTO=%s" % str(ALLOWED).encode())
+    line = b"\n# By colo-helper guard:\nXENDOMAINS_AUTO=%s\n" % str(ALLOWED).encode()
+    temporary = INSTEAD.with_name(f"{INSTEAD.name}.new")
+    temporary.write_bytes(SETTINGS.read_bytes() + line)
+    temporary.rename(INSTEAD)
 
 
 def show_all() -> None:
     """Have xendomains see its own settings."""
     INSTEAD.unlink(missing_ok=True)
-
-
-def _instead(line: bytes) -> None:
-    temporary = INSTEAD.with_name(f"{INSTEAD.name}.new")
-    temporary.write_bytes(SETTINGS.read_bytes() + b"\n# By colo-helper guard:\n" + line + b"\n")
-    temporary.rename(INSTEAD)

@@ -16,13 +16,9 @@ _BOOT_TIMEOUT_S, _COPY_TIMEOUT_S = 600, 900
 AUTO = "/etc/xen/auto/h1.cfg"
 
 
-def sides(witness, primary, secondary):
-    arbiter = {"endpoints": [witness.url]}
-    return {"primary": primary, "secondary": secondary, "peer_timeout_ms": 20_000, "arbiter": arbiter}
-
-
 def protect(play, witness, primary, secondary):
-    vms = {"h1": sides(witness, primary, secondary)}
+    hosts = {"primary": primary, "secondary": secondary, "peer_timeout_ms": 20_000}
+    vms = {"h1": {**hosts, "arbiter": {"endpoints": [witness.url]}}}
     assert play("protect", extra={"colo_vm": "h1", "colo_vms": vms}).code == 0
 
 

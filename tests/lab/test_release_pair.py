@@ -21,7 +21,7 @@ UNPROTECTED = "h1 runs on xb, unprotected. h1: its primary xb runs Xen 4.20 and 
 @pytest.fixture(scope="module", autouse=True)
 def _two_releases(request):
     if request.config.getoption("--debian") != "12,13":
-        pytest.skip("the lab's hosts have one release")
+        pytest.skip("the lab's hosts have one release")  # and a lab of two is another lab, made from nothing
 
 
 def test_the_copy_of_an_older_releases_guest_is_equal(protected, settings, play):
