@@ -20,7 +20,6 @@ def write_inventory(settings: Settings, ports: dict[str, int]) -> None:
         }
         for name in HOSTS
     }
-    first, second = HOSTS
     inventory = {
         "all": {
             "children": {"colo_hosts": {"hosts": hosts}},
@@ -30,17 +29,15 @@ def write_inventory(settings: Settings, ports: dict[str, int]) -> None:
                 "ansible_ssh_private_key_file": str(controller_key(settings)),
                 "ansible_ssh_common_args": ssh_options,
                 "ansible_control_path_dir": str(settings.ssh_dir),
-                "colo_vms": {
-                    "h1": {
-                        "primary": first,
-                        "secondary": second,
-                        "interval_ms": 2000,
-                        "latency_ms": 2000,
-                        "peer_timeout_ms": 10000,
-                        "bridge": "xenbr0",
-                    }
-                },
+                "colo_vms": vms("h1"),
             },
         }
     }
     (settings.state_dir / "inventory.yml").write_text(json.dumps(inventory, indent=2) + "\n")
+
+
+def vms(*guests: str) -> dict[str, dict[str, object]]:
+    """Return colo_vms with these guests, from the first host to the second, with times for hosts that are emulated."""
+    first, second = HOSTS
+    slow = {"interval_ms": 2000, "latency_ms": 2000, "peer_timeout_ms": 10000}
+    return {guest: {"primary": first, "secondary": second, **slow, "bridge": "xenbr0"} for guest in guests}

@@ -7,11 +7,12 @@ import pytest
 
 from lab import ssh
 from lab.errors import LabError
+from lab.inventory import vms
 from lab.lab import Lab
 from lab.playbooks import play as play_on_lab
 from lab.settings import HOSTS, here
 from tests.lab.arbiter import WitnessHost
-from tests.lab.protected_vm import ProtectedVm
+from tests.lab.protected_vm import GUEST, ProtectedVm
 
 
 def pytest_addoption(parser):
@@ -53,7 +54,7 @@ def installed(lab, settings, play):
                 ssh.run(settings, host, f"test -e {mark}")
         except LabError:  # reset since, or never made ready
             lab.reset(with_guest=True)
-            assert play("site").code == 0
+            assert play("site", extra={"colo_vms": vms("h1", GUEST)}).code == 0
             for host in HOSTS:
                 ssh.run(settings, host, f"touch {mark}")
 

@@ -1,6 +1,7 @@
 """A VM while it is protected, seen from the controller: what its replicators say and do."""
 
 import json
+import os
 import time
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from lab.errors import LabError
 from lab.settings import HOSTS, Settings, address, host_number
 
 HELPER = "/opt/colo-helper/current/bin/colo-helper"
+#: The guest of the tests that can do with any: h1 has virtio-net, h2 e1000.
+GUEST = os.environ.get("COLO_GUEST", "h1")
 _WAIT_S = 120
 _BOOT_S = 600
 

@@ -20,13 +20,12 @@ from lab.guests import Client
 from lab.settings import HOSTS
 from tests.lab.kept_pair import KeptPair
 from tests.lab.load import PACES_S, Clients, Writer, compare_many
-from tests.lab.protected_vm import ProtectedVm
+from tests.lab.protected_vm import GUEST, ProtectedVm
 
 pytestmark = pytest.mark.full
 
 ROUNDS = int(os.environ.get("COLO_POWER_OFFS", "20"))
 VERIFIES = int(os.environ.get("COLO_VERIFIES", "1"))
-GUEST = os.environ.get("COLO_GUEST", "h1")
 SEED = int(os.environ.get("COLO_SEED", "1"))
 PRIMARY, SECONDARY = HOSTS
 _ANSWER_TIMEOUT_S = 120
