@@ -11,7 +11,7 @@ from typing import Any
 
 from colo_helper import __version__
 from colo_helper.control.look import STATE_ROOT, known_vms, look
-from colo_helper.control.protocol import VERBS
+from colo_helper.control.protocol import CAPTURE_S, LONGEST_CAPTURE_S, VERBS
 
 
 def dispatch(arguments: Sequence[str]) -> int:
@@ -41,6 +41,12 @@ def dispatch(arguments: Sequence[str]) -> int:
     ctl.add_argument("--reason", default="", help="why, for the record")
     ctl.add_argument(
         "--forced", action="store_true", help="you answer for it that no other copy of the VM runs"
+    )
+    ctl.add_argument(
+        "--seconds",
+        type=_whole(1, LONGEST_CAPTURE_S),
+        default=CAPTURE_S,
+        help=f"how long 'capture' lasts ({CAPTURE_S})",
     )
     probe = commands.add_parser("probe", help="measure the way to the peer of a VM, or say why there is none")
     _add_probe_arguments(probe)
@@ -162,7 +168,9 @@ def _ctl(chosen: argparse.Namespace) -> int:
     from colo_helper.control.protocol import RefusedError, refusal  # noqa: PLC0415
 
     try:
-        answer = ask(chosen.vm, chosen.verb, reason=chosen.reason, forced=chosen.forced)
+        answer = ask(
+            chosen.vm, chosen.verb, reason=chosen.reason, forced=chosen.forced, seconds=chosen.seconds
+        )
     except RefusedError as error:
         answer = refusal(error.code, str(error))
     _say(json.dumps(answer, indent=1))

@@ -6,7 +6,7 @@ import json
 import socket
 from typing import Any
 
-from colo_helper.control.protocol import CONTROL_SOCKET, RefusedError
+from colo_helper.control.protocol import CAPTURE_S, CONTROL_SOCKET, RefusedError
 
 
 def ask(
@@ -17,6 +17,7 @@ def ask(
     *,
     reason: str = "",
     forced: bool = False,
+    seconds: int = CAPTURE_S,
 ) -> dict[str, Any]:
     """Send one request (see protocol.Request) to a VM's replicator and return its answer.
 
@@ -27,7 +28,8 @@ def ask(
         channel.settimeout(timeout_s)
         try:
             channel.connect(where)
-            channel.sendall(json.dumps({"verb": verb, "reason": reason, "forced": forced}).encode() + b"\n")
+            request = {"verb": verb, "reason": reason, "forced": forced, "seconds": seconds}
+            channel.sendall(json.dumps(request).encode() + b"\n")
             with channel.makefile("rb") as file:
                 line = file.readline()
         except OSError as error:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Replace ``path`` by a JSON object: temporary file, fsync, rename. Raises OSError; the old file then stays."""
+def write_file(path: Path, write: Callable[[BinaryIO], object], mode: int = 0o600) -> None:
+    """Replace ``path`` by what ``write`` writes: temporary file, fsync, rename. Raises OSError; the old file then stays."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
-            file.write("\n")
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Replace ``path`` by a JSON object that everybody may read; see ``write_file``."""
+    data = json.dumps(value, indent=1).encode() + b"\n"
+    write_file(path, lambda file: file.write(data), 0o644)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from colo_helper.monitor.files import append_line, write_json
+from colo_helper.monitor.files import append_line, write_file, write_json
 from colo_helper.monitor.recent import Recent
 from colo_helper.monitor.sdnotify import Notifier
 from colo_helper.monitor.state import Checkpoint, State
@@ -139,6 +140,12 @@ class Monitor:
     def verification(self, result: dict[str, Any]) -> None:
         """Write ``verify.json``."""
         self._write("verify.json", {"format": 1, **result, "completed": now_utc()})
+
+    def keep(self, name: str, write: Callable[[BinaryIO], object]) -> Path:
+        """Have a file written beside the state that only root may read; returns its path. Raises OSError."""
+        path = self._directory / name
+        write_file(path, write)
+        return path
 
     def event(self, event: str, sentence: str, **fields: Any) -> None:  # noqa: ANN401  (any JSON value)
         """Append to ``events.jsonl`` and to the journal (stderr)."""

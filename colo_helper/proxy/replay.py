@@ -1,8 +1,7 @@
-"""Feeds two captures into the comparator: ``python -m colo_helper.proxy.replay PRIMARY.pcap SECONDARY.pcap``.
+"""Feeds a capture into the comparator anew: ``python -m colo_helper.proxy.replay CAPTURE.pcapng``.
 
-Each file is what one copy of the guest sent, captured at its tap. Packets are taken in the order of their times, so both hosts'
-clocks should agree. A checkpoint that is needed counts as made at once: from then on the secondary's sequence numbers are moved
-to the primary's. Its content is what was captured, so streams that have lost their step do not find it again.
+``colo-helper ctl VM capture`` makes one. The checkpoints are those that were made then, so what is asked for here, perhaps
+with other limits, gets the next of them; a checkpoint is asked for once until then.
 """
 
 from __future__ import annotations
@@ -11,126 +10,125 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from heapq import merge
 from pathlib import Path
 
+from colo_helper.proxy.capture import Mark, Reached, Sent, Whose, read_capture
 from colo_helper.proxy.compare import Comparator
-from colo_helper.proxy.packet import SYN, Kind, Packet, parse
-from colo_helper.proxy.pcap import Captured, PcapError, read_pcap
-from colo_helper.proxy.sequence import MASK
-from colo_helper.proxy.verdicts import Checkpoint, Counters, Limits, Verdict
+from colo_helper.proxy.packet import parse
+from colo_helper.proxy.pcapng import PcapngError
+from colo_helper.proxy.verdicts import Checkpoint, Limits, Verdict
 
 
-@dataclass(frozen=True)
+@dataclass
 class Replayed:
-    """What came of it: the counters, each checkpoint with its time, and how many packets left without one."""
+    """What came of it: packets of both, how many left without a checkpoint, what was made, and what was asked for, and when."""
 
-    counters: Counters
-    agreed: int
-    checkpoints: list[tuple[float, Checkpoint]] = field(default_factory=list)
+    primary: int = 0
+    secondary: int = 0
+    agreed: int = 0
+    made: int = 0
+    start_s: float = 0.0
+    end_s: float = 0.0
+    asked: list[tuple[float, Checkpoint]] = field(default_factory=list)
 
 
-class _Numbers:
-    """What the initial sequence numbers were, and by how much the secondary's are moved since a checkpoint."""
+class Replay:
+    """The comparators of all NICs, given what ``traffic.primary`` was given."""
 
-    def __init__(self) -> None:
-        self._initial: dict[bool, dict[bytes, int]] = {True: {}, False: {}}
-        self._moved: dict[bytes, int] = {}
+    def __init__(self, limits: Limits) -> None:
+        self.found = Replayed()
+        self._limits = limits
+        self._comparators: dict[int, Comparator] = {}
+        self._waits = False
+        #: What comes between a cut and the moment when the secondary runs from it.
+        self._between: list[Sent] | None = None
 
-    def take(self, packet: Packet, is_primary: bool) -> None:
-        """Note the number of a SYN, or move that of another segment."""
-        if packet.kind is not Kind.TCP:
+    def take(self, kept: Sent | Reached) -> None:
+        """Take the next thing that happened."""
+        self.found.start_s = self.found.start_s or kept.time_s
+        self.found.end_s = kept.time_s
+        if isinstance(kept, Reached):
+            self._reach(kept)
+        elif kept.whose is not Whose.NETWORK:
+            self._expire(kept.time_s)
+            self._send(kept)
+
+    def _reach(self, reached: Reached) -> None:
+        if reached.mark is Mark.CUT:
+            self._expire(reached.time_s)
+            self.found.made += 1
+            for comparator in self._comparators.values():
+                comparator.checkpointed()
+            self._waits, self._between = False, []
             return
-        if packet.flags & SYN:
-            self._initial[is_primary][packet.flow] = packet.seq
-            self._moved.pop(packet.flow, None)
-        elif not is_primary:
-            packet.seq = (packet.seq + self._moved.get(packet.flow, 0)) & MASK
+        between, self._between = self._between or [], None
+        for sent in sorted(between, key=lambda one: one.whose is Whose.SECONDARY):
+            self._send(sent._replace(time_s=reached.time_s))
 
-    def checkpointed(self) -> None:
-        """Move all connections that both sides have opened."""
-        ours, theirs = self._initial[True], self._initial[False]
-        self._moved = {flow: ours[flow] - theirs[flow] for flow in ours.keys() & theirs.keys()}
+    def _send(self, sent: Sent) -> None:
+        if self._between is not None:
+            self._between.append(sent)
+            return
+        comparator = self._comparators.setdefault(sent.nic, Comparator(self._limits))
+        if sent.whose is Whose.PRIMARY:
+            self.found.primary += 1
+            self._conclude(comparator.primary(parse(sent.frame), sent.time_s), sent.time_s)
+        else:
+            self.found.secondary += 1
+            self._conclude(comparator.secondary(parse(sent.frame), sent.time_s), sent.time_s)
 
+    def _expire(self, until_s: float) -> None:
+        """Nothing is late while a checkpoint is asked for, or the secondary stands still."""
+        for comparator in self._comparators.values():
+            while not self._waits and self._between is None:
+                due_s = comparator.deadline()
+                if due_s is None or due_s > until_s:
+                    break
+                self._conclude(comparator.expire(due_s), due_s)
 
-def replay(primary: Iterable[Captured], secondary: Iterable[Captured], limits: Limits) -> Replayed:
-    """Feed the frames of both sides into a comparator, by time."""
-    comparator = Comparator(limits)
-    checkpoints: list[tuple[float, Checkpoint]] = []
-    agreed = 0
-    numbers = _Numbers()
-
-    def take(verdict: Verdict, now_s: float) -> None:
-        nonlocal agreed
-        agreed += len(verdict.release)
-        if verdict.checkpoint:
-            checkpoints.append((now_s, verdict.checkpoint))
-            comparator.checkpointed()
-            numbers.checkpointed()
-
-    def expire(until_s: float) -> None:
-        while (due_s := comparator.deadline()) is not None and due_s <= until_s:
-            take(comparator.expire(due_s), due_s)
-
-    ours = ((captured.time_s, True, captured.frame) for captured in primary)
-    theirs = ((captured.time_s, False, captured.frame) for captured in secondary)
-    for now_s, is_primary, frame in merge(ours, theirs, key=lambda item: item[0]):
-        expire(now_s)
-        packet = parse(frame)
-        numbers.take(packet, is_primary)
-        take((comparator.primary if is_primary else comparator.secondary)(packet, now_s), now_s)
-    expire(float("inf"))
-    return Replayed(comparator.counters, agreed, checkpoints)
+    def _conclude(self, verdict: Verdict, now_s: float) -> None:
+        self.found.agreed += len(verdict.release)
+        if verdict.checkpoint and not self._waits:
+            self._waits = True
+            self.found.asked.append((now_s, verdict.checkpoint))
 
 
-def report(result: Replayed) -> Iterator[str]:
+def replay(kept: Iterable[Sent | Reached], limits: Limits) -> Replayed:
+    """Feed all of a capture."""
+    running = Replay(limits)
+    for one in kept:
+        running.take(one)
+    return running.found
+
+
+def report(found: Replayed) -> Iterator[str]:
     """Yield the lines that are printed."""
-    counters = result.counters
-    yield f"{counters.primary} packets of the primary, {counters.secondary} of the secondary"
-    yield f"{result.agreed} released without a checkpoint, {counters.primary - result.agreed} after one"
-    total = sum(counters.checkpoints.values())
-    yield f"{total} checkpoints" + "".join(
-        f", {cause.name.lower()} {count}" for cause, count in sorted(counters.checkpoints.items(), key=str)
+    yield (
+        f"{found.primary} packets of the primary, {found.secondary} of the secondary, {found.made} checkpoints made, "
+        f"in {found.end_s - found.start_s:.1f} s"
     )
-    start = result.checkpoints[0][0] if result.checkpoints else 0.0
-    for time_s, checkpoint in result.checkpoints:
-        yield f"{time_s - start:+10.3f} s {checkpoint.cause.name.lower()}: {checkpoint.sentence}"
-
-
-def _frames(path: Path, mac: bytes) -> Iterator[Captured]:
-    with path.open("rb") as file:
-        for captured in read_pcap(str(path), file):
-            if captured.frame[6:12].startswith(mac):
-                yield captured
-
-
-def _mac(text: str) -> bytes:
-    mac = bytes.fromhex(text.replace(":", ""))
-    if len(mac) != 6:
-        raise argparse.ArgumentTypeError(f"{text} is not a MAC address of six bytes")
-    return mac
+    yield f"{found.agreed} left without a checkpoint, {found.primary - found.agreed} needed one"
+    yield f"{len(found.asked)} checkpoints asked for"
+    for time_s, checkpoint in found.asked:
+        yield f"{time_s - found.start_s:+10.3f} s {checkpoint.cause.name.lower()}: {checkpoint.sentence}"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 2 when a file cannot be read."""
+    """Run the command line; returns the exit status: 2 when the file cannot be read."""
     parser = argparse.ArgumentParser(prog="replay", description=__doc__.splitlines()[0])
     usual = Limits()
-    parser.add_argument("primary", type=Path, metavar="PRIMARY.pcap")
-    parser.add_argument("secondary", type=Path, metavar="SECONDARY.pcap")
-    parser.add_argument("--guest-mac", type=_mac, default=b"", help="only what has this source address")
+    parser.add_argument("capture", type=Path, metavar="CAPTURE.pcapng")
     parser.add_argument("--secondary-ms", type=float, default=1000 * usual.secondary_s)
     parser.add_argument("--primary-ms", type=float, default=1000 * usual.primary_s)
     options = parser.parse_args(arguments)
     limits = Limits(secondary_s=options.secondary_ms / 1000, primary_s=options.primary_ms / 1000)
     try:
-        primary, secondary = (
-            _frames(path, options.guest_mac) for path in (options.primary, options.secondary)
-        )
-        result = replay(primary, secondary, limits)
-    except (OSError, PcapError) as error:
+        with options.capture.open("rb") as file:
+            found = replay(read_capture(str(options.capture), file), limits)
+    except (OSError, PcapngError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    sys.stdout.write("\n".join(report(result)) + "\n")
+    sys.stdout.write("\n".join(report(found)) + "\n")
     return 0
 
 

@@ -22,6 +22,7 @@ from colo_helper.memory.bitmap import DirtyBitmap
 from colo_helper.memory.encoding import pack_bitmap
 from colo_helper.monitor.monitor import Monitor
 from colo_helper.proxy.policy import Bounds, Interval
+from colo_helper.replication.capturing import Capturing
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import STEP_TIMEOUT_S, Conversation, number
 from colo_helper.replication.decisions.primary import Idle, guest_ended, idle_step
@@ -87,6 +88,7 @@ class PrimaryEpochs(SavingParent):
     #: What the secondary was told last of the connections that were taken over from another primary.
     _moves: Moves | None = None
     _held: list[bytes] = field(default_factory=list)
+    _capturing: Capturing = field(init=False)
     #: Whether the secondary's copy may be, or is, the VM now.
     handed_over: bool = False
     switched: bool = False
@@ -96,6 +98,7 @@ class PrimaryEpochs(SavingParent):
     def __post_init__(self) -> None:
         config = self.config
         least = min(config.min_interval_ms, config.interval_ms) if config.comparing else config.interval_ms
+        self._capturing = Capturing(config, self.monitor, self.packets)
         self._pace = Pace(Bounds(config.latency_ms, least, config.interval_ms))
         self._interval = Interval(config.interval_ms, "The first checkpoint is not made yet.")
 
@@ -128,6 +131,7 @@ class PrimaryEpochs(SavingParent):
         finally:
             outlet.close()
             os.close(stream_out)
+            self._capturing.close()
         if not outcome.succeeded:
             self._let_run()
             self.conversation.check()
@@ -150,7 +154,9 @@ class PrimaryEpochs(SavingParent):
         with self._run_on_failure():
             self.packets.halting()
             self.guest.halt()
+            self._capturing.before_cut()
             self.packets.cut(self.epoch)
+            self._capturing.after_cut()
             if ended := guest_ended(self.config.vm, self.guest.domain.info()):
                 raise ended
             self.guest.save_devices()
@@ -292,6 +298,9 @@ class PrimaryEpochs(SavingParent):
         self._figures = dict.fromkeys(COUNTS, 0)
         self._requests = list(self.inbox.requests)  # those that come from now on get the next checkpoint
         self._verified = None
+        for request in self._requests:
+            if request.verb == "capture":
+                self._capturing.ask(request)
         if not self._first:  # the copy stands still at the first
             self._sent_bytes += self.conversation.send(Kind.SUSPEND, {"epoch": self.epoch})
 
@@ -371,4 +380,6 @@ class PrimaryEpochs(SavingParent):
             self.monitor.event("verified", verdict(verified))
         for request in self._requests:
             self.inbox.requests.remove(request)
-            request.succeed(verified if request.verb == "verify" and verified else record.to_json())
+            if request.verb != "capture":
+                request.succeed(verified if request.verb == "verify" and verified else record.to_json())
+        self._capturing.checkpointed()

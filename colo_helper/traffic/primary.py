@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from colo_helper.proxy.capture import Capture, Mark, Whose
 from colo_helper.proxy.compare import Comparator
 from colo_helper.proxy.verdicts import Cause, Checkpoint, Limits, Verdict
 from colo_helper.traffic.framing import RawFrame
@@ -40,6 +41,8 @@ class PrimaryRouter:
     #: A cut was made, and the secondary does not run from it yet.
     pending: bool = False
     asked: Checkpoint | None = None
+    #: Where all that is compared is noted down, while somebody wants it.
+    capture: Capture | None = None
     _standing: bool = False
     #: The device model is asked for something, and must not wait for us to read.
     _obeying: bool = False
@@ -66,7 +69,12 @@ class PrimaryRouter:
             return
         if self.open:
             self._leave(nic, frames)
-        elif self.pending:
+        else:
+            self._note(Whose.PRIMARY, nic, frames, now_s)
+            self._take(nic, frames, now_s)
+
+    def _take(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
+        if self.pending:
             self._later += ((nic, frame) for frame in frames)
             self._later_bytes += sum(len(frame.data) for frame in frames)
         elif not self.comparing:
@@ -84,15 +92,20 @@ class PrimaryRouter:
             frames = self.moved.to_guest(nic, frames, now_s)
             self.out.to_guest(nic, frames)
         if not self.open and self.comparing:
+            self._note(Whose.NETWORK, nic, frames, now_s)
             self.out.to_peer(self.epoch, nic, frames)
 
     def from_peer(self, epoch: int, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
         """See Router. What the secondary sent before the last checkpoint was applied is void."""
         if self.open or epoch != self.epoch or nic >= self.nics:
             return
+        self._note(Whose.SECONDARY, nic, frames, now_s)
         if self.pending:
             self._early += ((nic, frame) for frame in frames[: _EARLY_FRAMES - len(self._early)])
-            return
+        else:
+            self._hear(nic, frames, now_s)
+
+    def _hear(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
         for frame in frames:
             self._conclude(nic, self._comparators[nic].secondary(frame.packet(), now_s))
 
@@ -127,6 +140,8 @@ class PrimaryRouter:
         """The guest stands still, and all that it has sent was taken: what comes from now on is of ``epoch``."""
         self.open, self.pending, self.epoch = False, True, epoch
         self._early.clear()
+        if self.capture is not None:
+            self.capture.reached(Mark.CUT, epoch, self.clock())
 
     def resumed(self) -> None:
         """The guest runs on, and may be held back again; it gets what came meanwhile."""
@@ -146,10 +161,12 @@ class PrimaryRouter:
         later, self._later, self._later_bytes = self._later, [], 0
         early, self._early = self._early, []
         now_s = self.clock()
+        if self.capture is not None:
+            self.capture.reached(Mark.RUN, self.epoch, now_s)
         for nic, frame in later:
-            self.from_guest(nic, [frame], now_s)
+            self._take(nic, [frame], now_s)
         for nic, frame in early:
-            self.from_peer(self.epoch, nic, [frame], now_s)
+            self._hear(nic, [frame], now_s)
 
     def release_all(self) -> None:
         """There is no secondary any more: everything leaves at once, from now on as well."""
@@ -187,6 +204,11 @@ class PrimaryRouter:
             asked = sum(one.counters.checkpoints[cause] for one in self._comparators)
             found[f"asked_{cause.name.lower()}"] = asked
         return found
+
+    def _note(self, whose: Whose, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
+        if self.capture is not None:
+            for data, vnet_bytes in frames:
+                self.capture.sent(whose, nic, data[vnet_bytes:], now_s)
 
     def _hold(self, nic: int, frames: Sequence[RawFrame]) -> None:
         self._held += ((nic, frame) for frame in frames)

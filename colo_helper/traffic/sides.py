@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Generic, TypeVar
 
 from colo_helper.devices.interface import DeviceError, FilteredNic, Filters
+from colo_helper.proxy.capture import Capture
 from colo_helper.proxy.verdicts import Checkpoint, Limits
 from colo_helper.traffic.interface import Router
 from colo_helper.traffic.moves import Moves
@@ -151,6 +152,18 @@ class PrimarySide(Side[PrimaryRouter]):
         """Return what was counted since the packets were taken hold of; see PrimaryRouter."""
         with self._pump.hold():
             return {**self._router.counters(), "dropped": self._pump.dropped, "muted": self._pump.muted}
+
+    def capture(self, most_bytes: int) -> Capture:
+        """Begin to note down all that is compared; returns where."""
+        ahead_s = time.time() - time.monotonic()
+        with self._pump.hold():
+            self._router.capture = Capture(self._router.nics, most_bytes, ahead_s)
+            return self._router.capture
+
+    def end_capture(self) -> None:
+        """Nothing more is noted down."""
+        with self._pump.hold():
+            self._router.capture = None
 
     def moves(self) -> Moves:
         """Return the connections that break when this is closed and nobody goes on with them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from array import array
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from colo_helper.helper import messages
 from colo_helper.helper.messages import Callback, Message
 from colo_helper.memory.bitmap import DirtyBitmap
 from colo_helper.memory.encoding import pack_bitmap
+from colo_helper.proxy.capture import Capture, Mark, Whose
 from colo_helper.stream import libxc, libxl
 from colo_helper.stream.dirty_list import pack_dirty_list
 from colo_helper.stream.libxc import PAGE_BYTES, DomainHeader, RecordType, TscInfo
@@ -269,9 +271,10 @@ def proxy_scripts() -> list[bytes]:
 
 
 def captures() -> list[bytes]:
-    """Return captures in both byte orders."""
-    return [
-        struct.pack(order + "IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65_535, 1)
-        + 2 * (struct.pack(order + "IIII", 1, 2, 42, 42) + made.arp())
-        for order in "<>"
-    ]
+    """Return a capture of a checkpoint and of what all three have sent."""
+    capture, file = Capture(1, 1 << 16), io.BytesIO()
+    capture.reached(Mark.CUT, 7, 1.0)
+    for whose in Whose:
+        capture.sent(whose, 0, made.arp(), 2.0)
+    capture.write(file)
+    return [file.getvalue()]

@@ -36,9 +36,10 @@ from colo_helper.memory.encoding import (
     pack_bitmap,
     unpack_bitmap,
 )
+from colo_helper.proxy.capture import read_capture
 from colo_helper.proxy.compare import Comparator
 from colo_helper.proxy.packet import parse
-from colo_helper.proxy.pcap import PcapError, read_pcap
+from colo_helper.proxy.pcapng import PcapngError
 from colo_helper.proxy.rewrite import Rewriter
 from colo_helper.proxy.verdicts import Limits, Verdict
 from colo_helper.stream import device_state, hvm_context, libxl, walk
@@ -308,8 +309,8 @@ def proxy(data: bytes) -> None:
 
 def capture(data: bytes) -> None:
     """Read a capture."""
-    with suppress(PcapError):
-        for _ in read_pcap("the capture", io.BytesIO(data)):
+    with suppress(PcapngError):
+        for _ in read_capture("the capture", io.BytesIO(data)):
             pass
 
 

@@ -53,7 +53,7 @@ def verb_refusal(
     """Decide whether a verb may be carried out in a phase, which was entered for a reason; None means yes."""
     if verb in ("maintenance", "automatic") and not arbiter:
         return Refusal("no_arbiter", f"{vm} has no arbiter, so nobody takes over by itself in any case.")
-    if verb in ("checkpoint", "verify", "switchover"):
+    if verb in ("checkpoint", "verify", "capture", "switchover"):
         return _checkpoint_refusal(vm, role, phase, reason, verb)
     if verb == "takeover":
         return _takeover_refusal(vm, role, phase)

@@ -211,6 +211,8 @@ def test_a_verb_that_cannot_be_is_refused_at_once(desk):
      (b'{"verb": "maintenance"}', "no_reason"), (b'{"verb": "maintenance", "reason": " "}', "no_reason"),
      (b'{"verb": "maintenance", "reason": 1}', "bad_request"), (b'{"verb": "takeover", "forced": 1}', "bad_request"),
      (b'{"verb": "maintenance", "reason": "a\\nb"}', "bad_request"),
+     (b'{"verb": "capture", "seconds": 0}', "bad_request"), (b'{"verb": "capture", "seconds": 601}', "bad_request"),
+     (b'{"verb": "capture", "seconds": true}', "bad_request"), (b'{"verb": "capture", "seconds": "1"}', "bad_request"),
      (b'{"verb": "maintenance", "reason": "' + b"x" * 201 + b'"}', "bad_request"),
      (b'{"verb": "maintenance", "reason": "disks"}', "no_arbiter")],
 )  # fmt: skip
