@@ -48,6 +48,16 @@ def dispatch(arguments: Sequence[str]) -> int:
         default=CAPTURE_S,
         help=f"how long 'capture' lasts ({CAPTURE_S})",
     )
+    again = commands.add_parser(
+        "replay", help="say which checkpoints the packets of a capture asked for, and why"
+    )
+    again.add_argument("capture", type=Path, metavar="CAPTURE.pcapng")
+    for side in ("secondary", "primary"):
+        again.add_argument(
+            f"--{side}-ms",
+            type=_whole(1, 3_600_000),
+            help=f"how long what the {side} has to say may be awaited",
+        )
     probe = commands.add_parser("probe", help="measure the way to the peer of a VM, or say why there is none")
     _add_probe_arguments(probe)
     chosen = parser.parse_args(arguments)
@@ -56,6 +66,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         "exporter": _exporter,
         "guard": _guard,
         "receive": _receive,
+        "replay": _replay,
         "ctl": _ctl,
         "probe": _probe,
         "status": _status,
@@ -85,6 +96,12 @@ def _receive(_chosen: argparse.Namespace) -> int:
     from colo_helper.channel.receive import main  # noqa: PLC0415
 
     return main()
+
+
+def _replay(chosen: argparse.Namespace) -> int:
+    from colo_helper.proxy.replay import show  # noqa: PLC0415
+
+    return show(chosen.capture, chosen.secondary_ms, chosen.primary_ms)
 
 
 def _add_probe_arguments(probe: argparse.ArgumentParser) -> None:

@@ -1,15 +1,14 @@
-"""Feeds a capture into the comparator anew: ``python -m colo_helper.proxy.replay CAPTURE.pcapng``.
+"""Feeds a capture into the comparator anew (``colo-helper replay CAPTURE.pcapng``; ``colo-helper ctl VM capture`` makes one).
 
-``colo-helper ctl VM capture`` makes one. The checkpoints are those that were made then, so what is asked for here, perhaps
+The checkpoints are those that were made then, so what is asked for here, perhaps
 with other limits, gets the next of them; a checkpoint is asked for once until then.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from colo_helper.proxy.capture import Mark, Reached, Sent, Whose, read_capture
@@ -113,24 +112,18 @@ def report(found: Replayed) -> Iterator[str]:
         yield f"{time_s - found.start_s:+10.3f} s {checkpoint.cause.name.lower()}: {checkpoint.sentence}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 2 when the file cannot be read."""
-    parser = argparse.ArgumentParser(prog="replay", description=__doc__.splitlines()[0])
-    usual = Limits()
-    parser.add_argument("capture", type=Path, metavar="CAPTURE.pcapng")
-    parser.add_argument("--secondary-ms", type=float, default=1000 * usual.secondary_s)
-    parser.add_argument("--primary-ms", type=float, default=1000 * usual.primary_s)
-    options = parser.parse_args(arguments)
-    limits = Limits(secondary_s=options.secondary_ms / 1000, primary_s=options.primary_ms / 1000)
+def show(path: Path, secondary_ms: int | None = None, primary_ms: int | None = None) -> int:
+    """Print the report of a file, with these limits or the usual ones; returns the exit status: 2 when it cannot be read."""
+    limits = Limits()
+    if secondary_ms is not None:
+        limits = replace(limits, secondary_s=secondary_ms / 1000)
+    if primary_ms is not None:
+        limits = replace(limits, primary_s=primary_ms / 1000)
     try:
-        with options.capture.open("rb") as file:
-            found = replay(read_capture(str(options.capture), file), limits)
+        with path.open("rb") as file:
+            found = replay(read_capture(str(path), file), limits)
     except (OSError, PcapngError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     sys.stdout.write("\n".join(report(found)) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

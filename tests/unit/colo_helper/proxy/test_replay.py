@@ -6,10 +6,10 @@ import io
 
 import pytest
 
+from colo_helper.commands import dispatch
 from colo_helper.proxy.capture import Capture, Mark, Reached, Sent, Whose, read_capture
 from colo_helper.proxy.packet import ACK, FIN, SYN
 from colo_helper.proxy.pcapng import Captured, Interface, PcapngError, write_pcapng
-from colo_helper.proxy.replay import main
 from tests.unit.colo_helper.proxy.frames import tcp, udp
 
 OURS, THEIRS, NETWORK = Whose.PRIMARY, Whose.SECONDARY, Whose.NETWORK
@@ -32,7 +32,7 @@ def replayed(tmp_path, capsys):
         path = tmp_path / "capture.pcapng"
         with path.open("wb") as file:
             captured(kept).write(file)
-        assert main([str(path), *options]) == 0
+        assert dispatch(["replay", str(path), *options]) == 0
         return capsys.readouterr().out.splitlines()
 
     return run
@@ -135,8 +135,8 @@ def test_a_connection_goes_on_after_a_checkpoint_with_what_came_meanwhile(replay
 
 
 def test_a_file_that_cannot_be_read(tmp_path, capsys):
-    assert main([str(tmp_path / "none.pcapng")]) == 2
+    assert dispatch(["replay", str(tmp_path / "none.pcapng")]) == 2
     assert "none.pcapng" in capsys.readouterr().err
     (tmp_path / "bad.pcapng").write_bytes(b"abcdefgh")
-    assert main([str(tmp_path / "bad.pcapng")]) == 2
+    assert dispatch(["replay", str(tmp_path / "bad.pcapng")]) == 2
     assert capsys.readouterr().err.endswith("bad.pcapng is not a pcapng file: it begins with 61626364.\n")
