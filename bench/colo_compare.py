@@ -9,59 +9,28 @@ secondary's numbers are the primary's already. Needs QEMU 7.2 (Debian 12); Debia
 from __future__ import annotations
 
 import argparse
-import queue
-import select
 import shutil
-import socket
 import struct
-import subprocess
-import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
+from bench.comparators import DEADLINE_S, Ours, Side, checkpoint, colo_compare, released
 from bench.tables import machine, table
-from colo_helper.devices.emulated import EmulatedFilters
-from colo_helper.devices.filters import socket_chardev
-from colo_helper.devices.qmp import QmpDeviceModel
 from colo_helper.proxy.packet import ACK, FIN, RST, SYN
-from colo_helper.proxy.verdicts import Checkpoint
 from colo_helper.quantiles import nearest_rank
-from colo_helper.traffic.framing import FrameReader, RawFrame, pack
-from colo_helper.traffic.sides import PrimarySide
 from tests.unit.colo_helper.proxy.frames import icmp, tcp, udp
-from tests.unit.colo_helper.qemu import PROGRAM, connected
 
-#: How long a packet may wait for the other copy's, of both.
-_DEADLINE_S = 1.0
 #: When all that either will say has been said.
-_SETTLED_S = 2 * _DEADLINE_S + 0.5
-_LENGTH = struct.Struct(">I")
+_SETTLED_S = 2 * DEADLINE_S + 0.5
+_LOAD_S = 120.0
 
 #: (whether the primary's, the frame), in the order of time.
 Frames = list[tuple[bool, bytes]]
 Talk = Callable[[int], Frames]
 
 _ANSWER = bytes(range(256)) * 20
-
-
-class Side(Protocol):
-    """One of the two that are compared."""
-
-    def feed(self, frames: Sequence[tuple[bool, bytes]]) -> None:
-        """Give it what both copies send."""
-
-    def released(self, count: int, timeout_s: float) -> int:
-        """Wait for packets to leave; returns how many of ``count`` have."""
-
-    def asked(self) -> int:
-        """Return how many times a checkpoint was asked for since the last time, once for each need."""
-
-    def checkpoint(self) -> None:
-        """Both copies are equal; what waited leaves and is thrown away."""
 
 
 # --------------------------------------------------------------------------------------------- what the copies say
@@ -76,6 +45,7 @@ class Copy:
     window: int = 500
     clock: int | None = 1000
     pad: int = 0
+    six: bool = False
 
     def segment(self, offset: int, flags: int = ACK, payload: bytes = b"", ack: int = 1) -> bytes:
         """Return one frame; offset 0 is the SYN."""
@@ -89,6 +59,7 @@ class Copy:
             stamps,
             ports=(80, self.port),
             window=self.window,
+            six=self.six,
             **padded,
         )
 
@@ -167,6 +138,13 @@ def changed(at: int) -> bytes:
 SAME: dict[str, Talk] = {
     "the same segments": lambda port: answers(Copy(port), Copy(port)),
     "cut into other segments": lambda port: answers(Copy(port), Copy(port, cut=1000)),
+    "without timestamps, cut anew": lambda port: answers(
+        Copy(port, clock=None), Copy(port, clock=None, cut=1000)
+    ),
+    "IPv6, the same segments": lambda port: answers(Copy(port, six=True), Copy(port, six=True)),
+    "IPv6, cut into other segments": lambda port: answers(
+        Copy(port, six=True), Copy(port, cut=1000, six=True)
+    ),
     "a segment repeated": repeated,
     "two segments reordered": reordered,
     "another window and clock": lambda port: answers(Copy(port), Copy(port, window=77, clock=900)),
@@ -183,6 +161,7 @@ DIFFERENT: dict[str, Talk] = {
     "one byte": lambda port: answers(Copy(port), Copy(port), second=changed(2000)),
     "the last byte": lambda port: answers(Copy(port), Copy(port), second=changed(len(_ANSWER) - 1)),
     "one byte, cut elsewhere": lambda port: answers(Copy(port), Copy(port, cut=700), second=changed(2000)),
+    "IPv6, one byte": lambda port: answers(Copy(port, six=True), Copy(port, six=True), second=changed(2000)),
     "a shorter answer": lambda port: answers(Copy(port), Copy(port), second=_ANSWER[:3000]),
     "a reset instead": reset,
     "UDP, one byte": lambda port: both(
@@ -194,169 +173,6 @@ DIFFERENT: dict[str, Talk] = {
 }
 
 
-# ------------------------------------------------------------------------------------------------- the two of them
-
-
-class Ours:
-    """Our primary's side with its pump, between sockets."""
-
-    def __init__(self) -> None:
-        self._filters = EmulatedFilters()
-        self._wanted: queue.SimpleQueue[Checkpoint] = queue.SimpleQueue()
-        self._side = PrimarySide(
-            self._filters,
-            lambda _epoch, _nic, _packed: None,
-            self._wanted.put,
-            self._fail,
-            comparing=True,
-            latency_s=_DEADLINE_S,
-            moves=[],
-        )
-        self._epoch = 0
-        self._reader = FrameReader()
-        self.checkpoint()
-
-    @staticmethod
-    def _fail(sentence: str) -> None:
-        raise RuntimeError(sentence)
-
-    def feed(self, frames: Sequence[tuple[bool, bytes]]) -> None:
-        """See Side."""
-        for is_primary, frame in frames:
-            packed = pack(RawFrame(frame, 0))
-            if is_primary:
-                self._filters.ends[0].from_guest.sendall(packed)
-            else:
-                self._side.from_peer(self._epoch, 0, packed)
-
-    def released(self, count: int, timeout_s: float) -> int:
-        """See Side."""
-        return _count(self._filters.ends[0].to_network, self._reader.feed, count, timeout_s)
-
-    def asked(self) -> int:
-        """See Side."""
-        found = 0
-        while not self._wanted.empty():
-            self._wanted.get()
-            found += 1
-        return found
-
-    def checkpoint(self) -> None:
-        """See Side."""
-        self._epoch += 1
-        self._side.halting()
-        self._side.cut(self._epoch)
-        self._side.resumed()
-        self._side.received()
-        self._side.both_run()
-        self.released(1 << 30, 0.2)
-        self.asked()
-
-
-class Qemus:
-    """colo-compare in a QEMU without a machine, with the notifications that Xen's COLO uses."""
-
-    def __init__(self, model: QmpDeviceModel) -> None:
-        self._model = model
-        self._primary, self._secondary, self._out, self._notify = map(
-            self._chardev, ("primary", "secondary", "out", "notify")
-        )
-        model.command("object-add", **{"qom-type": "iothread", "id": "compare-thread"})
-        model.command(
-            "object-add",
-            **{
-                "qom-type": "colo-compare",
-                "id": "compare",
-                "primary_in": "primary",
-                "secondary_in": "secondary",
-                "outdev": "out",
-                "notify_dev": "notify",
-                "iothread": "compare-thread",
-                "compare_timeout": int(1000 * _DEADLINE_S),
-                "expired_scan_cycle": int(200 * _DEADLINE_S),
-            },
-        )
-        self._out_reader, self._notify_reader = _Lengths(), _Lengths()
-        self._say("COLO_USERSPACE_PROXY_INIT")
-        if _count(self._notify, self._notify_reader.feed, 1, 5.0) != 1:
-            raise RuntimeError("colo-compare does not answer on its notify_dev")
-
-    def _chardev(self, name: str) -> socket.socket:
-        ours = socket_chardev(self._model, name)
-        ours.setblocking(True)
-        return ours
-
-    def _say(self, text: str) -> None:
-        self._notify.sendall(_LENGTH.pack(len(text)) + text.encode())
-
-    def feed(self, frames: Sequence[tuple[bool, bytes]]) -> None:
-        """See Side."""
-        for is_primary, frame in frames:
-            end = self._primary if is_primary else self._secondary
-            end.sendall(_LENGTH.pack(len(frame)) + frame)
-
-    def released(self, count: int, timeout_s: float) -> int:
-        """See Side."""
-        return _count(self._out, self._out_reader.feed, count, timeout_s)
-
-    def asked(self) -> int:
-        """See Side. It repeats itself until it is answered, which is no need of its own."""
-        return min(1, _count(self._notify, self._notify_reader.feed, 1 << 30, 0.0))
-
-    def checkpoint(self) -> None:
-        """See Side."""
-        self._say("COLO_CHECKPOINT")
-        self.released(1 << 30, 0.2)
-        self.asked()
-
-
-class _Lengths:
-    """Cuts a stream of messages, each behind its length."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the messages that are complete."""
-        self._rest += data
-        found = []
-        while len(self._rest) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack_from(self._rest)[0]
-            if len(self._rest) < end:
-                break
-            found.append(self._rest[_LENGTH.size : end])
-            self._rest = self._rest[end:]
-        return found
-
-
-def _count(
-    end: socket.socket, feed: Callable[[bytes], Sequence[object]], count: int, timeout_s: float
-) -> int:
-    """Read messages until there are ``count``, or nothing more came in time."""
-    deadline, found = time.monotonic() + timeout_s, 0
-    while found < count and select.select([end], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        data = end.recv(1 << 20)
-        if not data:
-            raise RuntimeError("what compares has closed its socket")
-        found += len(feed(data))
-    return found
-
-
-@contextmanager
-def colo_compare() -> Iterator[Qemus]:
-    """Run a QEMU with colo-compare."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "qmp"
-        command = [str(PROGRAM), "-M", "none", "-nodefaults", "-display", "none"]
-        with subprocess.Popen([*command, "-qmp", f"unix:{path},server=on,wait=off"]) as process:
-            try:
-                model = connected(process, 1, path)
-                yield Qemus(model)
-                model.close()
-            finally:
-                process.kill()
-
-
 # -------------------------------------------------------------------------------------------------------- the bench
 
 
@@ -365,14 +181,46 @@ def judged(side: Side, talk: Talk, ports: range) -> tuple[int, int]:
     asked = left = 0
     for port in ports:
         frames = talk(port)
-        side.feed(frames)
+        feed(side, frames)
         whole = sum(is_primary for is_primary, _ in frames)
-        came = side.released(whole, _SETTLED_S)
+        came = released(side, whole, _SETTLED_S)
         needed = side.asked()
-        asked += needed > 0
+        asked += needed
         left += came == whole and not needed
-        side.checkpoint()
+        checkpoint(side)
     return asked, left
+
+
+def feed(side: Side, frames: Frames) -> None:
+    """Give all frames at once."""
+    for is_primary, frame in frames:
+        side.feed(frame, primary=is_primary)
+
+
+def load(side: Side, ports: range) -> tuple[float, float]:
+    """Let copies say the same as fast as it goes; returns packets of the primary in a second, and CPU time for each in us."""
+    talks = [answers(Copy(port), Copy(port)) for port in ports]
+    whole = sum(is_primary for talk in talks for is_primary, _ in talk)
+    drained: list[tuple[int, float]] = []
+
+    def drain() -> None:
+        drained.append((released(side, whole, _LOAD_S), time.thread_time()))
+
+    thread = threading.Thread(target=drain)
+    began, cpu_s, own_s = time.monotonic(), side.cpu_s(), time.thread_time()
+    thread.start()
+    for talk in talks:
+        feed(side, talk)
+    own_s = time.thread_time() - own_s
+    thread.join()
+    took_s, cpu_s = time.monotonic() - began, side.cpu_s() - cpu_s
+    count, drained_s = drained[0]
+    if count != whole:
+        raise SystemExit(f"only {count} of {whole} packets left within {_LOAD_S:.0f} s")
+    checkpoint(side)
+    if isinstance(side, Ours):
+        cpu_s -= own_s + drained_s
+    return whole / took_s, 1e6 * cpu_s / whole
 
 
 def latencies_us(side: Side, packets: int) -> list[float]:
@@ -380,10 +228,10 @@ def latencies_us(side: Side, packets: int) -> list[float]:
     found = []
     for number in range(packets):
         frames = both(*[[udp(b"%d" % number, ports=(53, 4000))]] * 2)
-        side.feed(frames[:1])
+        feed(side, frames[:1])
         began = time.perf_counter()
-        side.feed(frames[1:])
-        if side.released(1, 5.0) != 1:
+        feed(side, frames[1:])
+        if released(side, 1, 5.0) != 1:
             raise SystemExit(f"packet {number} did not leave")
         found.append((time.perf_counter() - began) * 1e6)
     return sorted(found)
@@ -394,6 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--conversations", type=int, default=5, help="of each kind")
     parser.add_argument("--packets", type=int, default=2000)
+    parser.add_argument("--load", type=int, default=2000, help="conversations as fast as it goes")
     options = parser.parse_args()
     if not shutil.which("qemu-system-x86_64"):
         raise SystemExit("qemu-system-x86_64 is not here: apt install qemu-system-x86")
@@ -414,7 +263,13 @@ def main() -> None:
             [f"p{int(share * 100)}", *(f"{nearest_rank([round(t) for t in one], share)}" for one in times)]
             for share in (0.5, 0.99)
         ]
-        print(table(["an equal packet, us", "ours", "colo-compare"], rows))
+        print(table(["an equal packet, us", "ours", "colo-compare"], rows), "\n")
+        loads = [load(side, range(port, port + options.load)) for side in sides]
+        rows = [
+            ["packets/s", *(f"{per_s:,.0f}" for per_s, _ in loads)],
+            ["CPU us a packet", *(f"{cpu_us:.0f}" for _, cpu_us in loads)],
+        ]
+        print(table(["as fast as it goes", "ours", "colo-compare"], rows))
 
 
 if __name__ == "__main__":
