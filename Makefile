@@ -5,7 +5,7 @@ LAB := $(BIN)/python -m lab
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types model unit fuzz chaos chaos-lab stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-plan bench-fleet bench-helper bench-replication bench-packets bench-redis lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
+.PHONY: help setup lint types model unit fuzz chaos chaos-lab stock bench bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-colo-compare-live bench-channel bench-plan bench-fleet bench-helper bench-replication bench-packets bench-redis lab-tests lab-full molecule test demo lab-up lab-down lab-reset lab-status lab-ssh clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench-proxy: setup ## the proxy parsing and comparing two guests' packets, again
 bench-colo-compare: setup ## our comparator against QEMU's colo-compare on the same frames (Debian 12): under five minutes
 	$(BIN)/python -m bench.colo_compare
 
+bench-colo-compare-live: setup lab-up ## the same on what a real guest's two copies say, captured on the lab (Debian 12): 20 minutes
+	$(BIN)/python -m bench.colo_compare_live
+
 bench-channel: setup ## our SSH channels against ssh -L with the same cipher, over a real sshd on loopback: under five minutes
 	scripts/install-packages scripts/bench-packages.txt
 	$(BIN)/python -m bench.channel
@@ -90,7 +93,7 @@ bench-redis: setup lab-up ## Redis under redis-benchmark: unprotected, outputs c
 	scripts/install-packages scripts/bench-packages.txt
 	$(BIN)/python -m bench.redis_lab
 
-bench: bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-channel bench-plan bench-fleet bench-helper bench-replication bench-packets bench-redis ## all benchmarks, each against a peer in the same run
+bench: bench-native bench-back-channel bench-pages bench-proxy bench-colo-compare bench-colo-compare-live bench-channel bench-plan bench-fleet bench-helper bench-replication bench-packets bench-redis ## all benchmarks, each against a peer in the same run
 
 lab-tests: setup ## the demo's job, that the lab leaves nothing behind, and what playbooks refuse, on real Xen
 	$(BIN)/pytest -v --durations=0 --durations-min=1 -m 'not full' tests/lab

@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from bench.comparators import DEADLINE_S, Ours, Side, checkpoint, colo_compare, released
@@ -246,8 +247,7 @@ def main() -> None:
     options = parser.parse_args()
     if not shutil.which("qemu-system-x86_64"):
         raise SystemExit("qemu-system-x86_64 is not here: apt install qemu-system-x86")
-    with colo_compare() as theirs:
-        ours = Ours()
+    with closing(Ours()) as ours, colo_compare() as theirs:
         sides: list[Side] = [ours, theirs]
         print(f"{options.conversations} conversations of each kind, {machine()}.\n")
         port = 20_000  # each conversation is a connection of its own

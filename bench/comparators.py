@@ -32,6 +32,8 @@ DEADLINE_S = 1.0
 _LENGTH = struct.Struct(">I")
 _READ_BYTES = 1 << 20
 _START_S = 5.0
+#: colo-compare's threads may repeat a need for so long after it was answered.
+_REPEATED_S = 0.05
 #: How long it takes until all has left that may after a checkpoint.
 _DRAIN_S = 0.2
 
@@ -120,12 +122,17 @@ class Ours:
         """See Side."""
         return time.process_time()
 
+    def close(self) -> None:
+        """End its threads."""
+        self._side.close()
+
 
 class Qemus:
     """colo-compare in a QEMU without a machine, with the notifications that Xen's COLO uses."""
 
     def __init__(self, model: QmpDeviceModel, pid: int) -> None:
         self._model, self._pid = model, pid
+        self._cut_s = 0.0
         self._primary, self._secondary, self._out, self._notify = map(
             self._chardev, ("primary", "secondary", "out", "notify")
         )
@@ -168,13 +175,14 @@ class Qemus:
         return self._out_reader.feed(_read(self._out, timeout_s))
 
     def asked(self) -> bool:
-        """See Side. It repeats itself until it is answered, which is no need of its own."""
-        return bool(self._notify_reader.feed(_read(self._notify, 0.0)))
+        """See Side. It repeats itself until it is answered: what comes with the answer to the last one is no need of its own."""
+        said = self._notify_reader.feed(_read(self._notify, 0.0))
+        return bool(said) and time.monotonic() > self._cut_s + _REPEATED_S
 
     def cut(self) -> None:
         """See Side."""
         self._say("COLO_CHECKPOINT")
-        self.asked()
+        self._cut_s = time.monotonic()
 
     def run(self) -> None:
         """See Side."""

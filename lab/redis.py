@@ -63,19 +63,33 @@ def rates(output: str) -> list[Rate]:
 
 
 class Connection:
-    """One connection to Redis, over which a number is counted up; never made again."""
+    """One connection to Redis, never made again. All raise OSError when it broke, or something else came."""
 
     def __init__(self, settings: Settings, timeout_s: float) -> None:
         self._sock = network.connect(settings, GUESTS[GUEST], PORT, timeout_s)
         self._file = self._sock.makefile("rb")
 
     def count(self, key: str) -> int:
-        """Add one to a number, and return it (INCR). OSError when the connection broke."""
-        self._sock.sendall(f"INCR {key}\r\n".encode())
+        """Add one to a number, and return it (INCR)."""
+        return int(self._ask(b":", b"INCR", key.encode()))
+
+    def set(self, key: str, value: bytes) -> None:
+        """Keep a value."""
+        self._ask(b"+", b"SET", key.encode(), value)
+
+    def get(self, key: str) -> bytes:
+        """Return a value that is there."""
+        length = int(self._ask(b"$", b"GET", key.encode()))
+        return self._file.read(length + 2)[:length]
+
+    def _ask(self, kind: bytes, *words: bytes) -> bytes:
+        """Send a command; returns the first line of an answer of this kind (RESP), without that byte."""
+        parts = (b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+        self._sock.sendall(b"*%d\r\n" % len(words) + b"".join(parts))
         line = self._file.readline(_LINE_LIMIT)
-        if not line.startswith(b":"):
-            raise OSError(f"no number from Redis: {line!r}")
-        return int(line[1:])
+        if not line.startswith(kind):
+            raise OSError(f"Redis says {line!r}")
+        return line[1:]
 
     def close(self) -> None:
         """End it."""
