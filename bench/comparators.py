@@ -175,7 +175,7 @@ class Qemus:
         return self._out_reader.feed(_read(self._out, timeout_s))
 
     def asked(self) -> bool:
-        """See Side. It repeats itself until it is answered: what comes with the answer to the last one is no need of its own."""
+        """See Side. It repeats itself until it is answered; what comes right after the last answer is no need of its own."""
         said = self._notify_reader.feed(_read(self._notify, 0.0))
         return bool(said) and time.monotonic() > self._cut_s + _REPEATED_S
 
