@@ -68,6 +68,21 @@ def reprotect_plan(vm: str, reports: Mapping[str, Any], quiet_s: float = 0, now:
     }
 
 
+def recover_plan(vms: Mapping[str, Any], host: str, reports: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Which VMs of the inventory that ``host`` takes part in get a copy again: ``vms``; and why others cannot: ``problems``.
+
+    ``reports`` maps it and the other hosts of its VMs to their results of colo_vm_info. A VM that has two copies is neither.
+    """
+    found: dict[str, list[str]] = {"vms": [], "problems": []}
+    for vm, sides in sorted(vms.items()):
+        pair = (sides["primary"], sides["secondary"])
+        if host in pair:
+            plan = reprotect_plan(vm, {one: reports.get(one, {}) for one in pair})
+            found["vms"] += [vm] if plan["wanted"] else []
+            found["problems"] += plan["problems"]
+    return found
+
+
 def upgrade_plan(vm: str, reports: Mapping[str, Any]) -> dict[str, Any]:
     """Whose replicators are started anew: ``secondary`` first, then ``primary``; ``problems``, one sentence each.
 
@@ -217,6 +232,7 @@ class FilterModule:
         return {
             "colo_switch_plan": switch_plan,
             "colo_reprotect_plan": reprotect_plan,
+            "colo_recover_plan": recover_plan,
             "colo_upgrade_plan": upgrade_plan,
             "colo_restart_plan": restart_plan,
             "colo_live_groups": live_groups,

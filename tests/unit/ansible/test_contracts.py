@@ -292,6 +292,7 @@ def silent_hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "witness",
             "w1, a witness, does not answer on ssh (127.0.0.1:1). All hosts of the group colo_witnesses must",
         ),
+        ("recover_host", "xa does not answer on ssh (127.0.0.1:1). Both hosts of a VM must be up for this"),
         (
             "restart_host",
             "xa does not answer: bring it back; playbooks/status.yml shows which hosts answer. xb does not answer",
@@ -308,7 +309,7 @@ def test_a_silent_host_is_told_in_a_sentence(silent_hosts: Path, playbook: str, 
     ]
     names = (
         ["colo_host=xa", "colo_confirm=xa"]
-        if playbook == "restart_host"
+        if playbook in ("restart_host", "recover_host")
         else ["colo_vm=h1", "colo_confirm=h1"]
     )
     options = [word for name in names for word in ("-e", name)]
@@ -436,6 +437,7 @@ def test_rotate_names_the_vms_there_are() -> None:
         ("gather_logs", 0, "xa, xb did not answer: what is there is of the others only."),
         ("purge", 2, "Say which host: -e colo_host=NAME. The group colo_hosts has: xa, xb."),
         ("restart_host", 2, "Say which host: -e colo_host=NAME. The group colo_hosts has: xa, xb."),
+        ("recover_host", 2, "Say which host: -e colo_host=NAME. The group colo_hosts has: xa, xb."),
     ],
 )
 def test_playbooks_that_look_say_which_hosts_are_silent(

@@ -126,6 +126,20 @@ def test_when_a_timer_leaves_a_vm_alone(xb: dict[str, Any], now: str, sentence: 
     assert found["sentence"] == (sentence or "h1 runs on xb, and xa gets its copy.")
 
 
+def test_which_vms_of_a_host_that_lost_everything_get_a_copy_again() -> None:
+    pair = {"primary": "xa", "secondary": "xb"}
+    vms = dict.fromkeys(("h1", "h2", "h3"), pair) | {"h4": {"primary": "xb", "secondary": "xc"}}
+    xa = [named("h1", "unprotected", "primary"), named("h3", *ALIVE[0])]
+    xb = [named("h3", *ALIVE[1])]
+    found = FILTERS["colo_recover_plan"](vms, "xa", {"xa": {"vms": xa}, "xb": {"vms": xb}})
+    assert found["vms"] == ["h1"]
+    assert len(found["problems"]) == 1
+    assert found["problems"][0].startswith("h2 runs on no host for sure (xa: ")
+    found = FILTERS["colo_recover_plan"](vms, "xc", {"xb": {"vms": xb}, "xc": SILENT})
+    assert (found["vms"], len(found["problems"])) == ([], 1)
+    assert found["problems"][0].startswith("xc does not answer")
+
+
 ALIVE = ("replicating", "primary"), ("replicating", "secondary")
 
 
