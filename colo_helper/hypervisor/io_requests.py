@@ -24,9 +24,11 @@ from colo_helper.hypervisor.libraries import XenLibraries, failure
 _REQUEST_BYTES, _STATE_AT, _STATE_MASK = 32, 30, 0xF
 #: STATE_IOREQ_READY and _INPROCESS, STATE_IORESP_READY; 0 is STATE_IOREQ_NONE.
 _ASKED, _ANSWERED = frozenset({1, 2}), 3
-#: A guest is waited for so long: seconds, of which it may run nearly all.
-LIMIT_S = 5.0
+#: A guest is waited for so long: seconds, of which it may run nearly all; and so long while somebody else keeps it paused.
+LIMIT_S, PAUSED_LIMIT_S = 5.0, 30.0
 _LOOK_S = 0.00005
+#: How often it is looked whether somebody else still keeps a guest paused.
+_PAUSED_LOOK_S = 0.05
 #: How long it runs each time, in seconds; the last counts for all that follow. In a burst of requests, such as the interrupt of
 #: an emulated network card makes, a guest that runs only until its answer is taken gets on by one request at a time.
 _RUNS_S = (0.0, 0.0, 0.0, 0.001, 0.003, 0.01, 0.03)
@@ -81,15 +83,17 @@ def end_io(domain: Domain, limit_s: float = LIMIT_S) -> int:
     """Let a domain that we hold paused run, for moments that grow, until it stands still without an I/O request.
 
     Its device model must be running. Returns how often it had to run; raises HypervisorError, the domain paused, when
-    that took longer than ``limit_s``.
+    that took longer than ``limit_s``. What somebody else's pause takes is not counted, up to PAUSED_LIMIT_S.
     """
     deadline = time.monotonic() + limit_s
+    last = deadline + PAUSED_LIMIT_S
     runs = 0
     while _wait_while(domain, IoState.ASKED, deadline) is not IoState.NONE:
         if time.monotonic() > deadline:
             raise HypervisorError(_given_up(domain, runs, limit_s), operation="end_io", domid=domain.domid)
         domain.unpause()
         try:
+            deadline = min(last, deadline + _wait_for_others(domain, last))
             if run_s := _RUNS_S[min(runs, len(_RUNS_S) - 1)]:
                 time.sleep(run_s)
             _wait_while(domain, IoState.ANSWERED, deadline)
@@ -97,6 +101,14 @@ def end_io(domain: Domain, limit_s: float = LIMIT_S) -> int:
             domain.pause()
         runs += 1
     return runs
+
+
+def _wait_for_others(domain: Domain, last: float) -> float:
+    """Wait while somebody else keeps a domain paused that we do not; returns for how long, in seconds."""
+    began = time.monotonic()
+    while not domain.own_pauses and domain.info().paused and time.monotonic() <= last:
+        time.sleep(_PAUSED_LOOK_S)  # nobody tells when it runs again
+    return time.monotonic() - began
 
 
 def _given_up(domain: Domain, runs: int, limit_s: float) -> str:

@@ -1,8 +1,11 @@
 """What is between two instructions or between two parts of the state: I/O requests and interrupt lines."""
 
+import threading
+
 import pytest
 
 from colo_helper.devices.emulated import EmulatedDevices, EmulatedFilters, EmulatedNics
+from colo_helper.hypervisor import io_requests
 from colo_helper.hypervisor.emulated import EmulatedDomain
 from colo_helper.hypervisor.interface import HypervisorError, IoState
 from colo_helper.hypervisor.io_requests import end_io
@@ -40,12 +43,27 @@ def test_one_that_always_has_a_request_is_given_up_paused():
     assert domain.own_pauses == 1
 
 
-def test_one_that_somebody_else_keeps_paused_cannot_take_its_answer():
+def test_one_that_somebody_else_keeps_paused_cannot_take_its_answer(monkeypatch):
+    monkeypatch.setattr(io_requests, "PAUSED_LIMIT_S", 0.05)
     domain = halted(1)
     domain.pause_count += 1
     with pytest.raises(HypervisorError, match="Does somebody else keep it paused"):
         end_io(domain, 0.05)
     assert (domain.own_pauses, domain.pause_count) == (1, 2)
+
+
+def test_the_time_that_somebody_else_keeps_it_paused_does_not_count():
+    domain = halted(1)
+    domain.pause_count += 1
+
+    def ends():
+        domain.pause_count -= 1
+
+    end = threading.Timer(0.3, ends)
+    end.start()
+    assert end_io(domain, 0.05) >= 1
+    end.join()
+    assert (domain.own_pauses, domain.pause_count) == (1, 1)
 
 
 def test_a_device_model_that_never_answers_is_named():
