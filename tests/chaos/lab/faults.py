@@ -27,8 +27,9 @@ class Injection:
     fault: Fault
     primary: str
     secondary: str
-    #: Hosts that have lost their power, and are up again after ``mend``.
+    #: Hosts that have lost their power, and with it what they had not written to their disks; up again after ``mend``, or not.
     rebooted: list[str] = field(default_factory=list)
+    off: list[str] = field(default_factory=list)
     #: Whether the VM's own device model was killed when no copy may take over: that is the end of the guest.
     guest_killed: bool = False
     #: Whether the host that the VM is handed over to was lost in the middle of it.
@@ -65,8 +66,8 @@ class Injection:
                 for host in self.targets:
                     self._befall(host, owner)
 
-    def mend(self) -> None:
-        """Make everything whole again but the pair itself."""
+    def mend(self, *, power: bool) -> None:
+        """Make everything whole again but the pair itself; without ``power`` a host that has lost it stays off."""
         for line in self._routes("del"):
             self.vm.on(*line)
         match self.fault.kind:
@@ -76,7 +77,7 @@ class Injection:
                 self.witness.start()
             case _:
                 for host in self.targets:
-                    self._mend(host)
+                    self._mend(host, power=power)
 
     def _befall(self, host: str, owner: str) -> None:
         machine = self.lab.host(host)
@@ -106,9 +107,11 @@ class Injection:
             case "clock_step":
                 self.vm.on(host, f"date -s @$(($(date +%s) + {int(self.fault.amount)}))")
 
-    def _mend(self, host: str) -> None:
+    def _mend(self, host: str, *, power: bool) -> None:
         machine = self.lab.host(host)
         match self.fault.kind:
+            case "power_off" if not power:
+                self.off.append(host)
             case "power_off":
                 self.lab.power_on(host)
                 self.vm.wait_reachable(host)

@@ -29,6 +29,8 @@ _DELAY_FACTOR = 20
 _ANSWER_S, _COPY_S = 90.0, 600.0
 #: Pieces of answers that make an answer: one may have been on its way.
 _ANSWERS = 3
+#: Of so many faults that moved the VM, or took a host's power, one is followed by all of the repair.
+_REPAIRED = 5
 
 
 class LabGround:
@@ -83,7 +85,8 @@ class LabGround:
         injection.inject()
         time.sleep(fault.lasting_s)
         silent = fault.stays and injection.lasts and not self._answered(time.monotonic())
-        injection.mend()
+        repaired = fault.number % _REPAIRED == 0
+        injection.mend(power=repaired)
         for host in injection.rebooted:
             self._listener.listen(host)
         doing.join()
@@ -97,7 +100,12 @@ class LabGround:
         cause = self._cause(record, after, told, injection)
         if runs == OTHER and not cause:
             exceptions.append("The VM has moved, and nobody has written down why.")
-        exceptions += self._protected_again(injection, after, answers=answers, notes=notes)
+        if not answers:
+            notes.append("the guest of before")
+        if not answers or injection.off or (runs == OTHER and not repaired):
+            self._begin_anew()
+        else:
+            exceptions += self._protected_again(after)
         return Outcome(
             fault.number,
             fault.label,
@@ -142,14 +150,14 @@ class LabGround:
         said = [
             event["sentence"]
             for host in HOSTS
-            if host not in injection.rebooted
+            if host not in injection.rebooted + injection.off
             for event in self._vm.events(host)[told[host] :]
             if event["event"] not in ("verified", "checkpoint")
         ]
         return said[-1] if said else ""
 
     def _say(self) -> str:
-        states = (self._vm.written(host) for host in HOSTS)
+        states = [self._vm.written(host) for host in HOSTS if self._lab.host(host).pid is not None]
         return "; ".join(f"{one.get('role')} {one.get('phase')}: {one.get('reason')}" for one in states)
 
     def _record(self) -> Record:
@@ -172,14 +180,8 @@ class LabGround:
         thread.start()
         return thread
 
-    def _protected_again(
-        self, injection: Injection, record: Record, *, answers: bool, notes: list[str]
-    ) -> list[str]:
+    def _protected_again(self, record: Record) -> list[str]:
         """Protect the VM again where it is; returns what must not be."""
-        if not answers:
-            notes.append("the guest of before")
-            self._begin_anew()
-            return []
         owner = record.owner
         try:
             self._give_roles(owner)
