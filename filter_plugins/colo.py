@@ -46,10 +46,8 @@ def pairs(vms: Mapping[str, Any], host: str, only: str = "") -> list[dict[str, s
     ]
 
 
-def batches(
-    hosts: Sequence[str], vms: Mapping[str, Any], sizes: object = 0, only: str = ""
-) -> list[list[str]]:
-    """All of ``hosts`` in batches, so that the two hosts of a VM are always in the same one; or those that are linked with one.
+def batches(hosts: Sequence[str], vms: Mapping[str, Any], sizes: object = 0) -> list[list[str]]:
+    """All of ``hosts`` in batches, so that the two hosts of a VM are always in the same one.
 
     ``sizes`` counts groups of hosts that VMs link, which is pairs where each host has one peer: a number for every batch, or
     one for the first, the second and so on, of which the last goes on; 0 or none: all at once. Raises ValueError.
@@ -64,9 +62,7 @@ def batches(
             continue
         one += other
         linked |= dict.fromkeys(other, one)
-    groups = [
-        members for host, members in linked.items() if members[0] == host and (not only or only in members)
-    ]
+    groups = [members for host, members in linked.items() if members[0] == host]
     found: list[list[str]] = []
     while groups:
         size = int(wanted[min(len(found), len(wanted) - 1)] if wanted else 0) or len(groups)

@@ -25,7 +25,7 @@ _REQUEST_BYTES, _STATE_AT, _STATE_MASK = 32, 30, 0xF
 #: STATE_IOREQ_READY and _INPROCESS, STATE_IORESP_READY; 0 is STATE_IOREQ_NONE.
 _ASKED, _ANSWERED = frozenset({1, 2}), 3
 #: A guest is waited for so long: seconds, of which it may run nearly all; and so long while somebody else keeps it paused.
-LIMIT_S, PAUSED_LIMIT_S = 5.0, 30.0
+LIMIT_S, PAUSED_LIMIT_S = 5.0, 15.0
 _LOOK_S = 0.00005
 #: How often it is looked whether somebody else still keeps a guest paused.
 _PAUSED_LOOK_S = 0.05
@@ -83,14 +83,15 @@ def end_io(domain: Domain, limit_s: float = LIMIT_S) -> int:
     """Let a domain that we hold paused run, for moments that grow, until it stands still without an I/O request.
 
     Its device model must be running. Returns how often it had to run; raises HypervisorError, the domain paused, when
-    that took longer than ``limit_s``. What somebody else's pause takes is not counted, up to PAUSED_LIMIT_S.
+    that took longer than ``limit_s``, and up to PAUSED_LIMIT_S more while somebody else keeps it paused.
     """
-    deadline = time.monotonic() + limit_s
-    last = deadline + PAUSED_LIMIT_S
+    began = time.monotonic()
+    deadline, last = began + limit_s, began + limit_s + PAUSED_LIMIT_S
     runs = 0
     while _wait_while(domain, IoState.ASKED, deadline) is not IoState.NONE:
         if time.monotonic() > deadline:
-            raise HypervisorError(_given_up(domain, runs, limit_s), operation="end_io", domid=domain.domid)
+            took_s = deadline - began
+            raise HypervisorError(_given_up(domain, runs, took_s), operation="end_io", domid=domain.domid)
         domain.unpause()
         try:
             deadline = min(last, deadline + _wait_for_others(domain, last))
@@ -111,14 +112,14 @@ def _wait_for_others(domain: Domain, last: float) -> float:
     return time.monotonic() - began
 
 
-def _given_up(domain: Domain, runs: int, limit_s: float) -> str:
+def _given_up(domain: Domain, runs: int, took_s: float) -> str:
     if not runs:
         return (
-            f"Domain {domain.domid} waits for its device model, which did not answer an I/O request for {limit_s:g} s: it "
+            f"Domain {domain.domid} waits for its device model, which did not answer an I/O request for {took_s:.2g} s: it "
             "hangs, or its host does not get to it."
         )
     return (
-        f"Domain {domain.domid} was in the middle of an I/O request each time it was stopped: {runs} times in {limit_s:g} s. "
+        f"Domain {domain.domid} was in the middle of an I/O request each time it was stopped: {runs} times in {took_s:.2g} s. "
         "A copy of such a moment would not be exact. Does somebody else keep it paused, or is its host overloaded?"
     )
 

@@ -2,7 +2,8 @@
 
 As a file it is pcapng: for each NIC the interfaces ``nic0 primary``, ``nic0 secondary`` and ``nic0 network``, with frames as
 the guests sent and got them, and one interface ``checkpoints`` (LINKTYPE_USER0), whose packets are words of ASCII:
-``cut EPOCH`` when the primary stands still for a checkpoint, ``run EPOCH`` when the secondary runs from it.
+``limits SECONDARY_MS PRIMARY_MS`` at first, how long either side is waited for; then ``cut EPOCH`` when the primary stands
+still for a checkpoint, ``run EPOCH`` when the secondary runs from it.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import chain
 from typing import BinaryIO, NamedTuple
 
 from colo_helper.proxy.pcapng import Captured, Interface, LinkType, PcapngError, read_pcapng, write_pcapng
 
 #: What Python needs for a packet beside its bytes, about.
 _PACKET_BYTES = 200
+_LIMITS = b"limits"
 _CHECKPOINTS = Interface("checkpoints", LinkType.PRIVATE)
 
 
@@ -51,6 +54,13 @@ class Reached(NamedTuple):
     epoch: int
 
 
+class Patience(NamedTuple):
+    """How long a comparator waits for either side, in milliseconds; see verdicts.Limits."""
+
+    secondary_ms: int
+    primary_ms: int
+
+
 @dataclass
 class Capture:
     """``most_bytes``: what is kept, with Python's share; then it is ``full``, and nothing more is taken.
@@ -60,6 +70,7 @@ class Capture:
 
     nics: int
     most_bytes: int
+    patience: Patience
     ahead_s: float = 0.0
     full: bool = False
     packets: int = 0
@@ -82,20 +93,25 @@ class Capture:
     def write(self, file: BinaryIO) -> None:
         """Write it as pcapng; raises OSError."""
         frames = [_interface(nic, whose) for nic in range(self.nics) for whose in Whose]
-        write_pcapng(file, [*frames, _CHECKPOINTS], map(_captured, self._kept))
+        start_s = self._kept[0].time_s if self._kept else self.ahead_s
+        first = Captured(start_s, _CHECKPOINTS, b"%s %d %d" % (_LIMITS, *self.patience))
+        write_pcapng(file, [*frames, _CHECKPOINTS], chain([first], map(_captured, self._kept)))
 
 
-def read_capture(name: str, file: BinaryIO) -> Iterator[Sent | Reached]:
+def read_capture(name: str, file: BinaryIO) -> Iterator[Sent | Reached | Patience]:
     """Yield what ``Capture.write`` has written. Raises PcapngError with a sentence that names the file."""
     for time_s, interface, data in read_pcapng(name, file):
         try:
             if interface == _CHECKPOINTS:
-                word, _, epoch = data.decode("ascii").partition(" ")
-                yield Reached(time_s, Mark(word), int(epoch))
+                word, *numbers = data.split()
+                if word == _LIMITS:
+                    yield Patience(*map(int, numbers))
+                else:
+                    yield Reached(time_s, Mark(word.decode("ascii")), *map(int, numbers))
             else:
                 nic, _, whose = interface.name.removeprefix("nic").partition(" ")
                 yield Sent(time_s, Whose(whose), int(nic), data)
-        except ValueError:
+        except (ValueError, TypeError):
             raise PcapngError(
                 f"{name} is no capture of a comparator: 'colo-helper ctl VM capture' writes those. It has "
                 f"{data[:16]!r} on the interface '{interface.name}'."

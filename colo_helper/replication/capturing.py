@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 
@@ -36,6 +37,8 @@ class Capturing:
                 "not_compared",
                 f"Packets of {self.config.vm} are not compared: its output is '{self.config.output}'.",
             )
+        elif self._asked is request:
+            return  # the first checkpoint of a session records nothing, so it is asked for once more
         elif self._asked:
             request.refuse(
                 "busy", f"Packets of {self.config.vm} are being captured already; wait for its end."
@@ -55,7 +58,7 @@ class Capturing:
             self._stop()
 
     def checkpointed(self) -> None:
-        """The guest runs: there is time to write what was captured."""
+        """The guest runs."""
         if self._over:
             self._finish("")
 
@@ -77,17 +80,23 @@ class Capturing:
         self._capture, self._asked, self._over = None, None, False
         assert capture
         assert request
-        try:
-            path = self.monitor.keep(FILE, capture.write)
-        except OSError as error:
-            request.refuse(
-                "not_written", f"{capture.packets} packets were captured, and cannot be kept: {error}."
-            )
-            return
-        if capture.full:
-            why = f"No more than {_MOST_BYTES >> 20} MiB are kept."
-        sentence = f"{capture.packets} packets were captured into {path}. {why}".rstrip()
-        self.monitor.event("captured", sentence)
-        request.succeed(
-            {"path": str(path), "packets": capture.packets, "full": capture.full, "sentence": sentence}
+        # Neither the next checkpoint nor the end of a session waits for the disk.
+        threading.Thread(target=_keep, args=(self.monitor, capture, request, why), name="capture").start()
+
+
+def _keep(monitor: Monitor, capture: Capture, request: Request, why: str) -> None:
+    """Write a capture that nobody adds to any more, and answer."""
+    try:
+        path = monitor.keep(FILE, capture.write)
+    except OSError as error:
+        request.refuse(
+            "not_written", f"{capture.packets} packets were captured, and cannot be kept: {error}."
         )
+        return
+    if capture.full:
+        why = f"No more than {_MOST_BYTES >> 20} MiB are kept."
+    sentence = f"{capture.packets} packets were captured into {path}. {why}".rstrip()
+    monitor.event("captured", sentence)
+    request.succeed(
+        {"path": str(path), "packets": capture.packets, "full": capture.full, "sentence": sentence}
+    )

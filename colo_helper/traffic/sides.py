@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Generic, TypeVar
 
 from colo_helper.devices.interface import DeviceError, FilteredNic, Filters
-from colo_helper.proxy.capture import Capture
+from colo_helper.proxy.capture import Capture, Patience
 from colo_helper.proxy.verdicts import Checkpoint, Limits
 from colo_helper.traffic.interface import Router
 from colo_helper.traffic.moves import Moves
@@ -157,7 +157,9 @@ class PrimarySide(Side[PrimaryRouter]):
         """Begin to note down all that is compared; returns where."""
         ahead_s = time.time() - time.monotonic()
         with self._pump.hold():
-            self._router.capture = Capture(self._router.nics, most_bytes, ahead_s)
+            limits = self._router.limits
+            patience = Patience(round(1000 * limits.secondary_s), round(1000 * limits.primary_s))
+            self._router.capture = Capture(self._router.nics, most_bytes, patience, ahead_s)
             return self._router.capture
 
     def end_capture(self) -> None:

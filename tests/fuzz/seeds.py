@@ -13,7 +13,7 @@ from colo_helper.helper import messages
 from colo_helper.helper.messages import Callback, Message
 from colo_helper.memory.bitmap import DirtyBitmap
 from colo_helper.memory.encoding import pack_bitmap
-from colo_helper.proxy.capture import Capture, Mark, Whose
+from colo_helper.proxy.capture import Capture, Mark, Patience, Whose
 from colo_helper.stream import libxc, libxl
 from colo_helper.stream.dirty_list import pack_dirty_list
 from colo_helper.stream.libxc import PAGE_BYTES, DomainHeader, RecordType, TscInfo
@@ -272,7 +272,7 @@ def proxy_scripts() -> list[bytes]:
 
 def captures() -> list[bytes]:
     """Return a capture of a checkpoint and of what all three have sent."""
-    capture, file = Capture(1, 1 << 16), io.BytesIO()
+    capture, file = Capture(1, 1 << 16, Patience(500, 1000)), io.BytesIO()
     capture.reached(Mark.CUT, 7, 1.0)
     for whose in Whose:
         capture.sent(whose, 0, made.arp(), 2.0)

@@ -53,11 +53,6 @@ def test_hosts_that_share_a_vm_are_in_one_batch(sizes: object, expected: list[li
     assert FILTERS["colo_batches"]("abcde", LINKS, sizes) == expected
 
 
-@pytest.mark.parametrize(("host", "expected"), [("c", [["a", "d", "c"]]), ("b", [["b"]]), ("z", [])])
-def test_the_batch_of_one_host(host: str, expected: list[list[str]]) -> None:
-    assert FILTERS["colo_batches"]("abcde", LINKS, 0, host) == expected
-
-
 @pytest.mark.parametrize("sizes", [-1, "many", [1, "x"], True, 1.5, {"a": 1}])
 def test_a_batch_is_a_number_of_pairs(sizes: object) -> None:
     with pytest.raises(ValueError, match=r"colo_batch is .*, not a number of pairs"):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from colo_helper.control.protocol import Request
-from colo_helper.proxy.capture import Mark, Reached, Sent, Whose, read_capture
+from colo_helper.proxy.capture import Mark, Patience, Reached, Sent, Whose, read_capture
 from colo_helper.replication import capturing
 from colo_helper.traffic.framing import RawFrame, pack
 from tests.unit.colo_helper.proxy.frames import udp
@@ -71,6 +71,7 @@ def test_all_that_both_say_between_two_checkpoints(both, clock):
     assert (found["ok"], found["path"], found["packets"], found["full"]) == (True, str(path), 2, False)
     assert found["sentence"] == f"2 packets were captured into {path}."
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert rows[0] == Patience(both.primary.config.latency_ms, 2 * both.primary.config.latency_ms)
     marks = [(row.mark, row.epoch) for row in rows if isinstance(row, Reached)]
     first = marks[0][1]
     assert marks == [
@@ -101,7 +102,7 @@ def test_what_was_captured_until_the_session_ends_is_kept(both, clock):
     found = answer(request)
     assert found["ok"]
     assert found["sentence"].endswith("The session has ended.")
-    assert kept(both)[0][0].mark is Mark.CUT
+    assert kept(both)[0][1].mark is Mark.CUT
 
 
 def test_no_more_than_the_limit(both, clock, monkeypatch):

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from colo_helper.commands import dispatch
-from colo_helper.proxy.capture import Capture, Mark, Reached, Sent, Whose, read_capture
+from colo_helper.proxy.capture import Capture, Mark, Patience, Reached, Sent, Whose, read_capture
 from colo_helper.proxy.packet import ACK, FIN, SYN
 from colo_helper.proxy.pcapng import Captured, Interface, PcapngError, write_pcapng
 from tests.unit.colo_helper.proxy.frames import tcp, udp
@@ -17,7 +17,7 @@ OURS, THEIRS, NETWORK = Whose.PRIMARY, Whose.SECONDARY, Whose.NETWORK
 
 def captured(kept, most_bytes=1 << 20):
     """A capture of rows (time, whose, frame), or (time, mark, epoch)."""
-    capture = Capture(2, most_bytes)
+    capture = Capture(2, most_bytes, Patience(500, 1000))
     for time_s, what, value in kept:
         if isinstance(what, Mark):
             capture.reached(what, value, time_s)
@@ -29,6 +29,7 @@ def captured(kept, most_bytes=1 << 20):
 @pytest.fixture
 def replayed(tmp_path, capsys):
     def run(kept, *options):
+        kept = [(0.1, Mark.CUT, 0), (0.2, Mark.RUN, 0), (0.9, Mark.CUT, 1), (1.0, Mark.RUN, 1), *kept]
         path = tmp_path / "capture.pcapng"
         with path.open("wb") as file:
             captured(kept).write(file)
@@ -43,6 +44,7 @@ def test_what_was_kept_is_read():
     captured([(1.0, Mark.CUT, 7), (1.5, OURS, b"abc"), (2.0, NETWORK, b"")]).write(file)
     file.seek(0)
     assert list(read_capture("x", file)) == [
+        Patience(500, 1000),
         Reached(1.0, Mark.CUT, 7),
         Sent(1.5, OURS, 1, b"abc"),
         Sent(2.0, NETWORK, 1, b""),
@@ -80,9 +82,10 @@ def test_a_replay_without_a_difference(replayed):
             (1.15, NETWORK, tcp(501, 9, ACK, b"another's")),
             (1.2, OURS, tcp(507, 9, ACK | FIN, b"you")),
             (1.25, THEIRS, tcp(91, 9, ACK | FIN, b"hello you")),
+            (1.3, Mark.CUT, 2),
         ]
     ) == [
-        "3 packets of the primary, 2 of the secondary, 0 checkpoints made, in 0.2 s",
+        "3 packets of the primary, 2 of the secondary, 1 checkpoints made, in 0.4 s",
         "3 left without a checkpoint, 0 needed one",
         "0 checkpoints asked for",
     ]
@@ -94,24 +97,24 @@ def test_a_replay_names_each_checkpoint(replayed):
         (1.0, OURS, udp(b"a")),
         (1.1, THEIRS, udp(b"x")),
         (1.2, OURS, udp(b"not asked for twice")),
-        (2.0, Mark.CUT, 1),
-        (2.1, Mark.RUN, 1),
+        (2.0, Mark.CUT, 2),
+        (2.1, Mark.RUN, 2),
         (5.0, OURS, udp(b"b")),
         (5.0, OURS, udp(b"c")),
         (5.1, THEIRS, udp(b"b")),
-        (6.0, Mark.CUT, 2),
-        (6.1, Mark.RUN, 2),
+        (6.0, Mark.CUT, 3),
+        (6.1, Mark.RUN, 3),
         (9.0, THEIRS, udp(b"d")),
-        (11.0, Mark.CUT, 3),
+        (11.0, Mark.CUT, 4),
     ]
     assert replayed(kept, "--secondary-ms", "200") == [
-        "4 packets of the primary, 3 of the secondary, 3 checkpoints made, in 10.0 s",
+        "4 packets of the primary, 3 of the secondary, 3 checkpoints made, in 10.1 s",
         "1 left without a checkpoint, 3 needed one",
         "3 checkpoints asked for",
-        f"    +0.100 s divergence: {flow} the copies differ at offset 0: the primary said 61, the secondary 78.",
-        f"    +4.200 s secondary_silent: {flow} the secondary has not said within 200 ms what the primary has: "
+        f"    +0.200 s divergence: {flow} the copies differ at offset 0: the primary said 61, the secondary 78.",
+        f"    +4.300 s secondary_silent: {flow} the secondary has not said within 200 ms what the primary has: "
         "a packet that begins with 63.",
-        f"    +9.000 s primary_silent: {flow} the primary has not said within 1000 ms what the secondary has: "
+        f"    +9.100 s primary_silent: {flow} the primary has not said within 1000 ms what the secondary has: "
         "a packet that begins with 64.",
     ]
 
@@ -128,10 +131,27 @@ def test_a_connection_goes_on_after_a_checkpoint_with_what_came_meanwhile(replay
         (1.8, Mark.RUN, 8),
     ]
     assert replayed(kept)[:3] == [
-        "3 packets of the primary, 3 of the secondary, 1 checkpoints made, in 0.8 s",
+        "3 packets of the primary, 3 of the secondary, 1 checkpoints made, in 0.9 s",
         "2 left without a checkpoint, 1 needed one",
         "1 checkpoints asked for",
     ]
+
+
+def test_the_first_epoch_is_only_learned_from(tmp_path, capsys):
+    kept = [
+        (1.0, Mark.CUT, 1),
+        (1.1, Mark.RUN, 1),
+        (1.2, OURS, udp(b"a")),
+        (1.3, THEIRS, udp(b"x")),
+        (2.0, Mark.CUT, 2),
+    ]
+    path = tmp_path / "capture.pcapng"
+    with path.open("wb") as file:
+        captured(kept).write(file)
+    assert dispatch(["replay", str(path)]) == 0
+    assert capsys.readouterr().out == (
+        "It has one epoch only, from which a comparator learns what there is: capture for longer.\n"
+    )
 
 
 def test_a_file_that_cannot_be_read(tmp_path, capsys):
