@@ -69,17 +69,24 @@ def reprotect_plan(vm: str, reports: Mapping[str, Any], quiet_s: float = 0, now:
 
 
 def recover_plan(vms: Mapping[str, Any], host: str, reports: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Which VMs of the inventory that ``host`` takes part in get a copy again: ``vms``; and why others cannot: ``problems``.
+    """Which VMs of the inventory that ``host`` takes part in get a copy again: ``vms``; ``problems``: why others cannot.
 
-    ``reports`` maps it and the other hosts of its VMs to their results of colo_vm_info. A VM that has two copies is neither.
+    ``reports`` maps it and the other hosts of its VMs to their results of colo_vm_info. ``sentences`` has one for each VM. One
+    that its other host does not protect, because nobody began it or somebody ended it, is left alone.
     """
-    found: dict[str, list[str]] = {"vms": [], "problems": []}
+    found: dict[str, list[str]] = {"vms": [], "problems": [], "sentences": []}
     for vm, sides in sorted(vms.items()):
-        pair = (sides["primary"], sides["secondary"])
-        if host in pair:
-            plan = reprotect_plan(vm, {one: reports.get(one, {}) for one in pair})
-            found["vms"] += [vm] if plan["wanted"] else []
-            found["problems"] += plan["problems"]
+        if host not in (sides["primary"], sides["secondary"]):
+            continue
+        peer = sides["secondary"] if sides["primary"] == host else sides["primary"]
+        both = {one: reports.get(one, {}) for one in (host, peer)}
+        plan = reprotect_plan(vm, both)
+        if _answered(both[peer]) and not (_of_vm(vm, both)[peer] or {}).get("config"):
+            found["sentences"].append(f"{vm} is left alone: {peer} does not protect it.")
+            continue
+        found["vms"] += [vm] if plan["wanted"] else []
+        found["problems"] += plan["problems"]
+        found["sentences"] += plan["problems"] or [plan["sentence"]]
     return found
 
 

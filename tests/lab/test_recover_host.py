@@ -19,6 +19,7 @@ LOST, HEIR = HOSTS
 #: What a host that was installed anew does not have.
 _WIPE = """
 set -e
+systemctl disable --now colo-replicator@h1.service
 rm -rf /opt/colo-helper /etc/colo /var/lib/colo /run/colo /etc/systemd/system/colo-* /etc/tmpfiles.d/colo.conf \\
     /etc/systemd/system/xendomains.service.d /etc/ssh/sshd_config.d/colo.conf
 userdel colo
@@ -51,9 +52,11 @@ def wiped(protected, settings, lab):
     lost = HOSTS.index(LOST)
     lines[lost] = f"{lines[lost].split(' ')[0]} {key}"
     known.write_text("\n".join(lines) + "\n")
-    yield vm
-    known.write_text(before)  # its next boot has its old key again
-    lab.reset(with_guest=True)
+    try:
+        yield vm
+    finally:
+        known.write_text(before)  # its next boot has its old key again
+        lab.reset(with_guest=True)
 
 
 def test_it_takes_its_part_again_under_a_client_that_never_stops_asking(wiped, play, settings):

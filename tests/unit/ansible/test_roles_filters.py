@@ -128,16 +128,32 @@ def test_when_a_timer_leaves_a_vm_alone(xb: dict[str, Any], now: str, sentence: 
 
 def test_which_vms_of_a_host_that_lost_everything_get_a_copy_again() -> None:
     pair = {"primary": "xa", "secondary": "xb"}
-    vms = dict.fromkeys(("h1", "h2", "h3"), pair) | {"h4": {"primary": "xb", "secondary": "xc"}}
-    xa = [named("h1", "unprotected", "primary"), named("h3", *ALIVE[0])]
-    xb = [named("h3", *ALIVE[1])]
-    found = FILTERS["colo_recover_plan"](vms, "xa", {"xa": {"vms": xa}, "xb": {"vms": xb}})
+    vms = dict.fromkeys(("h1", "h2", "h3", "h4", "h5"), pair) | {"h6": {"primary": "xc", "secondary": "xb"}}
+    config = {"config": {"vm": "of any content"}}
+    xb = [
+        {**named("h1", "active", "secondary", protection="active"), **config},
+        {**named("h2", "peer_lost", "secondary"), **config},
+        named("h3", "stopped", "primary", alive=False),
+        {**named("h4", "unprotected", "primary", state={"maintenance": "new disks"}), **config},
+    ]
+    found = FILTERS["colo_recover_plan"](vms, "xa", {"xa": NOTHING, "xb": {"vms": xb}})
     assert found["vms"] == ["h1"]
     assert len(found["problems"]) == 1
-    assert found["problems"][0].startswith("h2 runs on no host for sure (xa: ")
-    found = FILTERS["colo_recover_plan"](vms, "xc", {"xb": {"vms": xb}, "xc": SILENT})
-    assert (found["vms"], len(found["problems"])) == ([], 1)
-    assert found["problems"][0].startswith("xc does not answer")
+    assert found["problems"][0].startswith(
+        "h2 runs on no host for sure (xa: nothing is known there, xb: peer_lost"
+    )
+    assert found["sentences"] == [
+        "h1 runs on xb, and xa gets its copy.",
+        found["problems"][0],
+        "h3 is left alone: xb does not protect it.",
+        "h4 is in maintenance: new disks.",
+        "h5 is left alone: xb does not protect it.",
+    ]
+    found = FILTERS["colo_recover_plan"](vms, "xb", {"xb": NOTHING, "xa": NOTHING, "xc": SILENT})
+    assert found["vms"] == []
+    assert found["problems"] == [
+        "xc does not answer: bring it back; playbooks/status.yml shows which hosts answer."
+    ]
 
 
 ALIVE = ("replicating", "primary"), ("replicating", "secondary")
