@@ -16,6 +16,12 @@ _CHECKSUM_AT = 16
 _vnet_flags = struct.Struct("<B5xHH").unpack_from
 
 
+def internet_checksum(data: bytes) -> int:
+    """Return the checksum of data (RFC 1071), whose own place is zero in it."""
+    total = int.from_bytes(data + bytes(len(data) % 2), "big") % 0xFFFF
+    return total ^ 0xFFFF if total or not any(data) else 0
+
+
 def updated(checksum: int, old: int, new: int, *, odd: bool = False) -> int:
     """Return the checksum after a number of 32 bits has changed; ``odd``: it stands at an odd place of what is summed up.
 

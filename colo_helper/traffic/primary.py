@@ -89,7 +89,7 @@ class PrimaryRouter:
             self._arrived += ((nic, frame) for frame in frames[: _EARLY_FRAMES - len(self._arrived)])
             return
         if self.moved is not None:
-            frames = self.moved.to_guest(nic, frames, now_s)
+            frames = self.moved.to_guest(nic, [frame.packet() for frame in frames], now_s)
             self.out.to_guest(nic, frames)
         if not self.open and self.comparing:
             self._note(Whose.NETWORK, nic, frames, now_s)

@@ -37,10 +37,10 @@ class Rewriting:
         rewriter = self._rewriters[nic]
         return [RawFrame(rewriter.from_guest(packet, now_s), packet.ethernet) for packet in packets]
 
-    def to_guest(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> list[RawFrame]:
+    def to_guest(self, nic: int, packets: Sequence[Packet], now_s: float) -> list[RawFrame]:
         """Return what clients have sent as the guest must see it."""
         rewriter = self._rewriters[nic]
-        return [RawFrame(rewriter.to_guest(frame.packet(), now_s), frame.vnet_bytes) for frame in frames]
+        return [RawFrame(rewriter.to_guest(packet, now_s), packet.ethernet) for packet in packets]
 
     def checkpointed(self) -> None:
         """Forget all: the guest is a copy of the primary's, with its numbers."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from colo_helper.proxy.outage import Outage
 from colo_helper.traffic.framing import RawFrame
 from colo_helper.traffic.interface import Outputs
 from colo_helper.traffic.moves import Moves
@@ -35,6 +36,8 @@ class SecondaryRouter:
     _kept: list[tuple[int, int, RawFrame]] = field(default_factory=list)
     _kept_bytes: int = 0
     _said: Said | None = field(default_factory=Said)
+    #: Until it has the network.
+    _outage: Outage | None = field(default_factory=Outage)
 
     def __post_init__(self) -> None:
         self.rewriting = Rewriting(self.nics)
@@ -49,9 +52,11 @@ class SecondaryRouter:
             self.out.to_network(nic, moved)
         elif self.epoch >= 0:  # before the first checkpoint only its device model speaks, which announces it
             self.out.to_peer(self.epoch, nic, frames)
-        if self._said is not None:
-            for packet in packets:
+        for packet in packets:
+            if self._said is not None:
                 self._said.note(nic, packet)
+            if self._outage is not None:
+                self._outage.from_guest(nic, packet)
 
     def from_network(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
         """See Router. Before a take-over the copy is on no network; what comes nevertheless is not for it."""
@@ -108,11 +113,18 @@ class SecondaryRouter:
         """The guest has the network now: its clients get what it has said since the last checkpoint, which may never have left.
 
         Its timers have been backing off since the primary died. What a client has got already it knows by the numbers, so only
-        TCP is said again.
+        TCP is said again. The clients' timers have been backing off as well; they are told that the outage is over.
         """
         said, self._said = self._said, None
         for nic, packet in said.take() if said else ():
             self.out.to_network(nic, self.rewriting.from_guest(nic, [packet], now_s))
+        outage, self._outage = self._outage, None
+        for nic, vnet_bytes, frame in outage.over() if outage else ():
+            self.out.to_network(nic, [RawFrame(frame, vnet_bytes)])
 
     def _give(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
-        self.out.to_guest(nic, self.rewriting.to_guest(nic, frames, now_s))
+        packets = [frame.packet() for frame in frames]
+        if self._outage is not None:
+            for packet in packets:
+                self._outage.from_client(nic, packet)
+        self.out.to_guest(nic, self.rewriting.to_guest(nic, packets, now_s))

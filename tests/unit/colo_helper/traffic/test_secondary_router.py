@@ -2,7 +2,7 @@
 
 import pytest
 
-from colo_helper.proxy.packet import ACK, FIN, SYN, parse
+from colo_helper.proxy.packet import ACK, FIN, SYN, Kind, parse
 from colo_helper.proxy.rewrite import Move
 from colo_helper.traffic.secondary import SecondaryRouter
 from tests.unit.colo_helper.proxy.frames import tcp, udp
@@ -126,7 +126,9 @@ def test_what_is_said_again_has_the_primary_s_numbers(router, out):
     router.from_guest(0, raw(tcp(1001, 100, payload=b"hello")), 0.5)
     router.take_over(1.0)
     router.say_again(1.0)
-    assert parse(out.network[-1][1]).seq == 5001
+    again, *others = (parse(frame) for _, frame in out.network)
+    assert again.seq == 5001
+    assert [one.kind for one in others] == [Kind.ICMP] * 3  # and its client is told that the outage is over
 
 
 def test_what_is_said_again_of_a_connection_that_an_earlier_primary_had_is_moved_too(router, out):
