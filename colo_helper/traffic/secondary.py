@@ -18,6 +18,8 @@ from colo_helper.traffic.said import Said
 
 #: What is kept for the guest while it stands still, in bytes; clients send again what is dropped.
 _KEPT_BYTES = 4 << 20
+#: How long after the takeover clients are told again that the outage is over, in seconds: a message may be lost.
+_TOLD_AGAIN_S = (1.0, 3.0)
 
 
 @dataclass
@@ -36,8 +38,9 @@ class SecondaryRouter:
     _kept: list[tuple[int, int, RawFrame]] = field(default_factory=list)
     _kept_bytes: int = 0
     _said: Said | None = field(default_factory=Said)
-    #: Until it has the network.
     _outage: Outage | None = field(default_factory=Outage)
+    #: When clients are told once more that the outage is over.
+    _told_again_s: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rewriting = Rewriting(self.nics)
@@ -77,7 +80,12 @@ class SecondaryRouter:
 
     def expire(self, now_s: float) -> float | None:
         """See Router."""
-        return self.rewriting.expire(now_s) if self.alone else None
+        if not self.alone:
+            return None
+        if self._told_again_s and now_s >= self._told_again_s[0]:
+            self._told_again_s.pop(0)
+            self._tell()
+        return min([self.rewriting.expire(now_s), *self._told_again_s])
 
     @property
     def crowded(self) -> bool:
@@ -118,9 +126,14 @@ class SecondaryRouter:
         said, self._said = self._said, None
         for nic, packet in said.take() if said else ():
             self.out.to_network(nic, self.rewriting.from_guest(nic, [packet], now_s))
-        outage, self._outage = self._outage, None
-        for nic, vnet_bytes, frame in outage.over() if outage else ():
+        self._told_again_s = [now_s + later_s for later_s in _TOLD_AGAIN_S]
+        self._tell()
+
+    def _tell(self) -> None:
+        for nic, vnet_bytes, frame in self._outage.over() if self._outage else ():
             self.out.to_network(nic, [RawFrame(frame, vnet_bytes)])
+        if not self._told_again_s:
+            self._outage = None
 
     def _give(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
         packets = [frame.packet() for frame in frames]

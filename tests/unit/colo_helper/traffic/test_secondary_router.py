@@ -182,3 +182,18 @@ def test_of_what_was_said_the_last_is_remembered_within_bounds(router, out):
     router.say_again(1.0)
     assert 900 << 10 < sum(len(frame) for _, frame in out.network) <= 1 << 20
     assert parse(out.network[-1][1]).seq == 1000 + 1400 * 999
+
+
+def test_clients_are_told_again_in_case_the_first_word_was_lost(router, out):
+    begin(router, 5)
+    router.from_peer(5, 0, raw(tcp(100, 5001, outward=False)), 0.0)
+    router.take_over(10.0)
+    router.say_again(10.0)
+    assert len(out.network) == 3
+    assert router.expire(10.5) == 11.0
+    assert len(out.network) == 3
+    assert router.expire(11.0) == 13.0
+    assert len(out.network) == 6
+    router.expire(13.5)
+    router.expire(99.0)
+    assert len(out.network) == 9
