@@ -192,7 +192,7 @@ class Again:
             self.found.packets += 1
             self._waiting[sent.frame].append(_Waits(time.monotonic(), self._cuts))
         if sent.whose is not Whose.NETWORK:
-            self._side.feed(sent.frame, primary=sent.whose is Whose.PRIMARY)
+            self._side.feed([sent.frame], primary=sent.whose is Whose.PRIMARY)
 
     def _wait(self, until_s: float) -> None:
         while True:

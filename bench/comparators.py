@@ -14,7 +14,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -41,7 +41,7 @@ _DRAIN_S = 0.2
 class Side(Protocol):
     """One of the two that are compared."""
 
-    def feed(self, frame: bytes, *, primary: bool) -> None:
+    def feed(self, frames: Sequence[bytes], *, primary: bool) -> None:
         """Give it what a copy sends."""
 
     def left(self, timeout_s: float) -> list[bytes]:
@@ -84,9 +84,9 @@ class Ours:
     def _fail(sentence: str) -> None:
         raise RuntimeError(sentence)
 
-    def feed(self, frame: bytes, *, primary: bool) -> None:
+    def feed(self, frames: Sequence[bytes], *, primary: bool) -> None:
         """See Side."""
-        packed = pack(RawFrame(frame, 0))
+        packed = b"".join(pack(RawFrame(frame, 0)) for frame in frames)
         if primary:
             self._filters.ends[0].from_guest.sendall(packed)
         else:
@@ -166,9 +166,10 @@ class Qemus:
     def _say(self, text: str) -> None:
         self._notify.sendall(_LENGTH.pack(len(text)) + text.encode())
 
-    def feed(self, frame: bytes, *, primary: bool) -> None:
+    def feed(self, frames: Sequence[bytes], *, primary: bool) -> None:
         """See Side."""
-        (self._primary if primary else self._secondary).sendall(_LENGTH.pack(len(frame)) + frame)
+        packed = b"".join(_LENGTH.pack(len(frame)) + frame for frame in frames)
+        (self._primary if primary else self._secondary).sendall(packed)
 
     def left(self, timeout_s: float) -> list[bytes]:
         """See Side."""
