@@ -12,7 +12,7 @@ something in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from colo_helper.proxy.checksum import internet_checksum
@@ -26,7 +26,8 @@ _HOPS = 64
 _MAC_BYTES, _PORTS_BYTES = 6, 4
 #: So many doublings are taken back: after so many the rest of any pause has passed that is longer than an eighth of it.
 _TIMES = 3
-_Connection = tuple[int, bytes]
+#: A NIC and a flow as the client sees it.
+Connection = tuple[int, bytes]
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ class Outage:
 
     def __init__(self, most: int = 4096) -> None:
         self._most = most
-        self._clients: dict[_Connection, _Client] = {}
+        self._clients: dict[Connection, _Client] = {}
 
     def from_client(self, nic: int, packet: Packet) -> None:
         """Take note of what a client has sent."""
@@ -77,12 +78,15 @@ class Outage:
         elif known and packet.flags & ACK:
             known.acknowledged = packet.ack
 
-    def over(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield what to tell clients: the NIC, how long the vnet header in front is, and the frame with it."""
-        for (nic, _), client in self._clients.items():
+    def over(self, connections: Iterable[Connection]) -> Iterator[tuple[int, bytes]]:
+        """Yield what to tell the clients of these connections: how long the vnet header in front is, and the frame with it.
+
+        What the guest says in them must follow: a client to which nothing was lost notes an error until it hears something.
+        """
+        for client in filter(None, map(self._clients.get, connections)):
             for seq in {client.acknowledged, client.sent}:  # what was lost begins at the one or at the other
                 frame = bytes(client.vnet_bytes) + _unreachable(client, seq)
-                yield from [(nic, client.vnet_bytes, frame)] * _TIMES
+                yield from [(client.vnet_bytes, frame)] * _TIMES
 
 
 def _unreachable(client: _Client, seq: int) -> bytes:

@@ -68,7 +68,7 @@ class Replay:
             self._expire(reached.time_s)
             self._cuts += 1
             self.found.made += 1
-            if self._cuts == _LEARNS:
+            if self._cuts <= _LEARNS:
                 self.found = Replayed(start_s=reached.time_s, end_s=reached.time_s)
             for comparator in self._comparators.values():
                 comparator.checkpointed()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from colo_helper.proxy.packet import FIN, SYN, Kind, Packet
+from colo_helper.proxy.packet import FIN, RST, SYN, Kind, Packet
 
 #: What is remembered, in bytes; the connection silent longest is forgotten first, from its oldest segment on.
 _MOST_BYTES = 1 << 20
 _Connection = tuple[int, bytes]
+#: The place of a segment without bytes.
+_BARE = (-1, 0)
 
 
 class Said:
     """The segments of each connection that carry bytes or its end; one that is said again takes the place of the older.
 
-    A connection that is opened anew has said nothing yet.
+    And its last acknowledgement, if that came after them: the client may wait for it. A connection that is opened anew has said
+    nothing yet.
     """
 
     def __init__(self) -> None:
@@ -29,10 +32,13 @@ class Said:
         if packet.flags & SYN:
             for old in self._said.pop(connection, {}).values():
                 self._bytes -= len(old.frame)
-        elif packet.end > packet.payload or packet.flags & FIN:
+        elif not packet.flags & RST:
             segments = self._said.pop(connection, {})
             self._said[connection] = segments  # the one heard last is the last
-            place = (packet.seq, packet.flags & FIN)
+            if _BARE in segments:
+                self._bytes -= len(segments.pop(_BARE).frame)
+            carries = packet.end > packet.payload or packet.flags & FIN
+            place = (packet.seq, packet.flags & FIN) if carries else _BARE
             self._bytes += len(packet.frame) - len(segments[place].frame if place in segments else b"")
             segments[place] = packet
             while self._bytes > _MOST_BYTES:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from colo_helper.proxy.outage import Outage
+from colo_helper.proxy.packet import Packet, opposite
 from colo_helper.traffic.framing import RawFrame
 from colo_helper.traffic.interface import Outputs
 from colo_helper.traffic.moves import Moves
@@ -18,8 +19,6 @@ from colo_helper.traffic.said import Said
 
 #: What is kept for the guest while it stands still, in bytes; clients send again what is dropped.
 _KEPT_BYTES = 4 << 20
-#: How long after the takeover clients are told again that the outage is over, in seconds: a message may be lost.
-_TOLD_AGAIN_S = (1.0, 3.0)
 
 
 @dataclass
@@ -39,8 +38,6 @@ class SecondaryRouter:
     _kept_bytes: int = 0
     _said: Said | None = field(default_factory=Said)
     _outage: Outage | None = field(default_factory=Outage)
-    #: When clients are told once more that the outage is over.
-    _told_again_s: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rewriting = Rewriting(self.nics)
@@ -68,24 +65,20 @@ class SecondaryRouter:
 
     def from_peer(self, epoch: int, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
         """See Router. What the primary got before the last checkpoint is in its state already."""
-        if self.alone or nic >= self.nics or epoch < self.epoch:
+        if self.alone or nic >= self.nics:
             return
         if self.running and epoch == self.epoch:
             self._give(nic, frames, now_s)
             return
-        for frame in frames:
+        self._know_client(nic, [frame.packet() for frame in frames])
+        for frame in frames if epoch >= self.epoch else ():
             if self._kept_bytes + len(frame.data) <= _KEPT_BYTES:
                 self._kept.append((epoch, nic, frame))
                 self._kept_bytes += len(frame.data)
 
     def expire(self, now_s: float) -> float | None:
         """See Router."""
-        if not self.alone:
-            return None
-        if self._told_again_s and now_s >= self._told_again_s[0]:
-            self._told_again_s.pop(0)
-            self._tell()
-        return min([self.rewriting.expire(now_s), *self._told_again_s])
+        return self.rewriting.expire(now_s) if self.alone else None
 
     @property
     def crowded(self) -> bool:
@@ -121,23 +114,24 @@ class SecondaryRouter:
         """The guest has the network now: its clients get what it has said since the last checkpoint, which may never have left.
 
         Its timers have been backing off since the primary died. What a client has got already it knows by the numbers, so only
-        TCP is said again. The clients' timers have been backing off as well; they are told that the outage is over.
+        TCP is said again. The clients' timers have been backing off as well: before it they are told that the outage is over.
         """
-        said, self._said = self._said, None
-        for nic, packet in said.take() if said else ():
+        said, outage = self._said, self._outage
+        self._said = self._outage = None
+        again = list(said.take()) if said else []
+        talked = dict.fromkeys((nic, opposite(packet.flow)) for nic, packet in again)
+        for nic in range(self.nics):
+            told = outage.over([one for one in talked if one[0] == nic]) if outage else ()
+            self.out.to_network(nic, [RawFrame(frame, vnet_bytes) for vnet_bytes, frame in told])
+        for nic, packet in again:
             self.out.to_network(nic, self.rewriting.from_guest(nic, [packet], now_s))
-        self._told_again_s = [now_s + later_s for later_s in _TOLD_AGAIN_S]
-        self._tell()
-
-    def _tell(self) -> None:
-        for nic, vnet_bytes, frame in self._outage.over() if self._outage else ():
-            self.out.to_network(nic, [RawFrame(frame, vnet_bytes)])
-        if not self._told_again_s:
-            self._outage = None
 
     def _give(self, nic: int, frames: Sequence[RawFrame], now_s: float) -> None:
         packets = [frame.packet() for frame in frames]
+        self._know_client(nic, packets)
+        self.out.to_guest(nic, self.rewriting.to_guest(nic, packets, now_s))
+
+    def _know_client(self, nic: int, packets: Sequence[Packet]) -> None:
         if self._outage is not None:
             for packet in packets:
                 self._outage.from_client(nic, packet)
-        self.out.to_guest(nic, self.rewriting.to_guest(nic, packets, now_s))

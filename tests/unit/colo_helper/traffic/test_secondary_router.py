@@ -126,9 +126,9 @@ def test_what_is_said_again_has_the_primary_s_numbers(router, out):
     router.from_guest(0, raw(tcp(1001, 100, payload=b"hello")), 0.5)
     router.take_over(1.0)
     router.say_again(1.0)
-    again, *others = (parse(frame) for _, frame in out.network)
+    *told, again = (parse(frame) for _, frame in out.network)
     assert again.seq == 5001
-    assert [one.kind for one in others] == [Kind.ICMP] * 3  # and its client is told that the outage is over
+    assert [one.kind for one in told] == [Kind.ICMP] * 3  # its client is told that the outage is over
 
 
 def test_what_is_said_again_of_a_connection_that_an_earlier_primary_had_is_moved_too(router, out):
@@ -184,16 +184,24 @@ def test_of_what_was_said_the_last_is_remembered_within_bounds(router, out):
     assert parse(out.network[-1][1]).seq == 1000 + 1400 * 999
 
 
-def test_clients_are_told_again_in_case_the_first_word_was_lost(router, out):
+def test_only_those_are_told_to_whom_something_is_said_after_it(router, out):
     begin(router, 5)
-    router.from_peer(5, 0, raw(tcp(100, 5001, outward=False)), 0.0)
+    for port in (1, 2):
+        router.from_peer(5, 0, raw(tcp(100, 5001, outward=False, ports=(80, port))), 0.0)
+    router.from_guest(0, raw(tcp(5001, 100, ports=(80, 2))), 0.5)  # an acknowledgement without bytes
     router.take_over(10.0)
     router.say_again(10.0)
-    assert len(out.network) == 3
-    assert router.expire(10.5) == 11.0
-    assert len(out.network) == 3
-    assert router.expire(11.0) == 13.0
-    assert len(out.network) == 6
-    router.expire(13.5)
-    router.expire(99.0)
-    assert len(out.network) == 9
+    *told, again = (parse(frame) for _, frame in out.network)
+    assert [one.kind for one in told] == [Kind.ICMP] * 3
+    assert (again.kind, again.seq, again.ack) == (Kind.TCP, 5001, 100)
+    assert again.flow[8:] == told[0].frame[-6:-4] + told[0].frame[-8:-6]
+
+
+def test_a_client_is_known_by_what_it_said_in_an_older_epoch(router, out):
+    begin(router, 5)
+    router.from_peer(4, 0, raw(tcp(100, 5001, outward=False)), 0.0)
+    router.from_guest(0, raw(tcp(5001, 100)), 0.5)
+    router.take_over(10.0)
+    router.say_again(10.0)
+    assert out.guest == []
+    assert len(out.network) == 4
