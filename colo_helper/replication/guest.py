@@ -180,8 +180,12 @@ class Guest:
         return attempt([self.devices.close, self.domain.close])
 
     def recover(self) -> list[str]:
-        """Let the guest go that a replicator of ours held, or logged, when it crashed; returns what could not be undone."""
-        problems = self.let_packets_flow()
+        """Leave the guest as if a replicator of ours that crashed had never been; returns what could not be undone."""
+        return self.let_packets_flow() + self.let_go()
+
+    def let_go(self) -> list[str]:
+        """Let the guest run that a replicator of ours held, or logged, when it crashed; returns what could not be undone."""
+        problems = []
         if self.held.there:
             try:
                 if self.domain.info().paused:

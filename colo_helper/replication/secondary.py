@@ -96,8 +96,9 @@ class Secondary:
         if start.phase in ("torn", *STANDING_BY):
             guest.nics.isolate()
             guest.hold_still()
-        if start.phase == "active":
-            problems += attempt([self.copy.go_on_moving, self.copy.join_network])
+        if start.phase == "active":  # perhaps before it was on the network, or ran
+            problems += attempt([self.copy.go_on_moving, self.copy.join_network, guest.devices.announce])
+            problems += guest.let_go()
         self.monitor.enter(start.phase, " ".join([start.sentence, *problems]), domid=guest.domain.domid)
 
     # ------------------------------------------------------------------------------------------ without a session
@@ -181,6 +182,8 @@ class Secondary:
         if end.exit_code is not None and guest:
             problems += guest.close()
         domid = guest.domain.domid if guest else None
+        if cause is Cause.SWITCHED:
+            self.monitor.restore(role="primary")
         self._refuse_waiting(
             "primary_alive", "The primary was attached meanwhile; look again, then ask again."
         )

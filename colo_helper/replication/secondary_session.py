@@ -178,13 +178,17 @@ class SecondarySession:
         self.monitor.enter("replicating", text, domid=guest.domain.domid)
 
     def _handed_over(self, guest: Guest) -> None:
-        """This side is the primary from now on; written down before the guest runs on the network.
+        """This copy is the VM from now on; written down before the guest runs on the network.
 
-        Whatever fails, this copy is the VM: the primary has written down that its own is not.
+        Whatever fails, this copy is the VM: the primary has written down that its own is not. A replicator that comes after
+        this one, killed here, goes on with it as with one that took over; the roles are swapped when it runs.
         """
-        text = f"{self.config.vm} was handed over by {self.config.peer_name}."
-        problems = attempt([lambda: self.monitor.enter("unprotected", text, role="primary")])
-        self.monitor.restore(phase="unprotected", role="primary")
+        handed_over = {
+            "phase": "active",
+            "reason": f"{self.config.vm} was handed over by {self.config.peer_name}.",
+        }
+        problems = attempt([lambda: self.monitor.note(**handed_over)])
+        self.monitor.restore(**handed_over)
         problems += self.copy.let_packets_flow()  # all connections have the same numbers on both sides now
         problems += attempt([self.copy.join_network, guest.devices.announce])
         for problem in problems:

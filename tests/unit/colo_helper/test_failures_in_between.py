@@ -98,6 +98,44 @@ def test_a_replicator_that_comes_after_a_takeover_puts_its_vm_on_the_network(pai
     eventually(lambda: on_network(there), "on the network")
 
 
+@pytest.mark.parametrize(("role", "start"), [("secondary", "active"), ("primary", "replicating")])
+@pytest.mark.parametrize("step", ["connect", "cont"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_heir_whose_replicator_is_killed_when_it_was_handed_the_vm_runs_it(
+    pair, monkeypatch, step, role, start
+):
+    """With its old role, or with the one that the playbook has given it meanwhile."""
+
+    def killed(*_arguments):
+        raise SystemExit
+
+    before = pair().start().replicating()
+    before.both_run()
+    heir, domid = before.secondary_host, before.copy.domid
+    with monkeypatch.context() as patch:
+        patch.setattr(heir.nics[domid] if step == "connect" else heir.devices[domid], step, killed)
+        before.ask_without_waiting("primary", "switchover")
+        before.phase("primary", "handed_over")
+        before.threads[0].join()
+    assert not heir.domains[VM].running
+    assert not on_network(before.primary_host)
+    saved = before.saved_by("secondary")
+    if role == "secondary":
+        after = pair(secondary_host=heir, saved=saved, only_secondary=True).start()
+    else:
+        after = pair(
+            primary_host=heir,
+            secondary_host=before.primary_host,
+            p_saved=saved,
+            saved=before.saved_by("primary"),
+        ).start()
+    after.phase(role, start)
+    eventually(lambda: heir.domains[VM].running, "the VM runs")
+    eventually(lambda: on_network(heir), "on the network")
+    assert heir.devices[domid].running
+    assert not on_network(before.primary_host)
+
+
 def test_a_replicator_that_comes_in_the_middle_of_a_switch_over_puts_its_vm_on_the_network(pair):
     here = EmulatedHost()
     here.add(VM, running_guest(3))
