@@ -66,8 +66,10 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument(
             "--debian",
             type=_releases,
-            default=(12,),
-            help=f"release of both hosts, or of each in order (12,13); there are {sorted(RECIPES)}",
+            default=None if verb is up else (12,),
+            help="release of both hosts, or of each in order (12,13); "
+            f"there are {sorted(RECIPES)}"
+            + (" (default: those that they have, 12 for new ones)" if verb is up else ""),
         )
     down = add("down", _down, "stop everything")
     down.add_argument("--purge", action="store_true", help="remove disks, keys and snapshots too")

@@ -57,18 +57,19 @@ class Lab:
         self.settings = settings
         self._say = say
 
-    def up(self, debian: Sequence[int] = (12,), first_port: int | None = None) -> None:
+    def up(self, debian: Sequence[int] | None = None, first_port: int | None = None) -> None:
         """Both hosts running and answering; made from nothing, or back from their snapshot.
 
-        `debian`: the release of both hosts, or of each in order.
+        `debian`: the release of both hosts, or of each in order; without it those that they have, and 12 for new ones.
         """
         check_machine()
         with self._lock():
             self.reclaim()
-            recipes = {name: recipe_for(release) for name, release in releases_of(debian).items()}
+            plan = self._plan()
+            wished = releases_of(debian or (12,)) if debian or plan is None else plan.debian
+            recipes = {name: recipe_for(release) for name, release in wished.items()}
             for recipe in set(recipes.values()):
                 ensure_image(recipe, self.settings.cache, self._say)
-            plan = self._plan()
             accelerator, why = accel.choose()
             releases = {name: recipe.debian for name, recipe in recipes.items()}
             images = {name: recipe.image_digest for name, recipe in recipes.items()}
