@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -115,6 +115,98 @@ def upgrade_plan(vm: str, reports: Mapping[str, Any]) -> dict[str, Any]:
         "wanted": healthy and not problems,
         "shielded": bool(arbiters) and not any(state.get("maintenance") for state in states),
     }
+
+
+def rebalance_plan(vms: Mapping[str, Any], reports: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """How each of ``vms`` comes to run on its ``primary``, and its copy on its ``secondary``: ``steps``, in their order.
+
+    ``reports`` maps all hosts of the inventory to their results of colo_vm_info. A step says what to ``do``: ``switch`` the
+    roles, or ``move`` the copy, which leaves the host ``old`` (empty when that is not in the inventory any more); the
+    ``primary`` and ``secondary`` of the ``vm`` after it; and all ``hosts`` that take part. ``problems``: why nothing may be
+    moved now; ``sentences`` has one for each step, and one for each VM that is left alone.
+    """
+    found: dict[str, list[Any]] = {"steps": [], "problems": [], "sentences": []}
+    seen = _protected_on(reports)
+    who = "no host" if all(_answered(report) for report in reports.values()) else "no host that answers"
+    for vm, sides in sorted(vms.items()):
+        wanted = (sides["primary"], sides["secondary"])
+        entries = seen.get(vm, {})
+        problems = _silent({host: reports.get(host) for host in wanted}) or _pair_problems(
+            vm, entries, reports
+        )
+        if problems:
+            found["problems"] += [one for one in problems if one not in found["problems"]]
+        elif not entries:
+            found["sentences"].append(f"{vm} is left alone: {who} protects it.")
+        elif maintenance := _state(entries[_primary_of(entries)]).get("maintenance"):
+            found["sentences"].append(f"{vm} is left alone: it is in maintenance ({maintenance}).")
+        else:
+            primary = _primary_of(entries)
+            now = (primary, entries[primary]["config"]["peer"]["name"])
+            for step in _rebalance_steps(vm, now, wanted):
+                gone = "" if step["old"] in reports else step["old"]
+                old = "" if gone else step["old"]
+                hosts = [host for host in (step["primary"], step["secondary"], old) if host]
+                found["steps"].append({**step, "old": old, "hosts": hosts})
+                found["sentences"].append(_rebalance_sentence(step, gone))
+    return found
+
+
+def _protected_on(reports: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Of each VM the hosts that are to protect it, with what they say of it."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for host, report in reports.items():
+        for entry in report["vms"] if _answered(report) else ():
+            if entry["config"]:
+                found.setdefault(entry["name"], {})[host] = entry
+    return found
+
+
+def _primary_of(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """The host whose replicator is the VM's primary; empty when there is none, or more than one."""
+    primaries = [
+        host for host, entry in entries.items() if entry["alive"] and _state(entry).get("role") == "primary"
+    ]
+    return primaries[0] if len(primaries) == 1 else ""
+
+
+def _pair_problems(
+    vm: str, entries: Mapping[str, Mapping[str, Any]], reports: Mapping[str, Any]
+) -> list[str]:
+    """Why a VM that is to be protected may not be touched. One whose copy was on a host that is gone may."""
+    if not entries:
+        return []
+    if primary := _primary_of(entries):
+        secondary = entries[primary]["config"]["peer"]["name"]
+        if secondary not in reports:
+            return []
+        if all(entries.get(host, {}).get("phase") == "replicating" for host in (primary, secondary)):
+            return []
+    said = ", ".join(f"{host}: {_seen(entry)}" for host, entry in entries.items())
+    return [
+        f"{vm} does not run on two hosts ({said}), and a step would make it worse: see playbooks/status.yml."
+    ]
+
+
+def _rebalance_steps(vm: str, now: tuple[str, str], wanted: tuple[str, str]) -> Iterator[dict[str, str]]:
+    """A VM can only go where its copy is."""
+    primary, secondary = now
+    if primary != wanted[0]:
+        if secondary != wanted[0]:
+            yield {"do": "move", "vm": vm, "primary": primary, "secondary": wanted[0], "old": secondary}
+        yield {"do": "switch", "vm": vm, "primary": wanted[0], "secondary": primary, "old": ""}
+        primary, secondary = wanted[0], primary
+    if secondary != wanted[1]:
+        yield {"do": "move", "vm": vm, "primary": primary, "secondary": wanted[1], "old": secondary}
+
+
+def _rebalance_sentence(step: Mapping[str, str], gone: str) -> str:
+    vm, primary, secondary = step["vm"], step["primary"], step["secondary"]
+    if step["do"] == "switch":
+        return f"{vm} goes on on {primary}, and its copy on {secondary}."
+    if gone:
+        return f"{vm} gets its copy on {secondary}: {gone}, which had it, is not in the inventory."
+    return f"The copy of {vm} goes from {step['old']} to {secondary}; meanwhile {vm} runs on {primary} without one."
 
 
 def restart_plan(vms: Mapping[str, Any], host: str, reports: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,6 +333,7 @@ class FilterModule:
             "colo_reprotect_plan": reprotect_plan,
             "colo_recover_plan": recover_plan,
             "colo_upgrade_plan": upgrade_plan,
+            "colo_rebalance_plan": rebalance_plan,
             "colo_restart_plan": restart_plan,
             "colo_live_groups": live_groups,
         }

@@ -301,6 +301,10 @@ def silent_hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "xa does not answer: bring it back; playbooks/status.yml shows which hosts answer. xb does not answer",
         ),
         ("switchover", "xa does not answer: bring it back; playbooks/status.yml shows which hosts answer."),
+        (
+            "rebalance",
+            "Nothing was moved. xa does not answer: bring it back; playbooks/status.yml shows which hosts answer. xb does not",
+        ),
     ],
 )
 def test_a_silent_host_is_told_in_a_sentence(silent_hosts: Path, playbook: str, sentence: str) -> None:

@@ -230,3 +230,101 @@ def test_a_host_with_the_only_copy_of_a_vm_is_not_restarted(
     plan = FILTERS["colo_restart_plan"](vms, "xa", {"xa": xa, "xb": xb})
     assert len(plan["problems"]) == 1
     assert plan["problems"][0].startswith(problem)
+
+
+def pair_of(vm: str, primary: str, secondary: str, **fields: Any) -> dict[str, dict[str, Any]]:
+    """What both hosts of a VM say of it."""
+    return {
+        primary: {**named(vm, *ALIVE[0], **fields), "config": {"peer": {"name": secondary}}},
+        secondary: {**named(vm, *ALIVE[1]), "config": {"peer": {"name": primary}}},
+    }
+
+
+def fleet_of(*pairs: dict[str, dict[str, Any]], silent: str = "") -> dict[str, Any]:
+    """What the hosts xa to xd say of VMs."""
+    return {
+        host: SILENT if host == silent else {"vms": [pair[host] for pair in pairs if host in pair]}
+        for host in ("xa", "xb", "xc", "xd")
+    }
+
+
+@pytest.mark.parametrize(
+    ("now", "wanted", "steps"),
+    [
+        (("xa", "xb"), ("xa", "xb"), []),
+        (("xb", "xa"), ("xa", "xb"), [("switch", "xa", "xb", "")]),
+        (("xa", "xc"), ("xa", "xb"), [("move", "xa", "xb", "xc")]),
+        (("xb", "xa"), ("xa", "xc"), [("switch", "xa", "xb", ""), ("move", "xa", "xc", "xb")]),
+        (("xb", "xc"), ("xa", "xb"), [("move", "xb", "xa", "xc"), ("switch", "xa", "xb", "")]),
+        (
+            ("xc", "xd"),
+            ("xa", "xb"),
+            [("move", "xc", "xa", "xd"), ("switch", "xa", "xc", ""), ("move", "xa", "xb", "xc")],
+        ),
+    ],
+)
+def test_how_a_vm_comes_to_its_hosts(now: Any, wanted: Any, steps: Any) -> None:
+    vms = {"h1": {"primary": wanted[0], "secondary": wanted[1]}}
+    found = FILTERS["colo_rebalance_plan"](vms, fleet_of(pair_of("h1", *now)))
+    assert found["problems"] == []
+    assert [
+        tuple(step[key] for key in ("do", "primary", "secondary", "old")) for step in found["steps"]
+    ] == steps
+    assert len(found["sentences"]) == len(steps)
+    at = now
+    for step in found["steps"]:
+        involved = {step["primary"], step["secondary"], step["old"]} - {""}
+        assert set(step["hosts"]) == involved
+        assert len(step["hosts"]) == len(involved)
+        assert set(at) <= involved, "whoever has the VM or its copy takes part"
+        at = (step["primary"], step["secondary"])
+    assert at == wanted
+
+
+def test_what_is_left_alone_when_vms_are_brought_to_their_hosts() -> None:
+    vms = {vm: {"primary": "xa", "secondary": "xb"} for vm in ("h1", "h2")}
+    resting = pair_of("h2", "xb", "xa", state={"maintenance": "new disks"})
+    found = FILTERS["colo_rebalance_plan"](vms, fleet_of(resting))
+    assert (found["steps"], found["problems"]) == ([], [])
+    assert found["sentences"] == [
+        "h1 is left alone: no host protects it.",
+        "h2 is left alone: it is in maintenance (new disks).",
+    ]
+    silent = FILTERS["colo_rebalance_plan"](vms, fleet_of(silent="xd"))
+    assert silent["sentences"][0] == "h1 is left alone: no host that answers protects it."
+
+
+def test_a_vm_whose_copy_was_on_a_host_that_is_gone_gets_another() -> None:
+    vms = {"h1": {"primary": "xa", "secondary": "xb"}}
+    alone = {"xa": {**named("h1", "unprotected", "primary"), "config": {"peer": {"name": "xz"}}}}
+    found = FILTERS["colo_rebalance_plan"](vms, fleet_of(alone))
+    assert found["problems"] == []
+    assert found["steps"] == [
+        {"do": "move", "vm": "h1", "primary": "xa", "secondary": "xb", "old": "", "hosts": ["xa", "xb"]}
+    ]
+    assert found["sentences"] == ["h1 gets its copy on xb: xz, which had it, is not in the inventory."]
+
+
+@pytest.mark.parametrize(
+    ("reports", "problem"),
+    [
+        (fleet_of(pair_of("h1", "xa", "xc"), silent="xb"), "xb does not answer: bring it back"),
+        (
+            fleet_of(pair_of("h1", "xa", "xc"), silent="xc"),
+            "h1 does not run on two hosts (xa: replicating, a domain), and a step would make it worse",
+        ),
+        (
+            fleet_of({"xb": {**TAKEN_OVER["vms"][0], "config": {"peer": {"name": "xa"}}}}),
+            "h1 does not run on two hosts (xb: active, a domain), and a step would make it worse",
+        ),
+        (
+            fleet_of(pair_of("h1", "xa", "xb"), pair_of("h1", "xc", "xd")),
+            "h1 does not run on two hosts (xa: replicating, a domain, xb: replicating, a domain, xc: replicating, a domain, xd",
+        ),
+    ],
+)
+def test_nothing_is_moved_when_a_vm_does_not_run_on_two_hosts(reports: Any, problem: str) -> None:
+    found = FILTERS["colo_rebalance_plan"]({"h1": {"primary": "xa", "secondary": "xb"}}, reports)
+    assert found["steps"] == []
+    assert len(found["problems"]) == 1
+    assert found["problems"][0].startswith(problem)
