@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(36, 16, -1)), "m
 #: stubs, the packages' own tests, and zstandard's second back-end (12 MiB; it takes the C one under CPython).
 PRUNED = ("bin", "*.dist-info/RECORD", "*.dist-info/REQUESTED", "*.dist-info/direct_url.json", "**/*.pyi",
           "*/test_*.py", "zstandard/_cffi*.so")  # fmt: skip
+#: The first pip that installs dependency groups.
+PIP = "pip>=25.1"
 #: Bundles that stay on the controller, to go back to without building.
 KEPT_BUNDLES = 5
 #: Where tracebacks shall look for the sources of what was compiled here.
@@ -58,15 +61,20 @@ class Project:
     digest: str
 
 
-def read_project(source: Path) -> Project:
-    """Read pyproject.toml and hash what a release is made of: the package and the tables that build it."""
+def _tables(source: Path) -> dict[str, Any]:
+    """What pyproject.toml says."""
     import tomllib  # noqa: PLC0415  # only the controller builds, and only here
 
     try:
         text = (source / "pyproject.toml").read_text(encoding="utf-8")
     except FileNotFoundError:
         raise Failure(f"{source} has no pyproject.toml: set source to a checkout of this project.") from None
-    tables = tomllib.loads(text)
+    return tomllib.loads(text)
+
+
+def read_project(source: Path) -> Project:
+    """Read pyproject.toml and hash what a release is made of: the package and the tables that build it."""
+    tables = _tables(source)
     project, build = tables["project"], tables["build-system"]
     digest = hashlib.sha256(json.dumps([project, build, tables.get("tool", {}).get("setuptools")]).encode())
     for path in package_files(source):
@@ -305,3 +313,28 @@ def make_bundle(source: Path, build: Path, python: str, *, predict: bool) -> dic
             builder.make(wheels)
             builder.tidy(path)
     return {"changed": missing, "digest": digest, "path": str(path), "version": version, "built": True}
+
+
+def fetch_controller_wheels(source: Path, build: Path, groups: list[str], *, predict: bool) -> dict[str, Any]:
+    """Have all wheels that dependency groups of the project need, and pip, for this Python; with ``predict`` only look."""
+    known: dict[str, list[Any]] = _tables(source)["dependency-groups"]
+    for group in groups:
+        if not all(isinstance(one, str) for one in known.get(group, [None])):
+            plain = [name for name, entries in known.items() if all(isinstance(one, str) for one in entries)]
+            raise Failure(
+                f"{source}/pyproject.toml has no plain dependency group {group}; it has: {', '.join(plain)}."
+            )
+    pins = source / "constraints.txt"
+    constraint = [f"--constraint={pins}"] if pins.is_file() else []
+    requirements = (PIP, *(one for group in groups for one in known[group]))
+    store = WheelStore(build / "wheels" / "controller", requirements, constraint, pins)
+    with exclusive(build / ".bundle.lock") if not predict else nullcontext():
+        before = store.locked()
+        wheels = before if before is not None or predict else store.fill()
+    names = {"before": sorted(before or ()), "after": sorted(wheels or ())}
+    return {
+        "changed": before is None,
+        "directory": str(store.directory),
+        "wheels": names["after"],
+        "diff": {side: "".join(f"{name}\n" for name in found) for side, found in names.items()},
+    }

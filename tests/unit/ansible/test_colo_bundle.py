@@ -124,6 +124,28 @@ def test_a_damaged_wheel_is_fetched_again(source: Path, pip: list[str], run: Run
     assert pip == ["download"]
 
 
+def test_what_a_controller_needs_is_fetched_once(source: Path, pip: list[str], run: Runner) -> None:
+    asked = {"source": str(source), "groups": ["controller", "fleet"]}
+    assert run("colo_wheels", **asked, check=True)["changed"] is True
+    assert not (source / "build").exists()
+    first = run("colo_wheels", **asked)
+    assert (first["changed"], pip) == (True, ["download"])
+    assert first["directory"] == str(source / "build" / "wheels" / "controller")
+    assert first["wheels"] == ["zstandard-0.25.0-cp311-cp311-manylinux_2_17_x86_64.whl"]
+    again = run("colo_wheels", **asked)
+    assert (again["changed"], again["wheels"], pip) == (False, first["wheels"], ["download"])
+    assert run("colo_wheels", source=str(source))["changed"] is True, "other groups need others"
+
+
+def test_a_group_that_pip_would_have_to_resolve_is_refused(source: Path, run: Runner) -> None:
+    for group in ("dev", "nonsense"):
+        said = run("colo_wheels", source=str(source), groups=[group])["msg"]
+        assert (
+            said
+            == f"{source}/pyproject.toml has no plain dependency group {group}; it has: controller, fleet, fuzz."
+        )
+
+
 def test_no_checkout(run: Runner, tmp_path: Path) -> None:
     result = run("colo_bundle", source=str(tmp_path), python_version="3.11")
     assert result["msg"] == f"{tmp_path} has no pyproject.toml: set source to a checkout of this project."
