@@ -61,7 +61,13 @@ class Secondary:
         domid = self.host.find(self.config.vm)
         guest = self.host.open_guest(domid) if domid is not None and self._is_ours(domid) else None
         start = secondary_start(
-            self.config.vm, domid, self.saved, boot_id(), guest is not None and guest.torn.there
+            self.config.vm,
+            domid,
+            self.saved,
+            boot_id(),
+            guest is not None and guest.torn.there,
+            held=guest is not None and guest.held.there,
+            arbiter=self.succession.right.automatic,
         )
         if start.action == "hold" and guest:
             self._take_up(guest, start)
@@ -96,7 +102,7 @@ class Secondary:
         if start.phase in ("torn", *STANDING_BY):
             guest.nics.isolate()
             guest.hold_still()
-        if start.phase == "active":  # perhaps before it was on the network, or ran
+        if start.phase == "active":  # it may have been handed over, and not be on the network yet, or not run
             problems += attempt([self.copy.go_on_moving, self.copy.join_network, guest.devices.announce])
             problems += guest.let_go()
         self.monitor.enter(start.phase, " ".join([start.sentence, *problems]), domid=guest.domain.domid)

@@ -111,11 +111,19 @@ STANDING_BY = ("standby", "handed_over")
 
 
 def secondary_start(
-    vm: str, domid: int | None, saved: dict[str, Any] | None, boot_id: str, torn: bool
+    vm: str,
+    domid: int | None,
+    saved: dict[str, Any] | None,
+    boot_id: str,
+    torn: bool,
+    *,
+    held: bool = False,
+    arbiter: bool = False,
 ) -> SecondaryStart:
     """Decide how a secondary starts, from the domain that exists here and the state file of an earlier run.
 
-    ``torn``: that run ended while it applied a checkpoint.
+    ``torn``: that run ended while it applied a checkpoint. ``held``: it ended while it held the copy still. ``arbiter``: there
+    is one to ask who may run.
     """
     if domid is None:
         return SecondaryStart("wait", "waiting", "Waiting for the primary.")
@@ -123,7 +131,8 @@ def secondary_start(
     if saved is None or not mine or saved.get("role") != "secondary":
         return SecondaryStart("wait", "waiting", exists_refusal(vm, domid))
     phase = str(saved.get("phase"))
-    if phase in ("peer_lost", "active", *STANDING_BY):
+    not_run_yet = phase == "active" and held and arbiter
+    if phase in ("peer_lost", "active", *STANDING_BY) and not not_run_yet:
         return SecondaryStart("hold", phase, f"Going on with domain {domid}: {saved.get('reason', '')}")
     if phase == "torn" or torn:
         return SecondaryStart(
@@ -132,12 +141,15 @@ def secondary_start(
             f"The replicator ended while it changed the copy of {vm} (domain {domid}): that is neither of two states and "
             "cannot run; the primary can make it whole again.",
         )
-    if phase in ("replicating", "resyncing"):
+    if phase in ("replicating", "resyncing") or not_run_yet:
+        why = (
+            "ended when it had been handed the VM, and before that ran" if not_run_yet else "was started anew"
+        )
         return SecondaryStart(
             "hold",
             "peer_lost",
-            f"The replicator was started anew; the copy of {vm} (domain {domid}) goes on from its own state, off the network, "
-            "until its primary comes back or it is decided who goes on.",
+            f"The replicator {why}; the copy of {vm} (domain {domid}) goes on from its own state, off the network, until its "
+            "primary comes back or it is decided who goes on.",
         )
     return SecondaryStart("wait", "waiting", exists_refusal(vm, domid))
 

@@ -33,6 +33,11 @@ def lost(pair_of):
     return pair_of
 
 
+def killed(*_arguments):
+    """Ends the replicator's thread then and there."""
+    raise SystemExit
+
+
 # ------------------------------------------------------------------------------------------------------ switch-over
 
 
@@ -102,21 +107,19 @@ def test_a_replicator_that_comes_after_a_takeover_puts_its_vm_on_the_network(pai
 @pytest.mark.parametrize("step", ["connect", "cont"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_heir_whose_replicator_is_killed_when_it_was_handed_the_vm_runs_it(
-    pair, monkeypatch, step, role, start
+    pair, monkeypatch, tmp_path, step, role, start
 ):
     """With its old role, or with the one that the playbook has given it meanwhile."""
-
-    def killed(*_arguments):
-        raise SystemExit
-
-    before = pair().start().replicating()
+    heir = EmulatedHost(run_dir=tmp_path)
+    before = pair(secondary_host=heir).start().replicating()
     before.both_run()
-    heir, domid = before.secondary_host, before.copy.domid
+    domid = before.copy.domid
     with monkeypatch.context() as patch:
         patch.setattr(heir.nics[domid] if step == "connect" else heir.devices[domid], step, killed)
         before.ask_without_waiting("primary", "switchover")
         before.phase("primary", "handed_over")
         before.threads[0].join()
+    before.copy.own_pauses = 0  # what the process knew is gone with it
     assert not heir.domains[VM].running
     assert not on_network(before.primary_host)
     saved = before.saved_by("secondary")
@@ -134,6 +137,30 @@ def test_an_heir_whose_replicator_is_killed_when_it_was_handed_the_vm_runs_it(
     eventually(lambda: on_network(heir), "on the network")
     assert heir.devices[domid].running
     assert not on_network(before.primary_host)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_heir_that_did_not_run_yet_asks_the_arbiter_whose_the_vm_is_now(
+    pair, world, monkeypatch, tmp_path
+):
+    """An operator may have let the other side go on meanwhile."""
+    heir = EmulatedHost(run_dir=tmp_path)
+    both = pair(arbiters=world.ways, secondary_host=heir).start().replicating()
+    both.both_run()
+    with monkeypatch.context() as patch:
+        patch.setattr(heir.nics[both.copy.domid], "connect", killed)
+        both.ask_without_waiting("primary", "switchover")
+        both.threads[0].join()
+    both.copy.own_pauses = 0  # what the process knew is gone with it
+    assert world.kept == ("xb", "alone")
+    world.cut("xb")
+    saved = both.saved_by("secondary")
+    after = pair(secondary_host=heir, saved=saved, only_secondary=True, arbiters=world.ways).start()
+    assert "before that ran" in after.phase("secondary", "peer_lost")
+    assert not on_network(heir)
+    world.mend()
+    after.phase("secondary", "active")
+    eventually(lambda: heir.domains[VM].running and on_network(heir), "the VM runs, on the network")
 
 
 def test_a_replicator_that_comes_in_the_middle_of_a_switch_over_puts_its_vm_on_the_network(pair):
