@@ -69,6 +69,18 @@ def witness(installed, settings):
         yield running
 
 
+@pytest.fixture(scope="module")
+def arbitrated(witness, settings, play):
+    """The VM h1, protected with an arbiter from the first host to the second; it is unprotected at the end."""
+    made = ProtectedVm(settings)
+    first, second = HOSTS
+    arbiter = {"endpoints": [witness.url], "lease_s": 10}
+    protected = {"primary": first, "secondary": second, "peer_timeout_ms": 5000, "arbiter": arbiter}
+    assert play("protect", extra={"colo_vm": "h1", "colo_vms": {"h1": protected}}).code == 0
+    yield made
+    made.on(made.home, "systemctl stop colo-replicator@h1", 120)
+
+
 @pytest.fixture(scope="session")
 def vm(settings):
     """The VM h1 as a protected one."""

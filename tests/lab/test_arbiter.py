@@ -10,28 +10,17 @@ import pytest
 from lab.demo.witness import Witness
 from lab.settings import address, host_number, peer_of
 from tests.lab.asker import Asker
-from tests.lab.protected_vm import ProtectedVm
 
 pytestmark = pytest.mark.full
 
-LEASE_S = 10
 _ANSWER_TIMEOUT_S = 120
 _COPY_TIMEOUT_S = 400
 _BOOT_TIMEOUT_S = 600
 
 
 @pytest.fixture(scope="module")
-def vm(witness, settings, play):
-    made = ProtectedVm(settings)
-    protected = {
-        "primary": "xa",
-        "secondary": "xb",
-        "peer_timeout_ms": 5000,
-        "arbiter": {"endpoints": [witness.url], "lease_s": LEASE_S},
-    }
-    assert play("protect", extra={"colo_vm": "h1", "colo_vms": {"h1": protected}}).code == 0
-    yield made
-    made.on(made.home, "systemctl stop colo-replicator@h1", 120)
+def vm(arbitrated):
+    return arbitrated
 
 
 def bridged(vm, host):

@@ -47,6 +47,9 @@ def test_from_nothing_to_a_protected_vm_and_back_to_nothing(lab, play, settings,
     assert play("protect", *VM).code == 0
     assert " protected" in play("preflight").text
     assert play("status").code == 0
+    grouped = play("groups").text
+    assert "xa: colo_running, colo_running_h1" in grouped
+    assert "xb: colo_copies, colo_copies_h1" in grouped
     exported = play("export", "-e", f"colo_export_to={tmp_path / 'colo_vms.yml'}")
     assert "Everything is as colo_vms says." in exported.text
     assert yaml.safe_load((tmp_path / "colo_vms.yml").read_text())["colo_vms"]["h1"]["primary"] == "xa"
