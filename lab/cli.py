@@ -13,7 +13,7 @@ from lab.errors import LabError
 from lab.image import ensure_image
 from lab.lab import Lab, check_machine
 from lab.recipe import RECIPES, recipe_for
-from lab.settings import GUEST_PATHS, HOSTS, PATHS, Settings, here
+from lab.settings import GUEST_PATHS, HOSTS, NAMES, PATHS, Settings, here
 
 _RATE = re.compile(r"(\d+)([kmg]?)bit")
 _SCALE = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
@@ -58,7 +58,13 @@ def _parser() -> argparse.ArgumentParser:
 
     up = add("up", _up, "both hosts running: made from nothing, or back from their snapshot")
     up.add_argument(
-        "--ssh-port", type=int, help="first of two ssh ports on 127.0.0.1 for a new lab (default: free ones)"
+        "--ssh-port", type=int, help="first of the ssh ports on 127.0.0.1 for a new lab (default: free ones)"
+    )
+    up.add_argument(
+        "--hosts",
+        type=int,
+        choices=(len(HOSTS), len(NAMES)),
+        help="how many (default: those there are, two for a new lab)",
     )
     image = add("image", _image, "build the disk image only")
     demo = add("demo", _demo, "the main job: install, protect, verify, pull the plug, fail over")
@@ -79,13 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     reset.add_argument("--guest", action="store_true", help="with the guest h1 running on the first host")
     add("status", _status, "one line per host")
     login = add("ssh", _ssh, "log in to a host or run a command there")
-    login.add_argument("host", choices=HOSTS)
+    login.add_argument("host", choices=NAMES)
     login.add_argument("words", nargs=argparse.REMAINDER)
     client = add("client", _client, "run a command where the guests' clients are")
     client.add_argument("words", nargs=argparse.REMAINDER)
     create = add("create", lambda s, _l, o: guests.create(s, o.guest, o.host), "create a guest on a host")
     create.add_argument("guest", choices=guests.GUESTS)
-    create.add_argument("host", choices=HOSTS)
+    create.add_argument("host", choices=NAMES)
     ask = add("ask", _ask, "ask a guest's counting service from the client's place")
     ask.add_argument("guest", choices=guests.GUESTS)
     ask.add_argument("token", nargs="?", help="write this token instead of only reading")
@@ -104,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         ),
         ("thaw", lambda _s, lab, o: lab.host(o.host).thaw(), "let a frozen host go on"),
     ):
-        add(name, run, text).add_argument("host", choices=HOSTS)
+        add(name, run, text).add_argument("host", choices=NAMES)
     for name, plugged in (("cut", False), ("mend", True)):
         cable = add(
             name,
@@ -112,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
             f"{'fault: ' if not plugged else ''}{name} a host's cable on a path",
         )
         cable.add_argument("path", choices=PATHS)
-        cable.add_argument("host", choices=HOSTS)
+        cable.add_argument("host", choices=NAMES)
     narrow = add(
         "narrow",
         lambda s, _l, o: network.narrow(s, o.path, o.rate),
@@ -134,7 +140,7 @@ def _quiet(_sentence: str) -> None:
 
 
 def _up(_settings: Settings, lab: Lab, options: argparse.Namespace) -> None:
-    lab.up(options.debian, options.ssh_port)
+    lab.up(options.debian, options.ssh_port, options.hosts)
 
 
 def _image(settings: Settings, _lab: Lab, options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The lab as an Ansible inventory: what an operator would write for two real hosts."""
+"""The lab as an Ansible inventory: what an operator would write for real hosts."""
 
 import json
 
@@ -18,7 +18,7 @@ def write_inventory(settings: Settings, ports: dict[str, int]) -> None:
             "colo_channel_address": address("data", host_number(name)),
             "colo_channel_heartbeat_address": address("mgmt", host_number(name)),
         }
-        for name in HOSTS
+        for name in ports
     }
     inventory = {
         "all": {

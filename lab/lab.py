@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,14 +20,14 @@ from lab.host import READY, WITH_GUEST, Host
 from lab.image import Image, ensure_image
 from lab.inventory import write_inventory
 from lab.recipe import recipe_for
-from lab.settings import HOSTS, RUN_ROOT, Settings, namespace_of
+from lab.settings import HOSTS, NAMES, RUN_ROOT, Settings, namespace_of
 
 _BOOT_TIMEOUT_S = 600
 _GUEST_TIMEOUT_S = 300
 #: The guest of the snapshot `with-guest`.
 _GUEST = "h1"
 _ANSWER_TIMEOUT_S = 60
-_NEEDED_BYTES = 5 * 2**30
+_NEEDED_BYTES = 5 * 2**29
 _PROGRAMS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-img": "qemu-utils",
@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a lab was made with, by host; kept in `.lab/lab.json` once both hosts have their snapshot."""
+    """What a lab was made with, by host; kept in `.lab/lab.json` once all hosts have their snapshot."""
 
     debian: dict[str, int]
     image: dict[str, str]
@@ -57,16 +57,24 @@ class Lab:
         self.settings = settings
         self._say = say
 
-    def up(self, debian: Sequence[int] | None = None, first_port: int | None = None) -> None:
-        """Both hosts running and answering; made from nothing, or back from their snapshot.
+    def up(
+        self,
+        debian: Sequence[int] | None = None,
+        first_port: int | None = None,
+        hosts: int | None = None,
+    ) -> None:
+        """The hosts running and answering; made from nothing, or back from their snapshot.
 
-        `debian`: the release of both hosts, or of each in order; without it those that they have, and 12 for new ones.
+        `debian`: the release of all hosts, or of each in order; `hosts`: how many. What is not said is as it is, and 12 and two
+        for a new lab.
         """
         check_machine()
         with self._lock():
             self.reclaim()
             plan = self._plan()
-            wished = releases_of(debian or (12,)) if debian or plan is None else plan.debian
+            known = plan.debian if plan else {}
+            count = hosts or len(known) or len(HOSTS)
+            wished = releases_of(debian, count) if debian else releases_like(known, count)
             recipes = {name: recipe_for(release) for name, release in wished.items()}
             for recipe in set(recipes.values()):
                 ensure_image(recipe, self.settings.cache, self._say)
@@ -78,17 +86,19 @@ class Lab:
             if plan and made_so and all(host.has_snapshot(READY) for host in self._hosts(plan)):
                 write_inventory(self.settings, plan.ports)  # what it says may be newer than the lab
                 if all(host.pid for host in self._hosts(plan)):
-                    _on_both(self._greet)
-                    self._say("both hosts are running already")
+                    self._on_all(plan, self._greet)
+                    self._say(f"{_and(plan.ports)} are running already")
                 else:
                     self._back_to_snapshot(plan)
                 return
             self._stop_all()
             self._say(why)
-            self._make(Plan(releases, images, _choose_ports(self.settings, first_port), accelerator))
+            self._make(
+                Plan(releases, images, _choose_ports(self.settings, list(releases), first_port), accelerator)
+            )
 
     def reset(self, *, with_guest: bool = False) -> None:
-        """Both hosts as they were right after the first boot, whatever has happened to them.
+        """The hosts as they were right after the first boot, whatever has happened to them.
 
         `with_guest`: with the guest h1 running on the first host. Its boot takes a minute under software emulation
         (its kernel comes through an I/O port), so it is done once and saved.
@@ -107,7 +117,7 @@ class Lab:
                 ssh.run(self.settings, first.name, f"xl unpause {_GUEST}", _ANSWER_TIMEOUT_S)
 
     def keep(self, tag: str) -> None:
-        """Save both hosts as they are at one moment, with what they say to each other: a state that `restore` goes back to.
+        """Save the hosts as they are at one moment, with what they say to each other: a state that `restore` goes back to.
 
         No HVM or PVH guest may be running on either: pause them.
         """
@@ -117,19 +127,19 @@ class Lab:
             for host in hosts:
                 host.stand_still()
             try:
-                _on_both(lambda name: self._host(plan, name).take_snapshot(tag))
+                self._on_all(plan, lambda name: self._host(plan, name).take_snapshot(tag))
             finally:
                 for host in hosts:
                     host.go_on()
 
     def restore(self, tag: str) -> None:
-        """Both hosts as `keep` saved them, whatever has happened to them; the network and what else is in it stay."""
+        """The hosts as `keep` saved them, whatever has happened to them; the network and what else is in it stay."""
         with self._lock():
             plan = self._require_plan()
             self._drop_ssh_masters()
             for host in self._hosts(plan):
                 host.power_off()
-            self._load(plan, dict.fromkeys(HOSTS, tag))
+            self._load(plan, dict.fromkeys(plan.ports, tag))
 
     def _save_guest(self, plan: Plan, first: Host) -> None:
         """Boot the guest once and save its host."""
@@ -166,8 +176,8 @@ class Lab:
     def host(self, name: str) -> Host:
         """A host of the lab that is up."""
         plan = self._require_plan()
-        if name not in HOSTS:
-            raise LabError(f"the lab has no host {name}; it has {' and '.join(HOSTS)}")
+        if name not in plan.ports:
+            raise LabError(f"the lab has no host {name}; it has {_and(plan.ports)}")
         return self._host(plan, name)
 
     def power_on(self, name: str) -> None:
@@ -199,7 +209,7 @@ class Lab:
 
     def _make(self, plan: Plan) -> None:
         settings = self.settings
-        self._check_space()
+        self._check_space(len(plan.ports))
         self._plan_path.unlink(missing_ok=True)
         seed.make_keys(settings, plan.ports)
         ssh.write_config(settings, plan.ports)
@@ -207,7 +217,9 @@ class Lab:
         network.ensure_namespace(settings)
         self._mark_run_dir()
         started = time.monotonic()
-        self._say("booting both hosts for the first time (about two minutes under software emulation)")
+        self._say(
+            f"booting {_and(plan.ports)} for the first time (about two minutes under software emulation)"
+        )
 
         def first_boot(name: str) -> None:
             host = self._host(plan, name)
@@ -219,31 +231,31 @@ class Lab:
             self._say(f"{name} is up ({time.monotonic() - started:.0f} s)")
 
         try:
-            _on_both(first_boot)
-            _on_both(lambda name: self._host(plan, name).take_snapshot(READY))
+            self._on_all(plan, first_boot)
+            self._on_all(plan, lambda name: self._host(plan, name).take_snapshot(READY))
         except BaseException:
             self._stop_all()
             raise
         _write_json(self._plan_path, asdict(plan))
         self._say(
-            f"both hosts are saved as the state that resets go back to ({time.monotonic() - started:.0f} s)"
+            f"{_and(plan.ports)} are saved as the state that resets go back to ({time.monotonic() - started:.0f} s)"
         )
 
     def _back_to_snapshot(self, plan: Plan, special: dict[str, str] | None = None) -> None:
-        """Both hosts to the snapshot `ready`, or to the one that `special` names for a host."""
+        """All hosts to the snapshot `ready`, or to the one that `special` names for a host."""
         self._stop_all()
         network.ensure_namespace(self.settings)
         self._mark_run_dir()
-        self._load(plan, {**dict.fromkeys(HOSTS, READY), **(special or {})})
+        self._load(plan, {**dict.fromkeys(plan.ports, READY), **(special or {})})
 
     def _load(self, plan: Plan, snapshots: dict[str, str]) -> None:
         """Hosts that are off go on from their snapshots, together."""
         started = time.monotonic()
-        _on_both(lambda name: self._host(plan, name).start(plan.accelerator, snapshots[name]))
+        self._on_all(plan, lambda name: self._host(plan, name).start(plan.accelerator, snapshots[name]))
         for host in self._hosts(plan):
             host.go_on()
-        _on_both(self._greet)
-        self._say(f"both hosts are back at their snapshot ({time.monotonic() - started:.1f} s)")
+        self._on_all(plan, self._greet)
+        self._say(f"{_and(plan.ports)} are back at their snapshot ({time.monotonic() - started:.1f} s)")
 
     def _greet(self, name: str) -> None:
         """The host answers and its clock is right (a snapshot brings the clock of its day)."""
@@ -270,7 +282,13 @@ class Lab:
         return Host(self.settings, name, image, plan.ports[name])
 
     def _hosts(self, plan: Plan) -> list[Host]:
-        return [self._host(plan, name) for name in HOSTS]
+        return [self._host(plan, name) for name in plan.ports]
+
+    def _on_all(self, plan: Plan, action: Callable[[str], None]) -> None:
+        """Run an action for all hosts at once; the first failure is raised when all have ended."""
+        with ThreadPoolExecutor(len(plan.ports)) as pool:
+            for future in [pool.submit(action, name) for name in plan.ports]:
+                future.result()
 
     @property
     def _plan_path(self) -> Path:
@@ -293,12 +311,13 @@ class Lab:
         (self.settings.run_dir / "ssh").mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.settings.run_dir / "checkout").write_text(str(self.settings.checkout))
 
-    def _check_space(self) -> None:
+    def _check_space(self, hosts: int) -> None:
         free = shutil.disk_usage(self.settings.state_dir).free
-        if free < _NEEDED_BYTES:
+        needed = hosts * _NEEDED_BYTES
+        if free < needed:
             raise LabError(
-                f"{self.settings.state_dir} has {free // 2**20} MiB free and two hosts with snapshots take up to "
-                f"{_NEEDED_BYTES // 2**20} MiB: make room first"
+                f"{self.settings.state_dir} has {free // 2**20} MiB free and {hosts} hosts with snapshots take up to "
+                f"{needed // 2**20} MiB: make room first"
             )
 
     @contextmanager
@@ -314,13 +333,25 @@ class Lab:
             yield
 
 
-def releases_of(debian: Sequence[int]) -> dict[str, int]:
-    """The Debian release of each host: one number is meant for both."""
-    if len(debian) not in (1, len(HOSTS)):
+def releases_of(debian: Sequence[int], hosts: int) -> dict[str, int]:
+    """The Debian release of each host: one number is meant for all."""
+    names = NAMES[:hosts]
+    if len(debian) not in (1, hosts):
         raise LabError(
-            f"{len(debian)} Debian releases for the hosts {' and '.join(HOSTS)}: give one, or one for each"
+            f"{len(debian)} Debian releases for the hosts {_and(names)}: give one, or one for each"
         )
-    return dict(zip(HOSTS, tuple(debian) * len(HOSTS) if len(debian) == 1 else debian, strict=True))
+    return dict(zip(names, tuple(debian) * hosts if len(debian) == 1 else debian, strict=True))
+
+
+def releases_like(known: dict[str, int], hosts: int) -> dict[str, int]:
+    """The releases that the hosts have; a new one has the first host's, and 12 when there is none."""
+    first = next(iter(known.values()), 12)
+    return {name: known.get(name, first) for name in NAMES[:hosts]}
+
+
+def _and(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}"
 
 
 def check_root(what: str) -> None:
@@ -356,25 +387,16 @@ def _is_orphan(lab_id: str) -> bool:
     return marker.exists() and not (Path(marker.read_text()) / ".lab").exists()
 
 
-def _choose_ports(settings: Settings, first_port: int | None) -> dict[str, int]:
-    """Ssh ports on loopback: the given ones, or a pair that follows from the checkout and is free."""
-    if first_port is not None:
-        return {name: first_port + index for index, name in enumerate(HOSTS)}
-    start = 20000 + int(settings.lab_id, 16) % 5000 * len(HOSTS)
-    for candidate in range(start, start + 200, len(HOSTS)):
-        ports = {name: candidate + index for index, name in enumerate(HOSTS)}
-        if all(network.port_is_free(port) for port in ports.values()):
+def _choose_ports(settings: Settings, names: Sequence[str], first_port: int | None) -> dict[str, int]:
+    """Ssh ports on loopback: the given ones, or some in a row that follow from the checkout and are free."""
+    start = 20000 + int(settings.lab_id, 16) % 5000 * len(NAMES)
+    for candidate in (first_port,) if first_port is not None else range(start, start + 200, len(NAMES)):
+        ports = {name: candidate + index for index, name in enumerate(names)}
+        if first_port is not None or all(network.port_is_free(port) for port in ports.values()):
             return ports
     raise LabError(
-        f"no two free ports from {start} on 127.0.0.1 for the hosts' ssh: choose with `lab up --ssh-port N`"
+        f"no {len(names)} free ports from {start} on 127.0.0.1 for the hosts' ssh: choose with `lab up --ssh-port N`"
     )
-
-
-def _on_both(action: Callable[[str], None]) -> None:
-    """Run an action for both hosts at once; the first failure is raised when both have ended."""
-    with ThreadPoolExecutor(len(HOSTS)) as pool:
-        for future in [pool.submit(action, name) for name in HOSTS]:
-            future.result()
 
 
 def _write_json(path: Path, value: object) -> None:

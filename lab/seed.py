@@ -5,7 +5,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from lab.settings import HOSTS, Settings, address, host_number, mac
+from lab.settings import NAMES, Settings, address, host_number, mac
 
 _INTERFACES = """\
 auto lo
@@ -49,14 +49,14 @@ def make_keys(settings: Settings, ports: dict[str, int]) -> None:
     directory = settings.state_dir / "keys"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     lines = []
-    for name in ("controller", *HOSTS):
+    for name in ("controller", *ports):
         key = directory / name
         key.unlink(missing_ok=True)
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"colo-lab {name}", "-f", str(key)],
             check=True,
         )
-        if name in HOSTS:
+        if name in ports:
             public = key.with_suffix(".pub").read_text().rsplit(" ", 2)[0]
             lines.append(f"[127.0.0.1]:{ports[name]} {public}\n")
     known_hosts(settings).write_text("".join(lines))
@@ -66,7 +66,7 @@ def write_seed(settings: Settings, host: str) -> None:
     """The host's seed archive; colo-lab-seed.service unpacks it at boot."""
     number = host_number(host)
     keys = settings.state_dir / "keys"
-    hosts = "".join(f"{address('data', host_number(name))} {name}\n" for name in HOSTS)
+    hosts = "".join(f"{address('data', host_number(name))} {name}\n" for name in NAMES)
     files = {
         "etc/hostname": (f"{host}\n", 0o644),
         "etc/hosts": (f"127.0.0.1 localhost\n{hosts}", 0o644),

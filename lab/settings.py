@@ -5,7 +5,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-HOSTS = ("xa", "xb")
+#: All that a lab may have. The third is there on demand (`lab up --hosts 3`).
+NAMES = ("xa", "xb", "xc")
+#: The pair that every lab has.
+HOSTS = NAMES[:2]
 RUN_ROOT = Path("/run/colo-lab")
 
 #: Paths between the hosts. `ctl` is QEMU's user network: the controller's ssh, never touched by guests.
@@ -76,11 +79,11 @@ def here() -> Settings:
 
 def host_number(host: str) -> int:
     """1 for the first host: its last address byte on every bridge."""
-    return HOSTS.index(host) + 1
+    return NAMES.index(host) + 1
 
 
 def peer_of(host: str) -> str:
-    """The other host."""
+    """The other host of the pair."""
     return next(one for one in HOSTS if one != host)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lab.errors import LabError
 from lab.seed import controller_key, known_hosts
-from lab.settings import HOSTS, Settings
+from lab.settings import Settings
 
 
 def config_path(settings: Settings) -> Path:
@@ -25,7 +25,7 @@ def write_config(settings: Settings, ports: dict[str, int]) -> None:
         f"  UserKnownHostsFile {known_hosts(settings)}\n"
         "  StrictHostKeyChecking yes\n"
         "  LogLevel ERROR\n\n"
-        for name in HOSTS
+        for name in ports
     )
     config_path(settings).write_text(text)
 

@@ -19,6 +19,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--debian", default="12", help="the Debian release of the lab's hosts, or of each: 13, or 12,13"
     )
+    parser.addoption("--hosts", default=2, type=int, help="how many hosts the lab has: 2 or 3")
 
 
 def pytest_collection_modifyitems(items):
@@ -34,7 +35,8 @@ def settings():
 @pytest.fixture(scope="session")
 def lab(settings, request):
     made = Lab(settings, print)
-    made.up([int(release) for release in request.config.getoption("--debian").split(",")])
+    option = request.config.getoption
+    made.up([int(release) for release in option("--debian").split(",")], hosts=option("--hosts"))
     return made
 
 

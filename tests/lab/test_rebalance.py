@@ -1,6 +1,6 @@
 """VMs go where the inventory says, by one playbook: on real Xen. Only in a full run.
 
-The lab has two hosts. A third one, as which a copy is moved, is the second under another name: as when a host was replaced.
+With `--hosts 3` a copy is moved to the third host and back. On two, the second one gets another name: as when it was replaced.
 """
 
 import json
@@ -9,12 +9,12 @@ import time
 import pytest
 
 from lab.inventory import vms
-from lab.settings import HOSTS
+from lab.settings import HOSTS, NAMES
 from tests.lab.asker import Asker
 
 pytestmark = pytest.mark.full
 FIRST, SECOND = HOSTS
-THIRD = "xc"
+THIRD = NAMES[2]
 
 
 def as_vms(primary, secondary):
@@ -23,8 +23,10 @@ def as_vms(primary, secondary):
 
 
 @pytest.fixture
-def renamed(settings, play):
+def renamed(settings, play, request):
     """The second host has another name in the inventory, while the test lasts; then its old one, as if replaced once more."""
+    if request.config.getoption("--hosts") > len(HOSTS):
+        pytest.skip("the third host's name is taken")
     path = settings.state_dir / "inventory.yml"
     before = path.read_text()
     inventory = json.loads(before)
@@ -85,3 +87,43 @@ def test_a_copy_goes_to_the_host_that_took_the_place_of_another(protected, renam
     assert again.code == 0
     assert not any(again.changed.values()), again.changed
     print(f"{done.took_s:.0f} s; {len(counters)} answers")
+
+
+@pytest.fixture
+def third(lab, request):
+    """A host beside the pair."""
+    if request.config.getoption("--hosts") == len(HOSTS):
+        pytest.skip("needs a third host: pytest --hosts 3")
+    return THIRD
+
+
+def test_a_copy_goes_to_the_third_host_and_the_vm_after_it(protected, third, play, settings):
+    vm, moved = protected, as_vms(FIRST, third)
+    asker = Asker(settings).begin()
+    done = play("rebalance", extra=moved)
+    assert done.code == 0
+    assert (
+        f"The copy of h1 goes from {SECOND} to {third}; meanwhile h1 runs on {FIRST} without one."
+        in done.text
+    )
+    assert vm.domains(third) == ["h1"]
+    assert vm.domains(SECOND) == []
+    assert "h1" not in vm.on(SECOND, "ls /etc/colo/vms /etc/colo/ssh")
+    assert vm.verify(FIRST)["unexplained"] == []
+    again = play("rebalance", extra=moved)
+    assert again.code == 0
+    assert not any(again.changed.values()), again.changed
+
+    away = as_vms(SECOND, third)  # the host has neither the VM nor its copy
+    done = play("rebalance", extra=away)
+    assert done.code == 0
+    assert vm.domains(SECOND) == ["h1"]
+    assert vm.domains(third) == ["h1"]
+    assert vm.domains(FIRST) == []
+    assert vm.verify(SECOND)["unexplained"] == []
+    back = play("rebalance")
+    assert back.code == 0
+    assert vm.is_replicating()
+    counters = asker.close()  # one connection through all of it
+    assert counters == sorted(counters)
+    print(f"{len(counters)} answers")

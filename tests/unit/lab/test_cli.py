@@ -4,7 +4,8 @@ import os
 import pytest
 
 from lab import cli
-from lab.lab import check_root
+from lab.errors import LabError
+from lab.lab import check_root, releases_like, releases_of
 from lab.settings import Settings
 
 
@@ -33,3 +34,18 @@ def test_two_checkouts_have_two_labs(tmp_path):
     assert one.lab_id != two.lab_id
     assert one.netns != two.netns
     assert one.process_name("xa") != two.process_name("xa")
+
+
+def test_a_lab_keeps_its_releases_and_a_new_host_has_the_firsts():
+    assert releases_like({}, 2) == {"xa": 12, "xb": 12}
+    assert releases_like({"xa": 13, "xb": 12}, 3) == {"xa": 13, "xb": 12, "xc": 13}
+    assert releases_like({"xa": 13, "xb": 12, "xc": 12}, 2) == {"xa": 13, "xb": 12}
+
+
+def test_releases_are_said_for_all_hosts_or_for_each():
+    assert releases_of([13], 3) == {"xa": 13, "xb": 13, "xc": 13}
+    assert releases_of([12, 13], 2) == {"xa": 12, "xb": 13}
+    with pytest.raises(
+        LabError, match="2 Debian releases for the hosts xa, xb and xc: give one, or one for each"
+    ):
+        releases_of([12, 13], 3)
