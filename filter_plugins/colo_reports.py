@@ -74,7 +74,7 @@ def failover_problems(
     primary, secondary = ((known[hosts[side]] or {}).get(vm) for side in ("primary", "secondary"))
     if alarm := _two_copies(vm, known):
         return [alarm]
-    if secondary and secondary["protection"] == "active":
+    if secondary and (secondary["protection"] == "active" or _handed_over_unheard(primary, secondary)):
         return []
     if primary and _is_copy(primary):
         return [_other_way_round(vm, hosts, primary["phase"])]
@@ -83,6 +83,11 @@ def failover_problems(
     if primary is None:
         return _not_silent(vm, looks["primary"], hosts["primary"], override, reason)
     return _may_still_run(vm, primary, hosts)
+
+
+def _handed_over_unheard(primary: Mapping[str, Any] | None, secondary: Mapping[str, Any]) -> bool:
+    """Whether the primary has handed the VM over, and its replicator has ended, and the secondary has not heard of that."""
+    return primary is not None and primary["protection"] == "standby" and secondary["phase"] == "peer_lost"
 
 
 def _other_way_round(vm: str, hosts: Mapping[str, str], phase: str) -> str:

@@ -131,15 +131,16 @@ def rebalance_plan(vms: Mapping[str, Any], reports: Mapping[str, Any]) -> dict[s
     for vm, sides in sorted(vms.items()):
         wanted = (sides["primary"], sides["secondary"])
         entries = seen.get(vm, {})
+        resting = [text for entry in entries.values() if (text := _state(entry).get("maintenance"))]
         problems = _silent({host: reports.get(host) for host in wanted}) or _pair_problems(
             vm, entries, reports
         )
-        if problems:
+        if resting:
+            found["sentences"].append(f"{vm} is left alone: it is in maintenance ({resting[0]}).")
+        elif problems:
             found["problems"] += [one for one in problems if one not in found["problems"]]
         elif not entries:
             found["sentences"].append(f"{vm} is left alone: {who} protects it.")
-        elif maintenance := _state(entries[_primary_of(entries)]).get("maintenance"):
-            found["sentences"].append(f"{vm} is left alone: it is in maintenance ({maintenance}).")
         else:
             primary = _primary_of(entries)
             now = (primary, entries[primary]["config"]["peer"]["name"])
@@ -150,6 +151,15 @@ def rebalance_plan(vms: Mapping[str, Any], reports: Mapping[str, Any]) -> dict[s
                 found["steps"].append({**step, "old": old, "hosts": hosts})
                 found["sentences"].append(_rebalance_sentence(step, gone))
     return found
+
+
+def step_problems(step: Mapping[str, Any], reports: Mapping[str, Any]) -> list[str]:
+    """Why a step of `rebalance_plan` is not the one to take any more, by a later look at its hosts."""
+    now = rebalance_plan({step["vm"]: step}, reports)
+    if now["problems"] or now["steps"] == [step]:
+        return now["problems"]
+    said = " ".join(now["sentences"]) or "It is where it was to go."
+    return [f"{step['vm']} is not as it was when this began: {said} Run playbooks/rebalance.yml again."]
 
 
 def _protected_on(reports: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
@@ -334,6 +344,7 @@ class FilterModule:
             "colo_recover_plan": recover_plan,
             "colo_upgrade_plan": upgrade_plan,
             "colo_rebalance_plan": rebalance_plan,
+            "colo_step_problems": step_problems,
             "colo_restart_plan": restart_plan,
             "colo_live_groups": live_groups,
         }

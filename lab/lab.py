@@ -173,6 +173,11 @@ class Lab:
                 _remove(lab_id)
                 self._say(f"removed the lab {lab_id}, whose checkout is gone")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The hosts of the lab that is up."""
+        return tuple(self._require_plan().ports)
+
     def host(self, name: str) -> Host:
         """A host of the lab that is up."""
         plan = self._require_plan()

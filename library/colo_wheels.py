@@ -9,8 +9,8 @@ module: colo_wheels
 short_description: Fetch what a controller without a network needs to run the playbooks
 version_added: "0.1.0"
 description:
-  - Keeps the wheels of ansible-core and of what else the playbooks need in C(wheels/controller), for this controller's Python,
-    in the versions that the tests ran with, and a pip that can install them.
+  - Keeps the wheels of ansible-core and of what else the playbooks need, for this controller's Python and in the versions that
+    the tests ran with, and a pip that can install them, in C(wheels/controller-pyVERSION).
   - Runs on the controller; delegate it to C(localhost). What is there is not looked for on the network again.
 options:
   source:
@@ -48,7 +48,7 @@ directory:
   description: Where the wheels are.
   type: str
   returned: always
-  sample: /srv/colo/build/wheels/controller
+  sample: /srv/colo/build/wheels/controller-py3.11
 wheels:
   description: Their file names; empty in check mode when they are not complete.
   type: list

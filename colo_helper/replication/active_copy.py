@@ -33,6 +33,8 @@ class ActiveCopy:
     inbox: Inbox
     succession: Succession
     copy: Copy
+    #: Whether this copy was handed over and has not run since: it does when the arbiter, if there is one, says that it may.
+    resting: bool = False
     #: Whether this copy could not be taken off the network or stopped when it was to stand by.
     _unstopped: bool = False
 
@@ -43,6 +45,8 @@ class ActiveCopy:
             self._stop_again()
         elif self.succession.unconfirmed and not (held and self.copy.failure):
             self._confirm()
+        elif self.resting:
+            self._run()
         elif held:
             self._keep_in_step(held)
         else:
@@ -55,6 +59,20 @@ class ActiveCopy:
             self.inbox.wait(ASK_AGAIN_S)
         elif ruling.do is Do.STOP:
             self._stand_by(ruling.sentence)
+
+    def _run(self) -> None:
+        """Put the copy on the network and let it run; what fails is tried again."""
+        guest = self.copy.guest
+        assert guest is not None
+        guest.logging = True  # an earlier replicator may have left it on
+        problems = attempt([self.copy.go_on_moving, self.copy.join_network, guest.devices.announce])
+        problems += guest.release()
+        self.resting = problems != []
+        if problems:
+            self.succession.say(" ".join(problems))
+            self.inbox.wait(ASK_AGAIN_S)
+        else:
+            self.monitor.event("runs", f"{self.config.vm} had been handed over, and runs here now.")
 
     def _stand_by(self, why: str) -> None:
         """Another copy is the VM; that is written down, whatever can be done about this one now."""

@@ -118,6 +118,7 @@ class Guest:
         """Let the devices run, then the vCPUs; undoes every pause that is ours."""
         self._start()
         self._undo_pauses()
+        self.held.clear()
 
     def _start(self) -> None:
         self.devices.cont()
@@ -165,9 +166,12 @@ class Guest:
         """Undo whatever holds the guest; tries everything and returns what could not be undone."""
         self.await_saving()
         self._saving = None
-        if self.devices_stopped or self.halted:
-            return attempt([self._start, self._undo_pauses])
-        return []
+        if not (self.devices_stopped or self.halted):
+            return []
+        problems = attempt([self._start, self._undo_pauses])
+        if not problems:  # else whoever comes next has to try it
+            self.held.clear()
+        return problems
 
     def await_saving(self) -> None:
         """Wait until the devices' state is saved, if it is being saved: the device model serves one of us at a time."""
@@ -180,12 +184,8 @@ class Guest:
         return attempt([self.devices.close, self.domain.close])
 
     def recover(self) -> list[str]:
-        """Leave the guest as if a replicator of ours that crashed had never been; returns what could not be undone."""
-        return self.let_packets_flow() + self.let_go()
-
-    def let_go(self) -> list[str]:
-        """Let the guest run that a replicator of ours held, or logged, when it crashed; returns what could not be undone."""
-        problems = []
+        """Let the guest go that a replicator of ours held, or logged, when it crashed; returns what could not be undone."""
+        problems = self.let_packets_flow()
         if self.held.there:
             try:
                 if self.domain.info().paused:
@@ -209,7 +209,6 @@ class Guest:
     def _undo_pauses(self) -> None:
         while self.domain.own_pauses:
             self.domain.unpause()
-        self.held.clear()
 
 
 def attempt(steps: Sequence[Callable[[], object]]) -> list[str]:

@@ -61,13 +61,7 @@ class Secondary:
         domid = self.host.find(self.config.vm)
         guest = self.host.open_guest(domid) if domid is not None and self._is_ours(domid) else None
         start = secondary_start(
-            self.config.vm,
-            domid,
-            self.saved,
-            boot_id(),
-            guest is not None and guest.torn.there,
-            held=guest is not None and guest.held.there,
-            arbiter=self.succession.right.automatic,
+            self.config.vm, domid, self.saved, boot_id(), guest is not None and guest.torn.there
         )
         if start.action == "hold" and guest:
             self._take_up(guest, start)
@@ -102,9 +96,12 @@ class Secondary:
         if start.phase in ("torn", *STANDING_BY):
             guest.nics.isolate()
             guest.hold_still()
-        if start.phase == "active":  # it may have been handed over, and not be on the network yet, or not run
-            problems += attempt([self.copy.go_on_moving, self.copy.join_network, guest.devices.announce])
-            problems += guest.let_go()
+        if start.phase == "active" and guest.held.there:  # it was handed over, and did not run yet
+            guest.nics.isolate()
+            guest.hold_still()
+            self.active.resting = True
+        elif start.phase == "active":
+            problems += attempt([self.copy.go_on_moving, self.copy.join_network])
         self.monitor.enter(start.phase, " ".join([start.sentence, *problems]), domid=guest.domain.domid)
 
     # ------------------------------------------------------------------------------------------ without a session
@@ -188,15 +185,27 @@ class Secondary:
         if end.exit_code is not None and guest:
             problems += guest.close()
         domid = guest.domain.domid if guest else None
-        if cause is Cause.SWITCHED:
-            self.monitor.restore(role="primary")
         self._refuse_waiting(
             "primary_alive", "The primary was attached meanwhile; look again, then ask again."
         )
         if end.exit_code is None and guest:
             self.inbox.refuse_stops("peer_lost", f"{end.sentence} Look again, then ask again.")
-        self.monitor.enter(end.phase or phase, " ".join([end.sentence, *problems]), domid=domid)
+        self._enter_end(cause, end.phase or phase, end.sentence, problems, domid)
         return end
+
+    def _enter_end(
+        self, cause: Cause, phase: str, sentence: str, problems: list[str], domid: int | None
+    ) -> None:
+        """Write down how a session has ended. This side is the primary from now on when it was handed the VM, and that runs."""
+        sentence = " ".join([sentence, *problems])
+        if cause is not Cause.SWITCHED:
+            self.monitor.enter(phase, sentence, domid=domid)
+        elif problems:  # whoever comes next lets it run
+            self.monitor.enter("active", sentence, domid=domid)
+        else:
+            as_primary = lambda: self.monitor.enter(phase, sentence, domid=domid, role="primary")  # noqa: E731
+            for problem in attempt([as_primary]):
+                self.monitor.event("roles", problem)
 
     def _next_session(self, phase: str) -> SecondarySession:
         """Begin the session that waits, with a copy that is in ``phase``, if there is one."""

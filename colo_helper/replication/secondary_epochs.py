@@ -167,9 +167,9 @@ class SecondaryEpochs(HelperParent):
 
     def _be_handed_over(self) -> SessionEndedError:
         """The copy is the VM from now on, whatever goes wrong here; returns how the session ends."""
-        self._record()
         self.on_handover()
         problems = attempt([self._run_on])  # it is tried again at the session's end
+        self._record()
         self.conversation.tell(Kind.TAKEN, {"epoch": self.epoch})
         text = f"The roles were swapped at epoch {self.epoch}"
         return SessionEndedError(Cause.SWITCHED, ". ".join([text, *problems]))

@@ -183,12 +183,9 @@ class SecondarySession:
         Whatever fails, this copy is the VM: the primary has written down that its own is not. A replicator that comes after
         this one, killed here, goes on with it as with one that took over; the roles are swapped when it runs.
         """
-        handed_over = {
-            "phase": "active",
-            "reason": f"{self.config.vm} was handed over by {self.config.peer_name}.",
-        }
-        problems = attempt([lambda: self.monitor.note(**handed_over)])
-        self.monitor.restore(**handed_over)
+        text = f"{self.config.vm} was handed over by {self.config.peer_name}."
+        problems = attempt([lambda: self.monitor.enter("active", text)])
+        self.monitor.restore(phase="active", reason=text)
         problems += self.copy.let_packets_flow()  # all connections have the same numbers on both sides now
         problems += attempt([self.copy.join_network, guest.devices.announce])
         for problem in problems:

@@ -303,7 +303,7 @@ def make_bundle(source: Path, build: Path, python: str, *, predict: bool) -> dic
             "version": version,
             "built": not missing,
         }
-    # The play delegates one task for each host, and they run at once.
+    # Two plays may be at it at once.
     with exclusive(build / ".bundle.lock"):
         wheels = builder.wheels.fill()
         digest = builder.digest(wheels)
@@ -327,7 +327,8 @@ def fetch_controller_wheels(source: Path, build: Path, groups: list[str], *, pre
     pins = source / "constraints.txt"
     constraint = [f"--constraint={pins}"] if pins.is_file() else []
     requirements = (PIP, *(one for group in groups for one in known[group]))
-    store = WheelStore(build / "wheels" / "controller", requirements, constraint, pins)
+    python = f"py{sys.version_info.major}.{sys.version_info.minor}"
+    store = WheelStore(build / "wheels" / f"controller-{python}", requirements, constraint, pins)
     with exclusive(build / ".bundle.lock") if not predict else nullcontext():
         before = store.locked()
         wheels = before if before is not None or predict else store.fill()

@@ -62,6 +62,11 @@ class Snapshot:
         return self.phase == "active" and (self.alive or self.domain is not None)
 
     @property
+    def stands_still(self) -> bool:
+        """The VM is this host's, and its domain is paused, with no replicator that would let it run."""
+        return self.taken_over and not self.alive and "p" in (self.domain or {}).get("state", "")
+
+    @property
     def alone(self) -> bool:
         """This copy may be the only one left: whoever removes it must mean it."""
         return self.phase in ALONE and (self.alive or self.domain is not None)
@@ -86,6 +91,8 @@ class Snapshot:
         journal = f"Look at: journalctl -u {host.unit_name(self.vm)}"
         if self.alive:
             return self.reason or f"The replicator of {where} has not said anything yet."
+        if self.stands_still:
+            return f"{self.reason} It is paused, and no replicator lets it run: playbooks/failover.yml starts one.".lstrip()
         if self.taken_over:
             return f"{self.reason} No replicator watches over it.".lstrip()
         if self.phase and self.phase not in ENDED | STANDING_BY | {"active"}:

@@ -157,7 +157,9 @@ class ProtectedVm(DesiredState):
             self._refuse_switching(now)
             return {**before, "protection": "standby", "replicator": False}
         self._refuse_takeover(now)
-        return before if now.taken_over else {**before, "protection": "active"}
+        if now.taken_over:
+            return {**before, "replicator": before["replicator"] or now.stands_still}
+        return {**before, "protection": "active"}
 
     def apply(self, before: dict[str, Any], desired: dict[str, Any]) -> None:
         """By state."""
@@ -346,7 +348,9 @@ class ProtectedVm(DesiredState):
             # The copy outlived its replicator; a new one goes on with it where the old one was.
             self._started = time.monotonic()
             self._systemctl("start")
-            self._wait(lambda now: now.phase == "peer_lost", _TAKEOVER_TIMEOUT_S)
+            now = self._wait(lambda now: now.alive and now.phase in snapshot.ALONE, _TAKEOVER_TIMEOUT_S)
+            if now.taken_over:
+                return
         elif not now.alone:
             # A primary that has just died is noticed when it has been silent for long enough; one that lives stays heard.
             silence_s = float((now.config or {}).get("peer_timeout_ms", 0)) / 1000

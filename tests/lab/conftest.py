@@ -19,7 +19,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--debian", default="12", help="the Debian release of the lab's hosts, or of each: 13, or 12,13"
     )
-    parser.addoption("--hosts", default=2, type=int, help="how many hosts the lab has: 2 or 3")
+    parser.addoption(
+        "--hosts", type=int, choices=(2, 3), help="how many hosts the lab has; those it has without it"
+    )
 
 
 def pytest_collection_modifyitems(items):

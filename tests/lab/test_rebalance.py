@@ -23,9 +23,9 @@ def as_vms(primary, secondary):
 
 
 @pytest.fixture
-def renamed(settings, play, request):
+def renamed(lab, settings, play):
     """The second host has another name in the inventory, while the test lasts; then its old one, as if replaced once more."""
-    if request.config.getoption("--hosts") > len(HOSTS):
+    if THIRD in lab.names:
         pytest.skip("the third host's name is taken")
     path = settings.state_dir / "inventory.yml"
     before = path.read_text()
@@ -90,9 +90,9 @@ def test_a_copy_goes_to_the_host_that_took_the_place_of_another(protected, renam
 
 
 @pytest.fixture
-def third(lab, request):
+def third(lab):
     """A host beside the pair."""
-    if request.config.getoption("--hosts") == len(HOSTS):
+    if THIRD not in lab.names:
         pytest.skip("needs a third host: pytest --hosts 3")
     return THIRD
 

@@ -111,19 +111,11 @@ STANDING_BY = ("standby", "handed_over")
 
 
 def secondary_start(
-    vm: str,
-    domid: int | None,
-    saved: dict[str, Any] | None,
-    boot_id: str,
-    torn: bool,
-    *,
-    held: bool = False,
-    arbiter: bool = False,
+    vm: str, domid: int | None, saved: dict[str, Any] | None, boot_id: str, torn: bool
 ) -> SecondaryStart:
     """Decide how a secondary starts, from the domain that exists here and the state file of an earlier run.
 
-    ``torn``: that run ended while it applied a checkpoint. ``held``: it ended while it held the copy still. ``arbiter``: there
-    is one to ask who may run.
+    ``torn``: that run ended while it applied a checkpoint.
     """
     if domid is None:
         return SecondaryStart("wait", "waiting", "Waiting for the primary.")
@@ -131,8 +123,7 @@ def secondary_start(
     if saved is None or not mine or saved.get("role") != "secondary":
         return SecondaryStart("wait", "waiting", exists_refusal(vm, domid))
     phase = str(saved.get("phase"))
-    not_run_yet = phase == "active" and held and arbiter
-    if phase in ("peer_lost", "active", *STANDING_BY) and not not_run_yet:
+    if phase in ("peer_lost", "active", *STANDING_BY):
         return SecondaryStart("hold", phase, f"Going on with domain {domid}: {saved.get('reason', '')}")
     if phase == "torn" or torn:
         return SecondaryStart(
@@ -141,15 +132,12 @@ def secondary_start(
             f"The replicator ended while it changed the copy of {vm} (domain {domid}): that is neither of two states and "
             "cannot run; the primary can make it whole again.",
         )
-    if phase in ("replicating", "resyncing") or not_run_yet:
-        why = (
-            "ended when it had been handed the VM, and before that ran" if not_run_yet else "was started anew"
-        )
+    if phase in ("replicating", "resyncing"):
         return SecondaryStart(
             "hold",
             "peer_lost",
-            f"The replicator {why}; the copy of {vm} (domain {domid}) goes on from its own state, off the network, until its "
-            "primary comes back or it is decided who goes on.",
+            f"The replicator was started anew; the copy of {vm} (domain {domid}) goes on from its own state, off the network, "
+            "until its primary comes back or it is decided who goes on.",
         )
     return SecondaryStart("wait", "waiting", exists_refusal(vm, domid))
 

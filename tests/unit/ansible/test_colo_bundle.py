@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,9 @@ def test_what_a_controller_needs_is_fetched_once(source: Path, pip: list[str], r
     assert not (source / "build").exists()
     first = run("colo_wheels", **asked)
     assert (first["changed"], pip) == (True, ["download"])
-    assert first["directory"] == str(source / "build" / "wheels" / "controller")
+    assert first["directory"] == str(
+        source / "build" / "wheels" / f"controller-py{sys.version_info.major}.{sys.version_info.minor}"
+    )
     assert first["wheels"] == ["zstandard-0.25.0-cp311-cp311-manylinux_2_17_x86_64.whl"]
     again = run("colo_wheels", **asked)
     assert (again["changed"], again["wheels"], pip) == (False, first["wheels"], ["download"])

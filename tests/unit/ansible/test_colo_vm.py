@@ -436,6 +436,22 @@ def test_takeover_of_a_copy_that_outlived_its_replicator(
     assert run("colo_vm", name="h1", state="active", confirm="h1")["protection"] == "active"
 
 
+def test_a_vm_that_was_handed_over_and_stands_still_gets_its_replicator_again(
+    starts: FakeHost, run: Runner
+) -> None:
+    lost_its_primary(starts, "active")
+    starts.domains = {"h1": (4, "--p---")}
+    starts.units[UNIT] = ("failed", "failed", "start-limit-hit")
+    (entry,) = run("colo_vm_info", names=["h1"])["vms"]
+    assert entry["sentence"] == (
+        "It is active. It is paused, and no replicator lets it run: playbooks/failover.yml starts one."
+    )
+    result = run("colo_vm", name="h1", state="active", confirm="h1")
+    assert (result["changed"], result["protection"]) == (True, "active")
+    assert starts.ran("systemctl", "start", UNIT)
+    assert run("colo_vm", name="h1", state="active", confirm="h1")["changed"] is False
+
+
 def test_takeover_without_confirmation(host: FakeHost, run: Runner) -> None:
     lost_its_primary(host)
     result = run("colo_vm", name="h1", state="active", confirm="h2")

@@ -281,6 +281,17 @@ def test_a_second_failover_has_nothing_against_a_copy_that_stands_aside() -> Non
         assert failover(active, side(phase, state={"role": "secondary"}, domain=domain)) == []
 
 
+def test_a_copy_that_has_not_heard_that_it_was_handed_the_vm_may_take_over() -> None:
+    there = side("peer_lost", state={"role": "secondary"})
+    for phase in ("handed_over", "standby"):
+        here = side(phase, alive=False, protection="standby", state={"role": "secondary"})
+        assert failover(there, here) == []
+        waits = side(
+            phase, protection="running", state={"role": "secondary"}
+        )  # its replicator lives, and may hear of it
+        assert failover(there, waits) != []
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -328,3 +328,38 @@ def test_nothing_is_moved_when_a_vm_does_not_run_on_two_hosts(reports: Any, prob
     assert found["steps"] == []
     assert len(found["problems"]) == 1
     assert found["problems"][0].startswith(problem)
+
+
+def test_a_vm_in_maintenance_is_left_alone_whatever_its_other_host_does() -> None:
+    resting = pair_of("h1", "xa", "xc", state={"maintenance": "its other host is down"})
+    found = FILTERS["colo_rebalance_plan"](
+        {"h1": {"primary": "xa", "secondary": "xb"}}, fleet_of(resting, silent="xc")
+    )
+    assert found == {
+        "steps": [],
+        "problems": [],
+        "sentences": ["h1 is left alone: it is in maintenance (its other host is down)."],
+    }
+
+
+def test_a_step_is_taken_only_when_it_is_still_the_one_to_take() -> None:
+    vms = {"h1": {"primary": "xa", "secondary": "xb"}}
+    problems = FILTERS["colo_step_problems"]
+
+    def looks(*pairs: dict[str, dict[str, Any]], hosts: tuple[str, ...]) -> dict[str, Any]:
+        return {host: report for host, report in fleet_of(*pairs).items() if host in hosts}
+
+    before = pair_of("h1", "xa", "xc")
+    (step,) = FILTERS["colo_rebalance_plan"](vms, fleet_of(before))["steps"]
+    involved = ("xa", "xb", "xc")
+    assert problems(step, looks(before, hosts=involved)) == []
+    assert problems(step, looks(pair_of("h1", "xc", "xa"), hosts=involved)) == [
+        "h1 is not as it was when this began: h1 goes on on xa, and its copy on xc. The copy of h1 goes from xc to xb; "
+        "meanwhile h1 runs on xa without one. Run playbooks/rebalance.yml again."
+    ]
+    assert problems(step, looks(pair_of("h1", "xa", "xb"), hosts=involved)) == [
+        "h1 is not as it was when this began: It is where it was to go. Run playbooks/rebalance.yml again."
+    ]
+    gone = {"xa": {**named("h1", "unprotected", "primary"), "config": {"peer": {"name": "xz"}}}}
+    (step,) = FILTERS["colo_rebalance_plan"](vms, fleet_of(gone))["steps"]
+    assert problems(step, looks(gone, hosts=("xa", "xb"))) == []

@@ -1,6 +1,7 @@
 """Failures of this host in the middle of what decides who is the VM: it runs on one side, and that side's file says so."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -140,8 +141,9 @@ def test_an_heir_whose_replicator_is_killed_when_it_was_handed_the_vm_runs_it(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("another", [False, True])
 def test_an_heir_that_did_not_run_yet_asks_the_arbiter_whose_the_vm_is_now(
-    pair, world, monkeypatch, tmp_path
+    pair, world, monkeypatch, tmp_path, another
 ):
     """An operator may have let the other side go on meanwhile."""
     heir = EmulatedHost(run_dir=tmp_path)
@@ -156,11 +158,21 @@ def test_an_heir_that_did_not_run_yet_asks_the_arbiter_whose_the_vm_is_now(
     world.cut("xb")
     saved = both.saved_by("secondary")
     after = pair(secondary_host=heir, saved=saved, only_secondary=True, arbiters=world.ways).start()
-    assert "before that ran" in after.phase("secondary", "peer_lost")
-    assert not on_network(heir)
-    world.mend()
     after.phase("secondary", "active")
-    eventually(lambda: heir.domains[VM].running and on_network(heir), "the VM runs, on the network")
+    eventually(lambda: events(after, "secondary", "takeover_waits"), "no answer")
+    assert not heir.domains[VM].running
+    assert not on_network(heir)
+    if another:
+        seen = world.store.read(VM)
+        world.store.change(seen, replace(seen.record, owner="xa", epoch=seen.record.epoch + 1), 10)
+    world.mend()
+    if another:
+        after.phase("secondary", "standby")
+        assert not heir.domains[VM].running
+        assert not on_network(heir)
+    else:
+        eventually(lambda: heir.domains[VM].running and on_network(heir), "the VM runs, on the network")
+        assert events(after, "secondary", "runs") == ["h1 had been handed over, and runs here now."]
 
 
 def test_a_replicator_that_comes_in_the_middle_of_a_switch_over_puts_its_vm_on_the_network(pair):
