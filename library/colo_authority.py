@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE)
 """Sign a host's certificate with the inventory's own authority."""
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ attributes:
   diff_mode:
     description: Shows in words what the certificate says. No key is ever shown.
     support: full
-author: COLO for Xen authors
+author: COLO for Xen authors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

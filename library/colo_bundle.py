@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE)
 """Build the release of colo_helper that the hosts get."""
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ attributes:
   diff_mode:
     description: Shows the archive before and after.
     support: full
-author: COLO for Xen authors
+author: COLO for Xen authors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE)
 """Keep a host's key and certificate."""
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ attributes:
   diff_mode:
     description: One diff for each path; of the key only its mode and owner.
     support: full
-author: COLO for Xen authors
+author: COLO for Xen authors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE)
 """Keep the channels of a VM on a host."""
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ attributes:
     support: full
 seealso:
   - module: colo_channel_info
-author: COLO for Xen authors
+author: COLO for Xen authors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -165,7 +166,7 @@ def main() -> None:
                     "heartbeat_address": {"type": "str", "default": ""},
                     "public_keys": {"type": "list", "elements": "str"},
                     "receive": {"type": "bool"},
-                    "host_keys": {"type": "list", "elements": "str"},
+                    "host_keys": {"type": "list", "elements": "str", "no_log": False},  # public ones
                 },
             },
             "rotation": {"type": "str", "choices": ["none", "prepare", "switch"], "default": "none"},

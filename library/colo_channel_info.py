@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE)
 """Tell how the channels of VMs are."""
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ attributes:
     support: none
 seealso:
   - module: colo_channel
-author: COLO for Xen authors
+author: COLO for Xen authors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

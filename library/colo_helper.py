@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE)
 """Keep a release of colo_helper in use on a host."""
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ attributes:
   diff_mode:
     description: Shows the releases before and after.
     support: full
-author: COLO for Xen authors
+author: COLO for Xen authors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE)
 """Gather what a host can tell of its VMs."""
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ attributes:
   diff_mode:
     description: There is none.
     support: none
-author: COLO for Xen authors
+author: COLO for Xen authors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

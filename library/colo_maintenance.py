@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE)
 """Keep a VM where it is."""
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ attributes:
   diff_mode:
     description: Shows the reason.
     support: full
-author: COLO for Xen authors
+author: COLO for Xen authors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

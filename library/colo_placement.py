@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE)
 """Plan which host gets the copy of which VM."""
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ attributes:
   diff_mode:
     description: Changes nothing.
     support: none
-author: COLO for Xen authors
+author: COLO for Xen authors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE)
 """Have the replicator of a VM run with the release of colo_helper in use."""
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ attributes:
     support: full
 seealso:
   - module: colo_helper
-author: COLO for Xen authors
+author: COLO for Xen authors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE)
 """Let xl save and restore every VM with our helper, or with Xen's own."""
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ attributes:
   diff_mode:
     description: Shows each place before and after.
     support: full
-author: COLO for Xen authors
+author: COLO for Xen authors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

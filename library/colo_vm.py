@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE)
 """Keep the protection of a VM on a host."""
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ attributes:
   diff_mode:
     description: Shows the configuration and the protection.
     support: full
-author: COLO for Xen authors
+author: COLO for Xen authors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSE)
 """Find out what etcd a host has."""
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ attributes:
   diff_mode:
     description: Changes nothing.
     support: none
-author: COLO for Xen authors
+author: COLO for Xen authors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
