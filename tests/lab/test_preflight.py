@@ -174,7 +174,7 @@ def ready(lab, play):
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_what_is_in_the_way_is_said(ready, play, settings, case):
-    ssh.run(settings, case.host, case.do)
+    ssh.run(settings, case.host, case.do, 180)
     try:
         wish = {case.name: {**vms("h1")["h1"], **case.vm}}
         found = play("preflight", extra={"colo_vms": wish})
