@@ -46,6 +46,16 @@ def pairs(vms: Mapping[str, Any], host: str, only: str = "") -> list[dict[str, s
     ]
 
 
+def parts(vms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """For each host the part of ``vms`` that it takes part in: what is asked for each host of a fleet is asked of that."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, vm in vms.items():
+        for side in ("primary", "secondary"):
+            if vm.get(side):
+                found.setdefault(vm[side], {})[name] = vm
+    return found
+
+
 def batches(hosts: Sequence[str], vms: Mapping[str, Any], sizes: object = 0) -> list[list[str]]:
     """All of ``hosts`` in batches, so that the two hosts of a VM are always in the same one.
 
@@ -121,6 +131,7 @@ class FilterModule:
             "colo_selection_problems": selection_problems,
             "colo_host_selection_problems": host_selection_problems,
             "colo_pairs": pairs,
+            "colo_parts": parts,
             "colo_batches": batches,
             "colo_channel_keys_of": channel_keys_of,
             "colo_maintenance_problems": maintenance_problems,

@@ -216,6 +216,13 @@ def test_pairs_and_bridges_whichever_way_round() -> None:
         "h3": {"primary": "xb", "secondary": "xc"},
     }
     assert FILTERS["colo_pairs"](vms, "xa") == [{"vm": "h1", "peer": "xb"}, {"vm": "h2", "peer": "xc"}]
+    parts = FILTERS["colo_parts"](vms)
+    assert {host: sorted(part) for host, part in parts.items()} == {
+        "xa": ["h1", "h2"],
+        "xb": ["h1", "h3"],
+        "xc": ["h2", "h3"],
+    }
+    assert all(FILTERS["colo_pairs"](vms, host) == FILTERS["colo_pairs"](parts[host], host) for host in parts)
     assert FILTERS["colo_pairs"](vms, "xa", "h2") == [{"vm": "h2", "peer": "xc"}]
     assert FILTERS["colo_pairs"](vms, "xd") == FILTERS["colo_pairs"]({}, "xa") == []
     assert FILTERS["colo_bridges"](vms, "xa") == ["br1", "xenbr0"]
