@@ -27,6 +27,9 @@ SHUTDOWN_SUSPEND = 2
 #: Names of the reasons, by number (xen/include/public/sched.h).
 _SHUTDOWN_REASONS = ("poweroff", "reboot", "suspend", "crash", "watchdog", "soft_reset")
 
+#: No domain has so many event channels: who is told by this one that a domain is suspended is nobody.
+NOBODYS_PORT = 0x7FFF_FFFF
+
 # XENMEM_acquire_resource (xen/include/public/memory.h): the request page of an ioreq server, one of at most
 # MAX_NR_IOREQ_SERVERS (xen/include/xen/ioreq.h).
 RESOURCE_IOREQ_SERVER = 0
@@ -185,6 +188,7 @@ _XENCTRL: Mapping[str, Signature] = {
     "xc_hvm_param_get": (_INT, [_H, _DOM, c.c_uint32, c.POINTER(c.c_uint64)]),
     "xc_hvm_param_set": (_INT, [_H, _DOM, c.c_uint32, c.c_uint64]),
     "xc_domain_shutdown": (_INT, [_H, _DOM, _INT]),
+    "xc_domain_subscribe_for_suspend": (_INT, [_H, _DOM, c.c_uint32]),
     # The nanoseconds stand before the frequency.
     "xc_domain_get_tsc_info": (
         _INT,

@@ -64,6 +64,10 @@ class EmulatedDomain:
     mapped_now: int = 0
     #: So many times it is caught with an I/O request when it is paused.
     io_requests: int = 0
+    #: Whether its device model answers none of them.
+    io_hangs: bool = False
+    #: Whether Xen is to stop it between two requests.
+    suspending: bool = False
     _io_asked: bool = True
 
     def _step(self, operation: str) -> None:
@@ -116,12 +120,24 @@ class EmulatedDomain:
             )
         self.own_pauses -= 1
         self.pause_count -= 1
-        if not self.pause_count and self.io_requests:
+        if not self.pause_count and self.suspending and not self.io_hangs:
+            self.io_requests, self.suspended = 0, True
+        elif not self.pause_count and self.io_requests:
             self.io_requests, self._io_asked = self.io_requests - 1, True
 
     def adopt_pause(self) -> None:
         """See Domain."""
         self.own_pauses += 1
+
+    def suspend_unseen(self) -> None:
+        """See Domain."""
+        self._step("suspend_unseen")
+        self.suspending = True
+
+    def resume_unseen(self) -> None:
+        """See Domain."""
+        self._step("resume_unseen")
+        self.suspending = self.suspended = False
 
     def io_state(self) -> IoState:
         """See Domain. Its device model answers between the first look and the next."""

@@ -119,6 +119,16 @@ class Domain(Protocol):
     def io_state(self) -> IoState:
         """Tell whether a vCPU has sent a request to a device model and not taken the answer yet."""
 
+    def suspend_unseen(self) -> None:
+        """Have Xen stop each vCPU as soon as it has taken the answers to its I/O requests, and nobody told of it.
+
+        That is a shutdown with the reason "suspend", to be undone by ``resume_unseen``; a domain that is paused gets there when
+        it runs again.
+        """
+
+    def resume_unseen(self) -> None:
+        """Undo ``suspend_unseen``, whether it has stopped the domain or not; harmless without one."""
+
     def info(self) -> DomainInfo:
         """Return what the hypervisor says about the domain now."""
 

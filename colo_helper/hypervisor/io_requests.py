@@ -2,9 +2,10 @@
 
 A vCPU that reads a port or touches a device's memory stands, inside Xen, between two instructions: the request is in a page
 shared with the device model, and what to do with the answer is in no state that can be saved. A copy of that moment would
-miss the answer; a copy put over it would take it for its own. libxl shuts a domain down to save it, which Xen puts off
-until the answer is taken (vcpu_start_shutdown_deferral), but whoever watches the domain would take it for ended. So a guest
-that is only paused is let run until it is caught without a request.
+miss the answer; a copy put over it would take it for its own. So a guest that is paused is let run until it is caught
+without a request. One that does nothing but such requests, as when its kernel writes to a serial port byte by byte, is not
+caught like that: Xen is asked to shut it down for a moment, which it puts off until each answer is taken
+(vcpu_start_shutdown_deferral). Nobody is told of that, or who watches the domain would take it for ended.
 
 Source of the page: xen/include/public/hvm/ioreq.h and XENMEM_resource_ioreq_server of memory.h, RELEASE-4.17.7.
 """
@@ -32,6 +33,8 @@ _PAUSED_LOOK_S = 0.05
 #: How long it runs each time, in seconds; the last counts for all that follow. In a burst of requests, such as the interrupt of
 #: an emulated network card makes, a guest that runs only until its answer is taken gets on by one request at a time.
 _RUNS_S = (0.0, 0.0, 0.0, 0.001, 0.003, 0.01, 0.03)
+#: After so many runs Xen is asked to stop it between two requests.
+_RUNS = 24
 #: For ``io_share``: so many looks, so far apart.
 _SAMPLES, _SAMPLE_S = 20, 0.005
 
@@ -92,6 +95,10 @@ def end_io(domain: Domain, limit_s: float = LIMIT_S) -> int:
         if time.monotonic() > deadline:
             took_s = deadline - began
             raise HypervisorError(_given_up(domain, runs, took_s), operation="end_io", domid=domain.domid)
+        if runs >= _RUNS:
+            _suspend_for_a_moment(domain, deadline)
+            runs += 1
+            continue
         domain.unpause()
         try:
             deadline = min(last, deadline + _wait_for_others(domain, last))
@@ -102,6 +109,20 @@ def end_io(domain: Domain, limit_s: float = LIMIT_S) -> int:
             domain.pause()
         runs += 1
     return runs
+
+
+def _suspend_for_a_moment(domain: Domain, deadline: float) -> None:
+    """Let a domain that we hold paused run until Xen stops it between two requests, and be held paused by us again then."""
+    try:
+        domain.suspend_unseen()
+        domain.unpause()
+        try:
+            while not domain.info().suspended and time.monotonic() <= deadline:
+                time.sleep(_LOOK_S)
+        finally:
+            domain.pause()
+    finally:
+        domain.resume_unseen()
 
 
 def _wait_for_others(domain: Domain, last: float) -> float:

@@ -151,6 +151,8 @@ class XenHost:
         devices = QmpDeviceModel(domid, self._run_dir, self._device_timeout_s)
         held, torn = (Mark(self._run_dir / name) for name in ("held", "torn"))
         moved = MovesFile(self._run_dir / "moved.json", domid)
+        if held.there and not domain.saved_by_others():
+            domain.resume_unseen()  # a replicator that was killed in that moment has left it so
         return Guest(domain, devices, HostNics(domid), QmpFilters(devices), held=held, torn=torn, moved=moved)
 
     def configuration(self, vm: str) -> bytes:

@@ -43,6 +43,33 @@ def test_one_that_always_has_a_request_is_given_up_paused():
     assert domain.own_pauses == 1
 
 
+def test_one_that_does_nothing_but_io_is_stopped_by_xen_between_two_requests(monkeypatch):
+    monkeypatch.setattr(io_requests, "_RUNS_S", (0.0,))
+    domain = halted(10**9)
+    assert end_io(domain) == io_requests._RUNS + 1
+    assert domain.io_state() is IoState.NONE
+    assert (domain.own_pauses, domain.pause_count) == (1, 1)
+    assert not domain.suspended
+    assert domain.journal[-4:] == ["suspend_unseen", "unpause", "pause", "resume_unseen"]
+    domain.unpause()
+    assert domain.running
+
+
+@pytest.mark.parametrize("fault", ["suspend_unseen", "io_hangs"])
+def test_one_that_xen_does_not_stop_is_held_and_not_suspended(monkeypatch, fault):
+    monkeypatch.setattr(io_requests, "_RUNS_S", (0.0,))
+    domain = halted(10**9)
+    if fault == "io_hangs":
+        domain.io_hangs = True
+    else:
+        domain.faults[fault] = 0
+    with pytest.raises(HypervisorError):
+        end_io(domain, 0.3)
+    assert (domain.own_pauses, domain.pause_count) == (1, 1)
+    assert not domain.suspended
+    assert not domain.suspending
+
+
 def test_one_that_somebody_else_keeps_paused_cannot_take_its_answer(monkeypatch):
     monkeypatch.setattr(io_requests, "PAUSED_LIMIT_S", 0.05)
     domain = halted(1)
