@@ -74,7 +74,7 @@ bench-channel: setup ## our SSH channels against ssh -L with the same cipher, ov
 bench-plan: setup ## plans for fleets of 10, 100 and 1,000 hosts, against the emptiest host first
 	$(BIN)/python -m bench.plan
 
-bench-fleet: setup ## run time of status.yml with 10, 100 and 1,000 pairs, against a ping of as many hosts
+bench-fleet: setup ## run time of playbooks with 10 and 100 pairs of hosts that answer at once, against a ping of as many: four minutes
 	$(BIN)/python -m bench.fleet
 
 bench-helper: setup lab-up ## our save helper against Xen's own under real xl, on the lab
