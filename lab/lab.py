@@ -394,10 +394,12 @@ def _is_orphan(lab_id: str) -> bool:
 
 def _choose_ports(settings: Settings, names: Sequence[str], first_port: int | None) -> dict[str, int]:
     """Ssh ports on loopback: the given ones, or some in a row that follow from the checkout and are free."""
+    if first_port is not None:
+        return {name: first_port + index for index, name in enumerate(names)}
     start = 20000 + int(settings.lab_id, 16) % 5000 * len(NAMES)
-    for candidate in (first_port,) if first_port is not None else range(start, start + 200, len(NAMES)):
+    for candidate in range(start, start + 200, len(NAMES)):
         ports = {name: candidate + index for index, name in enumerate(names)}
-        if first_port is not None or all(network.port_is_free(port) for port in ports.values()):
+        if all(network.port_is_free(port) for port in ports.values()):
             return ports
     raise LabError(
         f"no {len(names)} free ports from {start} on 127.0.0.1 for the hosts' ssh: choose with `lab up --ssh-port N`"

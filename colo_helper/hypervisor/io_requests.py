@@ -118,7 +118,7 @@ def _suspend_for_a_moment(domain: Domain, deadline: float) -> None:
         domain.unpause()
         try:
             while not domain.info().suspended and time.monotonic() <= deadline:
-                time.sleep(_LOOK_S)
+                time.sleep(_LOOK_S)  # that nobody is told is the point
         finally:
             domain.pause()
     finally:

@@ -27,6 +27,8 @@ PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(36, 16, -1)), "m
 #: stubs, the packages' own tests, and zstandard's second back-end (12 MiB; it takes the C one under CPython).
 PRUNED = ("bin", "*.dist-info/RECORD", "*.dist-info/REQUESTED", "*.dist-info/direct_url.json", "**/*.pyi",
           "*/test_*.py", "zstandard/_cffi*.so")  # fmt: skip
+#: The versions that the tests ran with, in a checkout.
+PINS = "constraints.txt"
 #: The first pip that installs dependency groups.
 PIP = "pip>=25.1"
 #: Bundles that stay on the controller, to go back to without building.
@@ -119,10 +121,12 @@ class WheelStore:
     ) -> None:
         self.directory = directory
         self._requirements = requirements
-        self._options = options
+        # The controller's own constraints hold for the hosts too.
+        pinned = [f"--constraint={pins}"] if pins is not None and pins.is_file() else []
+        self._options = [*options, *pinned]
         self._lock = directory / "lock.json"
-        pinned = hash_file(pins) if pins is not None and pins.is_file() else ""
-        self._key = hashlib.sha256(json.dumps([requirements, pinned]).encode()).hexdigest()
+        versions = hash_file(pins) if pins is not None and pins.is_file() else ""
+        self._key = hashlib.sha256(json.dumps([requirements, versions]).encode()).hexdigest()
 
     def locked(self) -> dict[str, str] | None:
         """File name to SHA-256 of the wheels at hand; None when they are not complete or answer something else."""
@@ -162,12 +166,8 @@ class BundleBuilder:
             "--implementation=cp",
             *(f"--platform={platform}" for platform in PLATFORMS),
         ]
-        # The versions that the tests ran with: the controller's own constraints hold for the hosts too.
-        pins = project.source / "constraints.txt"
-        constraint = [f"--constraint={pins}"] if pins.is_file() else []
-        self.wheels = WheelStore(
-            build / "wheels" / f"py{python}", project.dependencies, [*self._target, *constraint], pins
-        )
+        pins = project.source / PINS
+        self.wheels = WheelStore(build / "wheels" / f"py{python}", project.dependencies, self._target, pins)
         self._tools = WheelStore(build / "wheels" / "build", project.build_requires, [])
 
     def digest(self, wheels: dict[str, str]) -> str:
@@ -324,11 +324,9 @@ def fetch_controller_wheels(source: Path, build: Path, groups: list[str], *, pre
             raise Failure(
                 f"{source}/pyproject.toml has no plain dependency group {group}; it has: {', '.join(plain)}."
             )
-    pins = source / "constraints.txt"
-    constraint = [f"--constraint={pins}"] if pins.is_file() else []
     requirements = (PIP, *(one for group in groups for one in known[group]))
     python = f"py{sys.version_info.major}.{sys.version_info.minor}"
-    store = WheelStore(build / "wheels" / f"controller-{python}", requirements, constraint, pins)
+    store = WheelStore(build / "wheels" / f"controller-{python}", requirements, [], source / PINS)
     with exclusive(build / ".bundle.lock") if not predict else nullcontext():
         before = store.locked()
         wheels = before if before is not None or predict else store.fill()
