@@ -30,11 +30,9 @@ LIMIT_S, PAUSED_LIMIT_S = 5.0, 15.0
 _LOOK_S = 0.00005
 #: How often it is looked whether somebody else still keeps a guest paused.
 _PAUSED_LOOK_S = 0.05
-#: How long it runs each time, in seconds; the last counts for all that follow. In a burst of requests, such as the interrupt of
-#: an emulated network card makes, a guest that runs only until its answer is taken gets on by one request at a time.
+#: How long it runs each time, in seconds; after the last, Xen is asked to stop it. In a burst of requests, such as the
+#: interrupt of an emulated network card makes, a guest that runs only until its answer is taken gets on by one at a time.
 _RUNS_S = (0.0, 0.0, 0.0, 0.001, 0.003, 0.01, 0.03)
-#: After so many runs Xen is asked to stop it between two requests.
-_RUNS = 24
 #: For ``io_share``: so many looks, so far apart.
 _SAMPLES, _SAMPLE_S = 20, 0.005
 
@@ -95,20 +93,25 @@ def end_io(domain: Domain, limit_s: float = LIMIT_S) -> int:
         if time.monotonic() > deadline:
             took_s = deadline - began
             raise HypervisorError(_given_up(domain, runs, took_s), operation="end_io", domid=domain.domid)
-        if runs >= _RUNS:
+        if runs < len(_RUNS_S):
+            deadline = min(last, deadline + _run(domain, _RUNS_S[runs], deadline, last))
+        else:
             _suspend_for_a_moment(domain, deadline)
-            runs += 1
-            continue
-        domain.unpause()
-        try:
-            deadline = min(last, deadline + _wait_for_others(domain, last))
-            if run_s := _RUNS_S[min(runs, len(_RUNS_S) - 1)]:
-                time.sleep(run_s)
-            _wait_while(domain, IoState.ANSWERED, deadline)
-        finally:
-            domain.pause()
         runs += 1
     return runs
+
+
+def _run(domain: Domain, run_s: float, deadline: float, last: float) -> float:
+    """Let a domain that we hold paused run until an answer is taken; returns for how many seconds another kept it paused."""
+    domain.unpause()
+    try:
+        waited_s = _wait_for_others(domain, last)
+        if run_s:
+            time.sleep(run_s)
+        _wait_while(domain, IoState.ANSWERED, min(last, deadline + waited_s))
+    finally:
+        domain.pause()
+    return waited_s
 
 
 def _suspend_for_a_moment(domain: Domain, deadline: float) -> None:
