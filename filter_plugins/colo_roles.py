@@ -287,6 +287,8 @@ def _reason_to_leave_alone(vm: str, host: str, entry: Mapping[str, Any], quiet_s
         return f"{vm} is in maintenance: {state['maintenance']}."
     if not quiet_s:
         return ""
+    if not state:
+        return f"{vm} was started on {host} by somebody, not by a replicator: a timer leaves it alone."
     quiet = (datetime.fromisoformat(now) - datetime.fromisoformat(state["since"])).total_seconds()
     if quiet >= quiet_s:
         return ""
@@ -294,9 +296,11 @@ def _reason_to_leave_alone(vm: str, host: str, entry: Mapping[str, Any], quiet_s
 
 
 def _runs(entry: Mapping[str, Any]) -> bool:
-    """Whether the VM, and not a copy of it, is there."""
+    """Whether the VM, and not a copy of it, is there: a domain that no replicator has had since the host's boot is none."""
     if not entry["domain"]:
         return False
+    if not _state(entry):
+        return not entry["alive"]
     primary = _state(entry).get("role") == "primary" and entry["phase"] not in _STANDING_BY
     return entry["protection"] == "active" or primary
 

@@ -29,6 +29,8 @@ def report(phase: str, role: str, **fields: Any) -> dict[str, Any]:
 
 TAKEN_OVER = report("active", "secondary", protection="active")
 BOOTED = report("", "primary", alive=False, stale=True, domain=None, protection="stopped")
+#: Somebody has started it since the host's boot.
+BY_HAND = report("", "secondary", alive=False, stale=True, protection="stopped")
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,8 @@ def test_what_cannot_be_switched_over(reports: dict[str, Any], sentence: str) ->
             "xb",
         ),
         ({"xa": report("failed", "primary", alive=False), "xb": NOTHING}, "xa", "xb"),
+        ({"xa": BOOTED, "xb": BY_HAND}, "xb", "xa"),
+        ({"xa": report("standby", "primary"), "xb": BY_HAND}, "xb", "xa"),
     ],
 )
 def test_between_whom_a_vm_is_protected_again(reports: dict[str, Any], source: str, target: str) -> None:
@@ -97,6 +101,12 @@ def test_between_whom_a_vm_is_protected_again(reports: dict[str, Any], source: s
         ({"xa": report("unprotected", "primary"), "xb": TAKEN_OVER},
          "TWO COPIES of h1 may be running (xa: unprotected, a domain, xb: active, a domain). Decide at once which one is right "
          "and remove the other with 'xl destroy h1' on its host."),
+        ({"xa": TAKEN_OVER, "xb": BY_HAND},
+         "TWO COPIES of h1 may be running (xa: active, a domain, xb: no phase, a domain). Decide at once which one is right "
+         "and remove the other with 'xl destroy h1' on its host."),
+        ({"xa": BOOTED, "xb": report("", "secondary", stale=True)},
+         "h1 runs on no host for sure (xa: no phase, no domain, xb: no phase, a domain); see playbooks/status.yml and "
+         "docs/operations/failover.md."),
         ({"xa": NOTHING, "xb": NOTHING},
          "h1 runs on no host for sure (xa: nothing is known there, xb: nothing is known there); see playbooks/status.yml and "
          "docs/operations/failover.md."),
@@ -117,6 +127,7 @@ def test_a_vm_that_is_nowhere_for_sure(reports: dict[str, Any], sentence: str) -
         (TAKEN_OVER, "2026-01-01T12:04:59Z",
          "h1 is as it is on xb for 299 s only: it is protected again after 300 s without a change."),
         (TAKEN_OVER, "2026-01-01T12:05:00Z", ""),
+        (BY_HAND, "2026-01-02T00:00:00Z", "h1 was started on xb by somebody, not by a replicator: a timer leaves it alone."),
     ],
 )  # fmt: skip
 def test_when_a_timer_leaves_a_vm_alone(xb: dict[str, Any], now: str, sentence: str) -> None:
