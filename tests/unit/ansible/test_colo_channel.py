@@ -161,8 +161,8 @@ def test_a_key_receives_vms_only_while_the_operator_says_so(keep: Any, ssh: Path
 
 def test_the_units_are_what_the_programs_expect() -> None:
     role = REPOSITORY / "roles" / "colo_channel"
-    socket_unit = (role / "templates" / "colo-receive.socket.j2").read_text()
-    service = (role / "templates" / "colo-receive@.service.j2").read_text()
+    socket_unit = (role / "files" / "colo-receive.socket").read_text()
+    service = (role / "files" / "colo-receive@.service").read_text()
     assert f"ListenStream={attach.RECEIVE_SOCKET}\n" in socket_unit
     for line in ("Accept=yes", "SocketUser=root", "SocketGroup=colo", "SocketMode=0660"):
         assert f"{line}\n" in socket_unit
