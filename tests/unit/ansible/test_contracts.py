@@ -220,6 +220,13 @@ def test_what_was_written_is_loaded_although_a_host_fails_later(name: str) -> No
     assert all(play["force_handlers"] is True for play in with_handlers)
 
 
+@pytest.mark.parametrize("name", sorted(set(ROLES) - {"colo_witness"}))  # of those there are three at most
+def test_no_role_of_many_hosts_copies_the_variables_of_all_of_them(name: str) -> None:
+    """Ansible's lookup `template` does, each time."""
+    for path in (REPOSITORY / "roles" / name).rglob("*.yml"):
+        assert "lookup('ansible.builtin.template'" not in path.read_text(), path
+
+
 def test_playbooks_pass_ansibles_syntax_check() -> None:
     command = [
         Path(sys.executable).with_name("ansible-playbook"),
