@@ -9,10 +9,12 @@ import pytest
 import yaml
 
 from lab import ssh
+from lab.settings import HOSTS
 from tests.lab.asker import Asker
 
 pytestmark = pytest.mark.full
 VM = ("-e", "colo_vm=h1")
+SCRAPE = """python3 -c 'import urllib.request as r; print(r.urlopen("http://127.0.0.1:9911/metrics").read().decode())'"""
 #: Where a host keeps what site.yml brought.
 OURS = (
     "/opt/colo-helper /etc/colo /var/lib/colo /run/colo /etc/tmpfiles.d/colo.conf /etc/ssh/sshd_config.d/colo.conf "
@@ -69,6 +71,30 @@ def test_from_nothing_to_a_protected_vm_and_back_to_nothing(lab, play, settings,
         play_twice(play, "purge", "-e", f"colo_host={host}", "-e", f"colo_confirm={host}")
         assert ssh.run(settings, host, f"ls -d {OURS} 2>/dev/null; getent passwd colo; true") == ""
     assert "h1" in ssh.run(settings, "xa", "xl list"), "the VM runs on"
+
+
+def test_monitoring_and_a_watchdog_come_and_go_as_wished(installed, play, settings):
+    installed()
+    units = "colo-exporter.service colo-watchdog.service"
+    wish = {"colo_monitoring_address": "127.0.0.1", "colo_host_watchdog_s": 60}
+    assert play("site", "--check", extra=wish).code == 0
+    for changes in (True, False):
+        done = play("site", extra=wish)
+        assert done.code == 0
+        assert all(bool(done.changed[host]) is changes for host in HOSTS)
+        for host in HOSTS:
+            ssh.run(settings, host, f"systemctl is-active {units}")
+            assert "colo_" in ssh.run(settings, host, SCRAPE)
+    for changes in (True, False):
+        done = play("site")
+        assert done.code == 0
+        assert all(bool(done.changed[host]) is changes for host in HOSTS)
+        for host in HOSTS:
+            left = ssh.run(
+                settings, host, f"systemctl is-active {units}; cd /etc/systemd/system; ls {units} 2>&1; true"
+            )
+            assert left.split().count("inactive") == 2
+            assert left.count("No such file") == 2
 
 
 def upgraded(play, settings, source):
