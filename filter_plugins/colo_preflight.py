@@ -44,6 +44,13 @@ class Pair:
         return all(entry.get("phase") == "replicating" and entry.get("alive") for entry in self.entries)
 
     @property
+    def moved(self) -> bool:
+        """Whether it is the VM, and not its copy, that the secondary has."""
+        there = self.entries[1]
+        role = (there.get("state") or {}).get("role")
+        return there.get("protection") == "active" or bool(there.get("alive") and role == "primary")
+
+    @property
     def guest(self) -> Mapping[str, Any] | None:
         """The VM as Xen describes it on its primary."""
         found: Mapping[str, Any] | None = (self.primary or {}).get("guests", {}).get(self.vm)
@@ -180,14 +187,18 @@ def _guest(pair: Pair) -> Seen:
     if pair.primary is None:
         return "?", ""
     guest = pair.guest
+    bridge = pair.settings["bridge"]
     where = f"{pair.vm} on {pair.hosts[0]}"
     if guest is None:
-        if pair.entries[1].get("protection") == "active":
+        if pair.moved:
             return (
                 "moved",
-                f"{pair.vm} runs on {pair.hosts[1]} since a takeover: see playbooks/reprotect.yml.",
+                f"{pair.vm} runs on {pair.hosts[1]}: playbooks/reprotect.yml protects it from there; or swap its hosts in colo_vms.",
             )
-        return "not running", f"{where} does not run: start it there ('xl create'), or correct colo_vms."
+        return (
+            "not running",
+            f"{where} does not run. If it runs nowhere, start it there ('xl create'); otherwise correct colo_vms.",
+        )
     wrong = [
         why
         for found, why in (
@@ -199,6 +210,11 @@ def _guest(pair: Pair) -> Seen:
             (
                 any(kind != "vif_ioemu" for kind in guest["nics"]),
                 "has a network card that is not emulated (vif type=ioemu), so its packets cannot be compared",
+            ),
+            (
+                set(guest["bridges"]) - {bridge},
+                f"has a network card on {', '.join(guest['bridges'])}, and its bridge in colo_vms is {bridge}, where all of its "
+                "cards would be on the other host",
             ),
         )
         if found

@@ -203,11 +203,6 @@ def _purge_problem(entry: Mapping[str, Any], host: str) -> str:
     )
 
 
-def discard_confirmation(vm: str, confirm: str, primary: Mapping[str, Any] | None) -> str:
-    """What to confirm the removal of a secondary's copy with: the VM running on its primary is reason enough."""
-    return vm if confirm == vm or (primary is not None and primary["domain"]) else ""
-
-
 def maintenance_names(report: Mapping[str, Any] | None, selected: Sequence[str], role: str) -> list[str]:
     """VMs whose replicator on one host has ``role`` and is to be told, out of its result of colo_vm_info."""
     return [
@@ -375,9 +370,13 @@ def _link(channels: Mapping[str, Any]) -> str:
 def _hosts(
     name: str, vm: Mapping[str, Any] | None, known: Mapping[str, dict[str, Any] | None]
 ) -> tuple[str, str]:
-    """Primary and secondary, as the inventory says."""
+    """Primary and secondary as their replicators say, else as the inventory does."""
     if vm:
-        return vm["primary"], vm["secondary"]
+        primary, secondary = vm["primary"], vm["secondary"]
+        there = [(known.get(host) or {}).get(name) for host in (primary, secondary)]
+        roles = [_role(entry) if entry and entry["alive"] else "" for entry in there]
+        swapped = roles[1] == "primary" != roles[0]
+        return (secondary, primary) if swapped else (primary, secondary)
     return _sides({host: entries[name] for host, entries in known.items() if entries and name in entries})
 
 
@@ -413,6 +412,7 @@ def _reason(
     if alarm := _two_copies(name, known):
         return alarm
     sentences = [] if vm else [f"{name} is not in the inventory's colo_vms."]
+    sentences += [f"colo_vms has {vm['primary']} as its primary."] if vm and vm["primary"] != hosts[0] else []
     reasons = {(side["state"] or {}).get("maintenance") for side in sides if side and not side["stale"]}
     sentences += [f"In maintenance: {reason}." for reason in sorted(filter(None, reasons))]
     sentences += [f"{host} does not answer." for host in hosts if host != "-" and known.get(host) is None]
@@ -429,7 +429,6 @@ class FilterModule:
         """Name to function."""
         return {
             "colo_failover_problems": failover_problems,
-            "colo_discard_confirmation": discard_confirmation,
             "colo_maintenance_names": maintenance_names,
             "colo_maintenance_failed": maintenance_failed,
             "colo_maintenance_told": maintenance_told,

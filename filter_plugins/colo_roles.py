@@ -38,6 +38,32 @@ def switch_plan(vm: str, reports: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def protect_problems(vm: str, reports: Mapping[str, Any], primary: str) -> list[str]:
+    """Why ``vm`` cannot be protected from ``primary`` on: it runs on the other of the hosts that ``reports`` are of.
+
+    To make the copy the primary would destroy it, and a VM that goes on elsewhere must not be started here.
+    """
+    running = [host for host, entry in _of_vm(vm, reports).items() if entry and _runs(entry)]
+    if primary in running or not running:
+        return []
+    return [
+        f"{vm} runs on {running[0]}, and colo_vms has {primary} as its primary: playbooks/reprotect.yml protects it from where it "
+        f"runs; or swap its hosts in colo_vms, then run this again. Nothing was changed."
+    ]
+
+
+def primary_now(vm: str, reports: Mapping[str, Any]) -> str:
+    """The host whose replicator is the primary of ``vm``, whatever the inventory says; empty when there is none for sure."""
+    return _primary_of({host: entry for host, entry in _of_vm(vm, reports).items() if entry})
+
+
+def discard_confirmation(vm: str, reports: Mapping[str, Any], host: str, confirm: str = "") -> str:
+    """What to confirm the removal of a copy on ``host`` with: that ``vm`` runs on another one of ``reports`` is reason enough."""
+    entries = _of_vm(vm, reports)
+    elsewhere = any(entry and _runs(entry) for other, entry in entries.items() if other != host)
+    return vm if confirm == vm or elsewhere else ""
+
+
 def reprotect_plan(vm: str, reports: Mapping[str, Any], quiet_s: float = 0, now: str = "") -> dict[str, Any]:
     """From which host (``source``) to which (``target``) ``vm`` is protected again; whether (``wanted``), in a ``sentence``.
 
@@ -344,6 +370,9 @@ class FilterModule:
         """Name to function."""
         return {
             "colo_switch_plan": switch_plan,
+            "colo_protect_problems": protect_problems,
+            "colo_primary_now": primary_now,
+            "colo_discard_confirmation": discard_confirmation,
             "colo_reprotect_plan": reprotect_plan,
             "colo_recover_plan": recover_plan,
             "colo_upgrade_plan": upgrade_plan,

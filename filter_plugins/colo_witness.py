@@ -12,8 +12,8 @@ CLIENT_PORT, PEER_PORT = 2379, 2380
 ADDRESS = "colo_witness_address"
 ON_HOST = "colo_witness_on_host"
 WATCHDOG = "colo_host_watchdog_s"
-#: As in colo_helper.replication.config, which the controller need not have.
-DEFAULT_LEASE_S = 10
+#: As in colo_helper.replication.config and colo_helper.arbiter.times, which the controller need not have.
+DEFAULT_LEASE_S, LEASES_S = 10, (3, 600)
 #: What the role colo_arbiter puts on each Xen host.
 FILES = {
     "ca": "/etc/colo/arbiter/ca.pem",
@@ -123,15 +123,23 @@ def problems(
 
 
 def _arbiter_problems(vm: str, of_vm: Mapping[str, Any], output: object) -> list[str]:
-    if of_vm and not of_vm.get("endpoints"):
+    if not of_vm:
+        return []
+    if not of_vm.get("endpoints"):
         return [
             f"colo_vms: the arbiter of {vm} has no endpoints: give them, or put the hosts of a witness into the group "
             "colo_witnesses."
         ]
-    if of_vm and output == "free":
+    if output == "free":
         return [
             f"colo_vms: output of {vm} is 'free', and it has an arbiter: what leaves at once cannot be stopped when the lease "
             "ends. Use compare or hold, or 'arbiter: {}' for a VM that shall have none."
+        ]
+    lease_s = of_vm.get("lease_s", DEFAULT_LEASE_S)
+    shortest, longest = LEASES_S
+    if not isinstance(lease_s, int) or isinstance(lease_s, bool) or not shortest <= lease_s <= longest:
+        return [
+            f"colo_vms: lease_s of {vm} is {lease_s!r}: give whole seconds, from {shortest} to {longest}."
         ]
     return []
 

@@ -148,6 +148,7 @@ guests:
       pv_platform: false
       passthrough: 0
       nics: [vif_ioemu]
+      bridges: [xenbr0]
       disks: []
       writable_disks: []
 reach:

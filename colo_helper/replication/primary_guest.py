@@ -110,6 +110,8 @@ class PrimaryGuest:
                     shutdown=info.shutdown,
                     pv_drivers=guest.domain.pv_drivers_active(),
                     writable_disks=tuple(guest.devices.writable_disks()),
+                    bridges=frozenset(tap.bridge for tap in guest.nics.taps() if tap.bridge),
+                    bridge=self.config.bridge,
                 )
             )
             if refusal:

@@ -34,6 +34,7 @@ def parse_guests(text: str) -> dict[str, dict[str, Any]]:
                 "pv_platform": build.get("type.hvm", {}).get("xen_platform_pci") != "False",
                 "passthrough": len(config.get("pcidevs", [])) + len(config.get("usbctrls", [])),
                 "nics": [str(nic.get("nictype", "vif")) for nic in config.get("nics", [])],
+                "bridges": sorted({nic["bridge"] for nic in config.get("nics", []) if nic.get("bridge")}),
                 "disks": [disk["pdev_path"] for disk in disks],
                 "writable_disks": [disk["pdev_path"] for disk in disks if disk.get("readwrite")],
             }

@@ -61,8 +61,9 @@ def refuse_protection(now: snapshot.Snapshot, role: str) -> None:
     if role == "primary":
         if now.domain is None:
             raise Failure(
-                f"There is no domain {now.vm} on {now.host}, its primary: start it there with "
-                f"'xl create /etc/xen/{now.vm}.cfg' or correct colo_vms, then protect it."
+                f"There is no domain {now.vm} on {now.host}, its primary. If it runs on its other host, run "
+                f"playbooks/reprotect.yml; if it runs nowhere, start it here with 'xl create /etc/xen/{now.vm}.cfg', then "
+                f"protect it."
             )
         if now.alone and not now.taken_over:
             raise Failure(

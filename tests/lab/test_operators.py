@@ -18,7 +18,8 @@ SCRAPE = """python3 -c 'import urllib.request as r; print(r.urlopen("http://127.
 #: Where a host keeps what site.yml brought.
 OURS = (
     "/opt/colo-helper /etc/colo /var/lib/colo /run/colo /etc/tmpfiles.d/colo.conf /etc/ssh/sshd_config.d/colo.conf "
-    "/etc/systemd/system/colo-replicator@.service /etc/systemd/system/colo-watchdog.service"
+    "/etc/systemd/system/colo-replicator@.service /etc/systemd/system/colo-watchdog.service "
+    "/etc/systemd/system/colo-exporter.service"
 )
 
 
@@ -45,7 +46,7 @@ def test_from_nothing_to_a_protected_vm_and_back_to_nothing(lab, play, settings,
     assert alone.code != 0
     assert "h1 is not protected." in alone.text
 
-    assert play("site").code == 0
+    assert play("site", extra={"colo_monitoring_address": "127.0.0.1"}).code == 0  # what it runs has to go again, too
     assert play("protect", *VM).code == 0
     assert " protected" in play("preflight").text
     assert play("status").code == 0

@@ -120,6 +120,21 @@ def test_the_roles_are_swapped_and_swapped_back(client, vm, play):
         assert vm.status(source)["role"] == "secondary"
         assert vm.on(source, "ls /sys/class/net/xenbr0/brif").split() == ["eth1"], "off the network"
         verified(vm, target)
+        if target == "xb":
+            refused_where_it_does_not_run(vm, play)
+
+
+def refused_where_it_does_not_run(vm, play):
+    """colo_vms still has xa, where the copy is: nothing is done to it; and what only looks goes by who is the primary now."""
+    processes = vm.processes()
+    refused = play("protect", "-e", "colo_vm=h1")
+    assert refused.code != 0
+    assert "h1 runs on xb, and colo_vms has xa as its primary" in refused.text
+    assert vm.processes() == processes
+    assert play("verify", "-e", "colo_vm=h1").code == 0
+    status = play("status")
+    assert status.code == 0
+    assert "xb replicating  xa replicating" in status.text
 
 
 def test_unprotect_leaves_the_vm_alone_where_it_is(client, vm, play):

@@ -20,6 +20,9 @@ class GuestFacts:
     shutdown: bool
     pv_drivers: bool
     writable_disks: tuple[str, ...]
+    #: Where its taps are, and where those of a copy are put.
+    bridges: frozenset[str]
+    bridge: str
 
 
 def guest_refusal(facts: GuestFacts) -> str:
@@ -35,6 +38,11 @@ def guest_refusal(facts: GuestFacts) -> str:
     if facts.writable_disks:
         disks = ", ".join(facts.writable_disks)
         return f"{facts.vm} can write to the disks {disks}, which are not copied yet."
+    if others := sorted(facts.bridges - {facts.bridge}):
+        return (
+            f"{facts.vm} has a network card on {', '.join(others)}, and its copy would have it on {facts.bridge}: "
+            "set its bridge in colo_vms, or put all of its cards on one."
+        )
     return ""
 
 

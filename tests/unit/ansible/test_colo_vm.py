@@ -274,8 +274,8 @@ def test_without_colo_helper_the_sentence_names_the_playbook(host: FakeHost, run
     ("role", "phase", "domains", "alive", "sentence"),
     [
         ("primary", None, {}, False,
-         "There is no domain h1 on xa, its primary: start it there with 'xl create /etc/xen/h1.cfg' or correct colo_vms, "
-         "then protect it."),
+         "There is no domain h1 on xa, its primary. If it runs on its other host, run playbooks/reprotect.yml; if it runs "
+         "nowhere, start it here with 'xl create /etc/xen/h1.cfg', then protect it."),
         ("primary", None, None, False,
          "Xen on xa does not tell its domains ('xl list' fails or hangs): mend that first."),
         ("primary", "peer_lost", {"h1": (4, "-b----")}, True,

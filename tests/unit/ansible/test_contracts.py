@@ -292,7 +292,7 @@ def silent_hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         (
             "verify",
-            "xa, the primary of h1, does not answer on ssh (127.0.0.1:1), so nothing can be compared. If it",
+            "xa, the primary of h1, does not answer on ssh (127.0.0.1:1), so nothing can be compared. If the",
         ),
         (
             "failover",
@@ -338,6 +338,17 @@ def test_a_silent_host_is_told_in_a_sentence(silent_hosts: Path, playbook: str, 
     assert done.returncode != 0
     said = " ".join((done.stdout + done.stderr).split())
     assert sentence in said
+
+
+@pytest.mark.parametrize("playbook", ["preflight", "site", "status"])
+def test_an_inventory_without_hosts_is_refused(tmp_path: Path, playbook: str) -> None:
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text("all: {hosts: {xa: {ansible_host: 127.0.0.1, ansible_port: 1}}}\n")
+    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, f"playbooks/{playbook}.yml"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    said = " ".join(done.stdout.split())
+    assert f"The inventory ({inventory}) has no hosts in the group colo_hosts. Say yours with -i" in said
 
 
 def test_failover_reaches_the_primary_by_a_connection_of_its_own(silent_hosts: Path) -> None:

@@ -396,14 +396,6 @@ def test_two_copies_are_shouted() -> None:
     ]
 
 
-def test_a_copy_may_go_when_confirmed_or_when_the_vm_runs() -> None:
-    confirmation = FILTERS["colo_discard_confirmation"]
-    assert confirmation("h1", "", None) == ""
-    assert confirmation("h1", "h2", gone()) == ""
-    assert confirmation("h1", "h1", None) == "h1"
-    assert confirmation("h1", "", side("unprotected")) == "h1"
-
-
 @pytest.mark.parametrize(
     ("vm", "host", "reason", "word"),
     [
@@ -512,6 +504,18 @@ def test_table_of_a_protected_vm_one_with_a_dead_host_and_one_that_is_not_protec
             "-            h3 is not protected.",
         ]
     )
+
+
+def test_the_primary_of_now_is_shown_first() -> None:
+    copy, vm = ({**side("replicating")["state"], "role": role} for role in ("secondary", "primary"))
+    reports = {
+        "xa": {"vms": [side("replicating", state=copy)]},
+        "xb": {"vms": [side("replicating", state=vm, sentence="The interval has passed.")]},
+    }
+    table = FILTERS["colo_status_table"](reports, {"h1": H1})
+    assert "h1  colo  xb replicating  xa replicating" in table
+    assert table.endswith("colo_vms has xa as its primary. The interval has passed.")
+    assert FILTERS["colo_unprotected"](reports, {"h1": H1}) == []
 
 
 def test_what_is_not_protected_is_named_with_its_reason() -> None:

@@ -13,9 +13,10 @@ from tests.unit.ansible.module_host import REPOSITORY, load, utility
 FILTERS = load(REPOSITORY / "filter_plugins" / "colo_preflight.py").FilterModule().filters()
 preflight = FILTERS["colo_preflight"]
 surroundings = utility("surroundings")
-VMS = {"h1": {"primary": "xa", "secondary": "xb"}}
+VMS = {"h1": {"primary": "xa", "secondary": "xb", "bridge": "xenbr0"}}
 GUEST = {
     "type": "hvm", "memory_mib": 136, "vcpus": 1, "pv_platform": False, "passthrough": 0, "nics": ["vif_ioemu"],
+    "bridges": ["xenbr0"],
     "disks": ["/dev/san/h1"], "writable_disks": [],
 }  # fmt: skip
 
@@ -102,12 +103,15 @@ def registered(host: str, **fields: Any) -> Callable[[dict[str, Any]], None]:
         (said("xb", processor="1"), "have different features (hw_caps of 'xl info': 078bf3fd and 1)"),
         (said("xb", time=1031.0), "xb: its clock is 30 s or more ahead of the controller's"),
         (said("xa", time=900.0), "xa: its clock is 99 s or more behind the controller's"),
-        (said("xa", guests={}), "h1 on xa does not run: start it there"),
+        (said("xa", guests={}), "h1 on xa does not run. If it runs nowhere, start it there ('xl create')"),
         (guest(type="pv"), "h1 on xa is of type pv, and only hvm guests are protected"),
         (guest(type="pv", passthrough=1), "are protected (type='hvm'); it has devices of its host passed through"),
         (guest(writable_disks=["/dev/san/h1"]), "h1 can write to /dev/san/h1, and disks are not replicated"),
         (guest(pv_platform=True), ""),
         (guest(nics=["vif"]), "has a network card that is not emulated"),
+        (guest(bridges=["xenbr0", "xenbr1"]),
+         "h1 on xa has a network card on xenbr0, xenbr1, and its bridge in colo_vms is xenbr0, where all of its cards would be"),
+        (guest(nics=[], bridges=[]), ""),
         (said("xb", free_memory_mib=151), "h1: its copy needs 152 MiB on xb, where Xen has 151 left"),
         (said("xa", reach={**ways("xb"), "xb heartbeats": {"ms": None, "error": "No route to host"}}),
          "h1: xa does not reach the heartbeats of xb (No route to host)"),
@@ -128,14 +132,19 @@ def test_what_is_in_the_way_is_a_sentence(change: Callable[[dict[str, Any]], Non
     assert sentence in " ".join(found["problems"])
 
 
-def test_a_vm_that_has_moved_is_not_called_lost() -> None:
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"protection": "active", "alive": False},
+        {"protection": "running", "alive": True, "state": {"role": "primary"}},
+    ],
+)
+def test_a_vm_that_has_moved_is_not_called_lost(entry: dict[str, Any]) -> None:
     known = variables()
     known["xa"]["colo_preflight"]["guests"] = {}
-    known["xb"]["colo_look"]["vms"] = [
-        {"name": "h1", "protection": "active", "alive": False, "domain": {"memory_mib": 128}}
-    ]
+    known["xb"]["colo_look"]["vms"] = [{"name": "h1", "domain": {"memory_mib": 128}, **entry}]
     assert preflight(VMS, known)["problems"] == [
-        "h1 runs on xb since a takeover: see playbooks/reprotect.yml."
+        "h1 runs on xb: playbooks/reprotect.yml protects it from there; or swap its hosts in colo_vms."
     ]
 
 
@@ -179,7 +188,7 @@ def test_guests_as_xl_lists_them() -> None:
                     {"pdev_path": "/dev/san/h1", "vdev": "hda", "readwrite": 1},
                     {"vdev": "hdc", "is_cdrom": 1},
                 ],
-                "nics": [{"devid": 0, "nictype": "vif_ioemu"}],
+                "nics": [{"devid": 0, "nictype": "vif_ioemu", "bridge": "xenbr0"}],
                 "pcidevs": [{"dev": 1}],
             },
         },

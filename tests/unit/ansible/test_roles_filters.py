@@ -65,6 +65,46 @@ def test_what_cannot_be_switched_over(reports: dict[str, Any], sentence: str) ->
 
 
 @pytest.mark.parametrize(
+    ("reports", "elsewhere"),
+    [
+        ({"xa": report("replicating", "primary"), "xb": report("replicating", "secondary")}, False),
+        ({"xa": report("replicating", "secondary"), "xb": report("replicating", "primary")}, True),
+        ({"xa": NOTHING, "xb": NOTHING}, False),
+        ({"xa": NOTHING, "xb": TAKEN_OVER}, True),
+        ({"xa": BOOTED, "xb": BY_HAND}, True),
+        ({"xa": BOOTED, "xb": report("unprotected", "primary")}, True),
+        ({"xa": report("unprotected", "primary"), "xb": report("waiting", "secondary", domain=None)}, False),
+        # Two that run are the module's to refuse.
+        ({"xa": report("unprotected", "primary"), "xb": TAKEN_OVER}, False),
+    ],
+)
+def test_a_vm_is_not_protected_from_where_it_does_not_run(reports: dict[str, Any], elsewhere: bool) -> None:
+    assert FILTERS["colo_protect_problems"]("h1", reports, "xa") == [
+        "h1 runs on xb, and colo_vms has xa as its primary: playbooks/reprotect.yml protects it from where it runs; or swap its "
+        "hosts in colo_vms, then run this again. Nothing was changed."
+    ] * elsewhere
+
+
+def test_a_copy_may_go_when_confirmed_or_when_the_vm_runs_elsewhere() -> None:
+    confirmation = FILTERS["colo_discard_confirmation"]
+    lonely = report("peer_lost", "secondary")
+    assert confirmation("h1", {"xa": NOTHING, "xb": lonely}, "xb") == ""
+    assert confirmation("h1", {"xa": SILENT, "xb": lonely}, "xb", "h2") == ""
+    assert confirmation("h1", {"xa": NOTHING, "xb": lonely}, "xb", "h1") == "h1"
+    assert confirmation("h1", {"xa": report("unprotected", "primary"), "xb": lonely}, "xb") == "h1"
+    assert confirmation("h1", {"xa": lonely, "xb": report("unprotected", "primary")}, "xa") == "h1"
+    assert confirmation("h1", {"xa": report("handed_over", "primary"), "xb": lonely}, "xb") == "", "that one is a copy, too"
+
+
+def test_which_replicator_is_the_primary() -> None:
+    primary_now = FILTERS["colo_primary_now"]
+    pair = {"xa": report("replicating", "secondary"), "xb": report("replicating", "primary")}
+    assert primary_now("h1", pair) == "xb"
+    assert primary_now("h1", {"xa": SILENT, "xb": report("unprotected", "primary")}) == "xb"
+    assert primary_now("h1", {"xa": NOTHING, "xb": SILENT}) == ""
+
+
+@pytest.mark.parametrize(
     ("reports", "source", "target"),
     [
         ({"xa": BOOTED, "xb": TAKEN_OVER}, "xb", "xa"),

@@ -98,6 +98,8 @@ def test_the_derived_arbiter_is_what_the_replicators_take() -> None:
         (["w1"], W1, {"output": "free"}, None,
          "colo_vms: output of h1 is 'free', and it has an arbiter: what leaves at once cannot be stopped when the lease ends. "
          "Use compare or hold, or 'arbiter: {}' for a VM that shall have none."),
+        (["w1"], W1, {"arbiter": {"lease_s": 2}}, None, "colo_vms: lease_s of h1 is 2: give whole seconds, from 3 to 600."),
+        (["w1"], W1, {}, {"lease_s": "10"}, "colo_vms: lease_s of h1 is '10': give whole seconds, from 3 to 600."),
         (["w1"], {**W1, "xa": {"colo_host_watchdog_s": 7}}, {}, None,
          "colo_host_watchdog_s of xa is 7, and the lease of h1 lasts 10 s: Xen has to restart a frozen host before the other "
          "has the VM. Give at most 6, or the VM a longer lease."),

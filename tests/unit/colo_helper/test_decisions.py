@@ -144,18 +144,24 @@ def test_pairs(primary, secondary, works):
 @pytest.mark.parametrize(
     ("facts", "sentence"),
     [
-        (GuestFacts("h1", True, False, False, ()), ""),
+        (GuestFacts("h1", True, False, False, (), frozenset({"xenbr0"}), "xenbr0"), ""),
+        (GuestFacts("h1", True, False, False, (), frozenset(), "xenbr0"), ""),
         (
-            GuestFacts("h1", False, False, False, ()),
+            GuestFacts("h1", True, False, False, (), frozenset({"xenbr0", "xenbr2", "xenbr1"}), "xenbr0"),
+            "h1 has a network card on xenbr1, xenbr2, and its copy would have it on xenbr0: set its bridge in colo_vms, or put "
+            "all of its cards on one.",
+        ),
+        (
+            GuestFacts("h1", False, False, False, (), frozenset(), "xenbr0"),
             "h1 is not an HVM guest; only those can be replaced while they run.",
         ),
-        (GuestFacts("h1", True, True, False, ()), "h1 is shut down or suspended."),
+        (GuestFacts("h1", True, True, False, (), frozenset(), "xenbr0"), "h1 is shut down or suspended."),
         (
-            GuestFacts("h1", True, False, True, ()),
+            GuestFacts("h1", True, False, True, (), frozenset(), "xenbr0"),
             "h1 uses PV drivers, which cannot be stopped without its help; start it with 'xen_nopv'.",
         ),
         (
-            GuestFacts("h1", True, False, False, ("ide0",)),
+            GuestFacts("h1", True, False, False, ("ide0",), frozenset(), "xenbr0"),
             "h1 can write to the disks ide0, which are not copied yet.",
         ),
     ],
