@@ -193,7 +193,8 @@ def _guest(pair: Pair) -> Seen:
         if pair.moved:
             return (
                 "moved",
-                f"{pair.vm} runs on {pair.hosts[1]}: playbooks/reprotect.yml protects it from there; or swap its hosts in colo_vms.",
+                f"{pair.vm} runs on {pair.hosts[1]}: playbooks/reprotect.yml protects it from there; or swap its hosts in "
+                "colo_vms.",
             )
         return (
             "not running",
@@ -213,8 +214,8 @@ def _guest(pair: Pair) -> Seen:
             ),
             (
                 set(guest["bridges"]) - {bridge},
-                f"has a network card on {', '.join(guest['bridges'])}, and its bridge in colo_vms is {bridge}, where all of its "
-                "cards would be on the other host",
+                f"has a network card on {', '.join(guest['bridges'])}, and its bridge in colo_vms is {bridge}, where the other "
+                "host would have it",
             ),
         )
         if found

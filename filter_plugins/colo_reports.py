@@ -203,65 +203,6 @@ def _purge_problem(entry: Mapping[str, Any], host: str) -> str:
     )
 
 
-def maintenance_names(report: Mapping[str, Any] | None, selected: Sequence[str], role: str) -> list[str]:
-    """VMs whose replicator on one host has ``role`` and is to be told, out of its result of colo_vm_info."""
-    return [
-        name
-        for name, entry in sorted((_entries(report) or {}).items())
-        if name in selected
-        and entry["alive"]
-        and (entry["config"] or {}).get("arbiter")
-        and (entry["state"] or {}).get("role") == role
-    ]
-
-
-def maintenance_failed(results: Sequence[Mapping[str, Any] | None]) -> list[str]:
-    """VMs that one of these looped results of colo_maintenance has failed for."""
-    return sorted({str(item["item"]) for item in _items(results) if _failed(item)})
-
-
-def maintenance_told(results: Sequence[Mapping[str, Any] | None]) -> list[str]:
-    """VMs that one of these looped results of colo_maintenance has not failed for."""
-    return sorted(
-        {str(item["item"]) for item in _items(results) if not _failed(item) and not item.get("skipped")}
-    )
-
-
-def _items(results: Sequence[Mapping[str, Any] | None]) -> list[Mapping[str, Any]]:
-    return [item for result in results for item in (result or {}).get("results", [])]
-
-
-def _failed(item: Mapping[str, Any]) -> bool:
-    return bool(item.get("failed") or item.get("unreachable"))
-
-
-def maintenance_failures(variables: Mapping[str, Mapping[str, Any]], selected: Sequence[str]) -> list[str]:
-    """What could not be told: ``variables`` are each host's, with what playbooks/maintenance.yml registered."""
-    problems = []
-    told, failed, with_arbiter = set(), set(), set()
-    for host, known in variables.items():
-        entries = _entries(known.get("colo_look"))
-        results = [known.get(f"colo_told_{whom}") for whom in ("secondary", "primary", "secondary_at_last")]
-        if entries is None or any((result or {}).get("unreachable") for result in results):
-            problems.append(f"{host} does not answer, so not all of its VMs were told.")
-        with_arbiter |= {
-            name for name, entry in (entries or {}).items() if (entry["config"] or {}).get("arbiter")
-        }
-        problems += [
-            f"{item['item']} on {host}: {item['msg']}"
-            for item in _items(results)
-            if item.get("failed") and not item.get("unreachable")
-        ]
-        failed |= set(maintenance_failed(results))
-        told |= set(maintenance_told([known.get("colo_told_primary")]))
-    problems += [
-        f"{name} has no primary that runs and could be told: see playbooks/status.yml."
-        for name in selected
-        if name in with_arbiter - told - failed
-    ]
-    return problems
-
-
 def status_table(reports: Mapping[str, Any], vms: Mapping[str, Any]) -> str:
     """One line for each VM of the inventory and for each that a host knows besides.
 
@@ -429,10 +370,6 @@ class FilterModule:
         """Name to function."""
         return {
             "colo_failover_problems": failover_problems,
-            "colo_maintenance_names": maintenance_names,
-            "colo_maintenance_failed": maintenance_failed,
-            "colo_maintenance_told": maintenance_told,
-            "colo_maintenance_failures": maintenance_failures,
             "colo_status_table": status_table,
             "colo_unprotected": unprotected,
             "colo_exported": exported,

@@ -47,8 +47,8 @@ def protect_problems(vm: str, reports: Mapping[str, Any], primary: str) -> list[
     if primary in running or not running:
         return []
     return [
-        f"{vm} runs on {running[0]}, and colo_vms has {primary} as its primary: playbooks/reprotect.yml protects it from where it "
-        f"runs; or swap its hosts in colo_vms, then run this again. Nothing was changed."
+        f"{vm} runs on {running[0]}, and colo_vms has {primary} as its primary: playbooks/reprotect.yml protects it from where "
+        "it runs; or swap its hosts in colo_vms, then run this again. Nothing was changed."
     ]
 
 
@@ -58,7 +58,7 @@ def primary_now(vm: str, reports: Mapping[str, Any]) -> str:
 
 
 def discard_confirmation(vm: str, reports: Mapping[str, Any], host: str, confirm: str = "") -> str:
-    """What to confirm the removal of a copy on ``host`` with: that ``vm`` runs on another one of ``reports`` is reason enough."""
+    """What to confirm the removal of a copy on ``host`` with: that ``vm`` runs on another of them is reason enough."""
     entries = _of_vm(vm, reports)
     elsewhere = any(entry and _runs(entry) for other, entry in entries.items() if other != host)
     return vm if confirm == vm or elsewhere else ""

@@ -46,7 +46,8 @@ def test_from_nothing_to_a_protected_vm_and_back_to_nothing(lab, play, settings,
     assert alone.code != 0
     assert "h1 is not protected." in alone.text
 
-    assert play("site", extra={"colo_monitoring_address": "127.0.0.1"}).code == 0  # what it runs has to go again, too
+    monitored = {"colo_monitoring_address": "127.0.0.1"}  # what it runs has to go again, too
+    assert play("site", extra=monitored).code == 0
     assert play("protect", *VM).code == 0
     assert " protected" in play("preflight").text
     assert play("status").code == 0

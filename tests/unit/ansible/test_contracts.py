@@ -344,7 +344,12 @@ def test_a_silent_host_is_told_in_a_sentence(silent_hosts: Path, playbook: str, 
 def test_an_inventory_without_hosts_is_refused(tmp_path: Path, playbook: str) -> None:
     inventory = tmp_path / "hosts.yml"
     inventory.write_text("all: {hosts: {xa: {ansible_host: 127.0.0.1, ansible_port: 1}}}\n")
-    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, f"playbooks/{playbook}.yml"]
+    command = [
+        Path(sys.executable).with_name("ansible-playbook"),
+        "-i",
+        inventory,
+        f"playbooks/{playbook}.yml",
+    ]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     said = " ".join(done.stdout.split())

@@ -110,7 +110,7 @@ def registered(host: str, **fields: Any) -> Callable[[dict[str, Any]], None]:
         (guest(pv_platform=True), ""),
         (guest(nics=["vif"]), "has a network card that is not emulated"),
         (guest(bridges=["xenbr0", "xenbr1"]),
-         "h1 on xa has a network card on xenbr0, xenbr1, and its bridge in colo_vms is xenbr0, where all of its cards would be"),
+         "h1 on xa has a network card on xenbr0, xenbr1, and its bridge in colo_vms is xenbr0, where the other host"),
         (guest(nics=[], bridges=[]), ""),
         (said("xb", free_memory_mib=151), "h1: its copy needs 152 MiB on xb, where Xen has 151 left"),
         (said("xa", reach={**ways("xb"), "xb heartbeats": {"ms": None, "error": "No route to host"}}),

@@ -79,10 +79,11 @@ def test_what_cannot_be_switched_over(reports: dict[str, Any], sentence: str) ->
     ],
 )
 def test_a_vm_is_not_protected_from_where_it_does_not_run(reports: dict[str, Any], elsewhere: bool) -> None:
-    assert FILTERS["colo_protect_problems"]("h1", reports, "xa") == [
-        "h1 runs on xb, and colo_vms has xa as its primary: playbooks/reprotect.yml protects it from where it runs; or swap its "
-        "hosts in colo_vms, then run this again. Nothing was changed."
-    ] * elsewhere
+    sentence = (
+        "h1 runs on xb, and colo_vms has xa as its primary: playbooks/reprotect.yml protects it from where it runs; or swap "
+        "its hosts in colo_vms, then run this again. Nothing was changed."
+    )
+    assert FILTERS["colo_protect_problems"]("h1", reports, "xa") == [sentence] * elsewhere
 
 
 def test_a_copy_may_go_when_confirmed_or_when_the_vm_runs_elsewhere() -> None:
@@ -93,7 +94,9 @@ def test_a_copy_may_go_when_confirmed_or_when_the_vm_runs_elsewhere() -> None:
     assert confirmation("h1", {"xa": NOTHING, "xb": lonely}, "xb", "h1") == "h1"
     assert confirmation("h1", {"xa": report("unprotected", "primary"), "xb": lonely}, "xb") == "h1"
     assert confirmation("h1", {"xa": lonely, "xb": report("unprotected", "primary")}, "xa") == "h1"
-    assert confirmation("h1", {"xa": report("handed_over", "primary"), "xb": lonely}, "xb") == "", "that one is a copy, too"
+    assert confirmation("h1", {"xa": report("handed_over", "primary"), "xb": lonely}, "xb") == "", (
+        "that one is a copy, too"
+    )
 
 
 def test_which_replicator_is_the_primary() -> None:
