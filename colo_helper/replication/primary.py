@@ -162,11 +162,10 @@ class Primary:
     def _without_devices(self, cause: Cause) -> bool:
         """Whether the guest can do nothing any more, and its copy may be the VM."""
         return (
-            self.here.guest is not None
-            and self.here.step is PrimaryStep.PROTECTED
+            self.here.step is PrimaryStep.PROTECTED
             and cause is Cause.LOCAL_ERROR
             and self.ownership.right.shared
-            and self.here.guest.devices.ended()
+            and self.here.without_devices()
         )
 
     def _give_up(self) -> bool:

@@ -29,6 +29,9 @@ from colo_helper.replication.host import Host
 from colo_helper.replication.ownership import Ownership
 from colo_helper.replication.primary_packets import PrimaryPackets
 
+#: How long a device model that has closed one socket may take to close the others, and how often that is looked at, in seconds.
+_EXIT_S, _EXIT_LOOK_S = 1.0, 0.01
+
 
 @dataclass(slots=True)
 class PrimaryGuest:
@@ -61,6 +64,21 @@ class PrimaryGuest:
             return guest_ended(self.config.vm, self.guest.domain.info())
         except HypervisorError as error:
             return guest_ended(self.config.vm, None) if error.errno_name == "ESRCH" else None
+
+    def without_devices(self) -> bool:
+        """Whether the guest's device model has ended by itself, for certain, so that it can do and say nothing any more.
+
+        libxl pauses a domain before it ends the device model of one that it destroys (libxl__destroy_domid).
+        """
+        if not self.guest:
+            return False
+        waited_until = time.monotonic() + (_EXIT_S if self.packets.failure else 0.0)
+        try:
+            while not (ended := self.guest.devices.ended()) and time.monotonic() < waited_until:
+                time.sleep(_EXIT_LOOK_S)  # nobody tells when the last socket of a program that ends is closed
+            return ended and not self.guest.domain.info().paused
+        except LOCAL_ERRORS:
+            return False
 
     # ------------------------------------------------------------------------------------------ found and opened
 

@@ -95,6 +95,8 @@ class _Port:
     def __init__(self, nic: FilteredNic) -> None:
         self.nic = nic
         self.readers = {nic.from_guest: FrameReader(), nic.from_network: FrameReader()}
+        #: Whether the device model has closed one of them.
+        self.over = False
         self.waiting: dict[socket.socket, bytearray] = {nic.to_network: bytearray()}
         if nic.to_guest:
             self.waiting[nic.to_guest] = bytearray()
@@ -102,7 +104,7 @@ class _Port:
     def read(self, end: socket.socket) -> tuple[list[RawFrame], bool]:
         """Return the frames that are complete now, and whether there may be more at once.
 
-        A device model that has gone says nothing more, and that is no error here. Raises FramingError.
+        A device model that has gone says nothing more, which ``over`` tells. Raises FramingError.
         """
         reader = self.readers.get(end)
         if reader is None:
@@ -115,6 +117,7 @@ class _Port:
             data = b""
         if not data:
             del self.readers[end]
+            self.over = True
             return [], False
         frames = reader.feed(data)
         return [_announcement(frame) for frame in frames] if end is self.nic.from_guest else frames, True
@@ -150,8 +153,8 @@ class Pump:
     ``permits`` is asked before each row of packets for the network, and what it does not permit is thrown away: TCP sends
     it again, and who sends it then is the owner.
 
-    ``wanted`` is called when the router asks for a checkpoint, ``failed`` (with a sentence) when the pump cannot go on; by
-    the pump's thread or by who gives it packets. Neither may block.
+    ``wanted`` is called when the router asks for a checkpoint, ``failed`` (with a sentence) when the pump cannot go on, or
+    has nobody to move packets for; by the pump's thread or by who gives it packets. Neither may block.
     """
 
     def __init__(
@@ -176,7 +179,7 @@ class Pump:
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
         self._selector.register(self._wake_out, selectors.EVENT_READ)
-        self._stopping = self._closed = False
+        self._stopping = self._closed = self._over = False
         self._router = router(self)
         for number, port in enumerate(self._ports):
             for end in port.readers:
@@ -242,6 +245,7 @@ class Pump:
                     self._hand_on(number, port, end, frames)
                     if frames and end is port.nic.from_network:
                         last[number] = frames[-1]
+            self._look_whether_over(port)
         return last
 
     def flushed(self, within_s: float = _TAKEN_S) -> bool:
@@ -326,6 +330,13 @@ class Pump:
             port.flush(end)
         if events & selectors.EVENT_READ:
             self._hand_on(number, port, end, port.read(end)[0])
+            self._look_whether_over(port)
+
+    def _look_whether_over(self, port: _Port) -> None:
+        """A device model closes what we gave it only by its end: whoever waits for its guest need not find out later."""
+        if port.over and not self._over:
+            self._over = True
+            self._failed("The device model has closed the way of the guest's packets.")
 
     def _hand_on(self, number: int, port: _Port, end: socket.socket, frames: list[RawFrame]) -> None:
         if frames:

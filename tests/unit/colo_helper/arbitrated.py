@@ -3,7 +3,6 @@
 import select
 
 from colo_helper.arbiter.emulated import EmulatedArbiter, EmulatedStore
-from colo_helper.control.protocol import Request
 from colo_helper.traffic.framing import FrameReader, RawFrame, pack
 from tests.unit.colo_helper.proxy.frames import tcp
 from tests.unit.colo_helper.replication_pair import VM
@@ -78,5 +77,5 @@ def lose_the_device_model(both):
     network = end.to_network.dup()
     says(end, b"held.")
     both.primary_host.devices[both.primary_host.find(VM)].dead = True
-    both.p_inbox.put_request(Request("checkpoint"))
+    end.close()
     return network

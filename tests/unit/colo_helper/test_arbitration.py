@@ -92,6 +92,16 @@ def test_a_guest_without_a_device_model_gives_way_to_its_copy_at_once(both, worl
     assert heard(network) == b"", "what was held never leaves"
 
 
+def test_a_guest_that_the_toolstack_destroys_is_not_handed_over(both, world):
+    """It is paused before its device model goes."""
+    both.guest.pause_count += 1
+    lose_the_device_model(both)
+    both.phase("primary", "unprotected")
+    eventually(lambda: world.kept == ("xa", ALONE), "written down")
+    both.phase("secondary", "peer_lost")
+    assert both.primary_host.find(VM) is not None
+
+
 def test_a_primary_that_finds_the_arbiter_again_in_time_goes_on(both, world):
     asks_in_vain(both, world)
     world.now += 9

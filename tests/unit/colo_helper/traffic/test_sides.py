@@ -12,6 +12,7 @@ from colo_helper.proxy.rewrite import Move
 from colo_helper.traffic.framing import FrameReader, FramingError, RawFrame, pack
 from colo_helper.traffic.sides import PrimarySide, SecondarySide, permitted
 from tests.unit.colo_helper.proxy.frames import tcp, udp
+from tests.unit.colo_helper.replication_pair import eventually
 
 ONE, TWO = udp(b"one"), udp(b"two")
 FLOW = parse(tcp(0)).flow
@@ -180,10 +181,13 @@ def test_a_device_model_that_speaks_no_framing_is_said(pair):
     assert pair.ends[0].to_network.recv(1) == b"", "a device model that waited for us is let go"
 
 
-def test_a_device_model_that_has_gone_is_no_error_of_ours(pair):
+def test_a_device_model_that_has_gone_is_told_at_once_and_breaks_nothing(pair):
     pair.checkpoint(1)
     pair.ends[0].close()
+    eventually(lambda: pair.troubles, "told without a checkpoint")
     pair.checkpoint(2)
+    told, pair.troubles = pair.troubles, []
+    assert told == ["The device model has closed the way of the guest's packets."]
 
 
 def test_the_packet_that_a_stopped_device_model_still_reads_is_given_to_the_copy_as_well(pair):
