@@ -5,6 +5,9 @@ import json
 from lab.seed import controller_key, known_hosts
 from lab.settings import HOSTS, Settings, address, host_number
 
+#: Times for hosts that are emulated, as a class of VMs.
+CLASS, SLOW = "emulated", {"interval_ms": 2000, "latency_ms": 2000, "peer_timeout_ms": 10000}
+
 
 def write_inventory(settings: Settings, ports: dict[str, int]) -> None:
     """Write `.lab/inventory.yml` (JSON is YAML)."""
@@ -29,6 +32,7 @@ def write_inventory(settings: Settings, ports: dict[str, int]) -> None:
                 "ansible_ssh_private_key_file": str(controller_key(settings)),
                 "ansible_ssh_common_args": ssh_options,
                 "ansible_control_path_dir": str(settings.ssh_dir),
+                "colo_classes": {CLASS: SLOW},
                 "colo_vms": vms("h1"),
             },
         }
@@ -37,7 +41,6 @@ def write_inventory(settings: Settings, ports: dict[str, int]) -> None:
 
 
 def vms(*guests: str) -> dict[str, dict[str, object]]:
-    """Return colo_vms with these guests, from the first host to the second, with times for hosts that are emulated."""
+    """Return colo_vms with these guests, from the first host to the second."""
     first, second = HOSTS
-    slow = {"interval_ms": 2000, "latency_ms": 2000, "peer_timeout_ms": 10000}
-    return {guest: {"primary": first, "secondary": second, **slow, "bridge": "xenbr0"} for guest in guests}
+    return {guest: {"primary": first, "secondary": second, "class": CLASS} for guest in guests}

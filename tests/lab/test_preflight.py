@@ -109,7 +109,7 @@ CASES = {
         PRIMARY,
         "true",
         "true",
-        "h2 on xa does not run: start it there ('xl create'), or correct colo_vms.",
+        "h2 on xa does not run. If it runs nowhere, start it there ('xl create'); otherwise correct colo_vms.",
         name="h2",
     ),
     "a PV guest": Case(
@@ -125,6 +125,13 @@ CASES = {
         GONE.format("vif1"),
         "vif1 on xa has a network card that is not emulated (vif type=ioemu), so its packets cannot be compared.",
         name="vif1",
+    ),
+    "a card on another bridge": Case(
+        PRIMARY,
+        "ip link add xenbr1 type bridge\n" + made_from("h1", "br1", "s/bridge=xenbr0/bridge=xenbr1/"),
+        GONE.format("br1") + "; ip link del xenbr1",
+        "br1 on xa has a network card on xenbr1, and its bridge in colo_vms is xenbr0",
+        name="br1",
     ),
     "no room there": Case(
         SECONDARY,
