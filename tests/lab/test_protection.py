@@ -134,7 +134,7 @@ def refused_where_it_does_not_run(vm, play):
     assert play("verify", "-e", "colo_vm=h1").code == 0
     status = play("status")
     assert status.code == 0
-    assert "xb replicating  xa replicating" in status.text
+    assert "xb replicating xa replicating" in status.text
 
 
 def test_unprotect_leaves_the_vm_alone_where_it_is(client, vm, play):
