@@ -47,8 +47,9 @@ class Pair:
     def moved(self) -> bool:
         """Whether it is the VM, and not its copy, that the secondary has."""
         there = self.entries[1]
-        role = (there.get("state") or {}).get("role")
-        return there.get("protection") == "active" or bool(there.get("alive") and role == "primary")
+        role = "" if there.get("stale") else (there.get("state") or {}).get("role")
+        active = there.get("protection") == "active" or bool(there.get("alive") and role == "primary")
+        return active and not self.protected
 
     @property
     def guest(self) -> Mapping[str, Any] | None:
@@ -189,13 +190,13 @@ def _guest(pair: Pair) -> Seen:
     guest = pair.guest
     bridge = pair.settings["bridge"]
     where = f"{pair.vm} on {pair.hosts[0]}"
+    if pair.moved:
+        return (
+            "moved",
+            f"{pair.vm} runs on {pair.hosts[1]}: playbooks/reprotect.yml protects it from there; or swap its hosts in "
+            "colo_vms.",
+        )
     if guest is None:
-        if pair.moved:
-            return (
-                "moved",
-                f"{pair.vm} runs on {pair.hosts[1]}: playbooks/reprotect.yml protects it from there; or swap its hosts in "
-                "colo_vms.",
-            )
         return (
             "not running",
             f"{where} does not run. If it runs nowhere, start it there ('xl create'); otherwise correct colo_vms.",

@@ -39,11 +39,14 @@ def switch_plan(vm: str, reports: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def protect_problems(vm: str, reports: Mapping[str, Any], primary: str) -> list[str]:
-    """Why ``vm`` cannot be protected from ``primary`` on: it runs on the other of the hosts that ``reports`` are of.
+    """Why ``vm`` cannot be protected from ``primary`` on: it runs on the other host of ``reports``, or on both.
 
     To make the copy the primary would destroy it, and a VM that goes on elsewhere must not be started here.
     """
-    running = [host for host, entry in _of_vm(vm, reports).items() if entry and _runs(entry)]
+    entries = _of_vm(vm, reports)
+    running = [host for host, entry in entries.items() if entry and _runs(entry)]
+    if len(running) > 1:
+        return [_two_copies(vm, entries)]
     if primary in running or not running:
         return []
     return [
@@ -74,14 +77,13 @@ def reprotect_plan(vm: str, reports: Mapping[str, Any], quiet_s: float = 0, now:
     entries = _of_vm(vm, reports)
     sources = [host for host, entry in entries.items() if entry and _runs(entry)]
     problems = _silent(reports)
-    if not problems and len(sources) != 1:
+    if not problems and not sources:
         found = ", ".join(f"{host}: {_seen(entry)}" for host, entry in entries.items())
         problems.append(
             f"{vm} runs on no host for sure ({found}); see playbooks/status.yml and docs/operations/failover.md."
-            if not sources
-            else f"TWO COPIES of {vm} may be running ({found}). Decide at once which one is right and remove the other with "
-            f"'xl destroy {vm}' on its host."
         )
+    elif not problems and len(sources) > 1:
+        problems.append(_two_copies(vm, entries))
     source = sources[0] if sources else ""
     target = next((host for host in reports if host != source), "")
     reason = "" if problems else _reason_to_leave_alone(vm, source, entries[source], quiet_s, now)
@@ -335,6 +337,14 @@ def _seen(entry: Mapping[str, Any] | None) -> str:
     if not entry:
         return "nothing is known there"
     return f"{entry['phase'] or 'no phase'}, {'a domain' if entry['domain'] else 'no domain'}"
+
+
+def _two_copies(vm: str, entries: Mapping[str, Mapping[str, Any] | None]) -> str:
+    found = ", ".join(f"{host}: {_seen(entry)}" for host, entry in entries.items())
+    return (
+        f"TWO COPIES of {vm} may be running ({found}). Decide at once which one is right and remove the other with "
+        f"'xl destroy {vm}' on its host."
+    )
 
 
 def _silent(reports: Mapping[str, Any]) -> list[str]:

@@ -104,9 +104,9 @@ class ActiveCopy:
             self.inbox.wait(_FOLLOWED_S)
             return
         text = self.copy.failure or "Every connection has its own numbers."
-        self.monitor.event(
-            "packets_flow", " ".join([text, *self.copy.let_packets_flow(), "Packets flow by themselves."])
-        )
+        problems = self.copy.let_packets_flow()
+        after = [] if problems else ["Packets flow by themselves."]
+        self.monitor.event("packets_flow", " ".join([text, *problems, *after]))
 
     def note_moves(self) -> None:
         """Write down what the next replicator of this guest has to know of its connections."""

@@ -114,11 +114,13 @@ class Conversation:
         *kinds: Kind,
         timeout_s: float | None = STEP_TIMEOUT_S,
         interrupted: Callable[[], None] | None = None,
+        regardless: bool = False,
     ) -> Frame:
         """Return the next frame, which must be one of ``kinds``.
 
         ``timeout_s`` None waits as long as the peer gives signs of life. ``interrupted`` is called before each look into the
-        inbox, for what may have arrived there beside frames.
+        inbox, for what may have arrived there beside frames. ``regardless``: of what fails on this side meanwhile, because the
+        answer alone decides.
         """
         deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         while True:
@@ -137,6 +139,8 @@ class Conversation:
                         Cause.PEER_LOST, f"The peer sent {frame.kind.name} where {wanted} was due."
                     )
             else:
+                if regardless:
+                    self._inbox.trouble = ""
                 self._raise_loss()
                 if time.monotonic() >= deadline:
                     wanted = " or ".join(kind.name for kind in kinds)

@@ -84,7 +84,8 @@ class Primary:
             except BaseException as error:
                 self._finish(Cause.LOCAL_ERROR, f"The replicator itself failed: {error!r}", last=True)
                 raise
-            if cause not in (Cause.SWITCHED, Cause.STOP) and (ended := self.here.how_ended()):
+            failing = cause is Cause.LOCAL_ERROR
+            if cause not in (Cause.SWITCHED, Cause.STOP) and (ended := self.here.how_ended(failing=failing)):
                 cause, why = ended.cause, str(ended)
             exit_code = self._finish(cause, why)
             if exit_code is not None:
@@ -262,7 +263,7 @@ class Primary:
             problem = conversation.tell(Kind.END, {"reason": why})
             if not problem:
                 try:
-                    conversation.expect(Kind.ENDED)
+                    conversation.expect(Kind.ENDED, regardless=True)
                 except SessionEndedError as error:
                     problem = str(error)
         elif tell:  # the peer may be in the middle of something and hears it only when the session is over

@@ -235,7 +235,7 @@ class PrimaryEpochs(SavingParent):
             if not self.handed_over:
                 self.guest.nics.connect(taps)
             raise
-        self._expect_of_epoch(Kind.TAKEN)
+        self._expect_of_epoch(Kind.TAKEN, regardless=True)
         self.switched = True
         self._watch.lap("handover")
         self._record(0.0)
@@ -328,9 +328,9 @@ class PrimaryEpochs(SavingParent):
         if not self.handed_over:
             self.guest.let_run()
 
-    def _expect_of_epoch(self, kind: Kind) -> dict[str, Any]:
+    def _expect_of_epoch(self, kind: Kind, *, regardless: bool = False) -> dict[str, Any]:
         limit_s = STEP_TIMEOUT_S + self._figures["d_pages"] / _PAGES_APPLIED_PER_S
-        head = self.conversation.expect(kind, timeout_s=limit_s).head
+        head = self.conversation.expect(kind, timeout_s=limit_s, regardless=regardless).head
         if head.get("epoch") != self.epoch:
             raise SessionEndedError(
                 Cause.PEER_LOST,

@@ -29,8 +29,9 @@ from colo_helper.replication.host import Host
 from colo_helper.replication.ownership import Ownership
 from colo_helper.replication.primary_packets import PrimaryPackets
 
-#: How long a device model that has closed one socket may take to close the others, and how often that is looked at, in seconds.
-_EXIT_S, _EXIT_LOOK_S = 1.0, 0.01
+#: How long a device model that ends may take to close all its sockets, in seconds: one of which we know that it has closed
+#: one, and one that something failed of; and how often that is looked at.
+_TOLD_EXIT_S, _EXIT_S, _EXIT_LOOK_S = 1.0, 0.05, 0.01
 
 
 @dataclass(slots=True)
@@ -56,29 +57,29 @@ class PrimaryGuest:
     #: Whether ``guest`` was found, is known to be the VM, and is on the network.
     opened: bool = False
 
-    def how_ended(self) -> SessionEndedError | None:
-        """Whether the guest is the reason, whatever failed first; None while it has not ended."""
+    def how_ended(self, *, failing: bool = False) -> SessionEndedError | None:
+        """Whether the guest is the reason, whatever failed first; None while it has not ended.
+
+        ``failing``: something of this host failed, so its device model may have ended, and that before its domain does.
+        """
         if not self.guest:
             return None
+        headless = failing and self._headless(self.guest)
         try:
-            return guest_ended(self.config.vm, self.guest.domain.info())
+            return guest_ended(self.config.vm, self.guest.domain.info(), headless=headless)
         except HypervisorError as error:
             return guest_ended(self.config.vm, None) if error.errno_name == "ESRCH" else None
 
     def without_devices(self) -> bool:
-        """Whether the guest's device model has ended by itself, for certain, so that it can do and say nothing any more.
+        """Whether the device model of a guest that has not ended has, so that it can do and say nothing any more."""
+        return self.guest is not None and self._headless(self.guest) and not self.how_ended(failing=True)
 
-        libxl pauses a domain before it ends the device model of one that it destroys (libxl__destroy_domid).
-        """
-        if not self.guest:
-            return False
-        waited_until = time.monotonic() + (_EXIT_S if self.packets.failure else 0.0)
-        try:
-            while not (ended := self.guest.devices.ended()) and time.monotonic() < waited_until:
-                time.sleep(_EXIT_LOOK_S)  # nobody tells when the last socket of a program that ends is closed
-            return ended and not self.guest.domain.info().paused
-        except LOCAL_ERRORS:
-            return False
+    def _headless(self, guest: Guest) -> bool:
+        """Nobody tells when the last socket of a program that ends is closed, the one by which it is seen."""
+        until = time.monotonic() + (_TOLD_EXIT_S if self.packets.failure else _EXIT_S)
+        while not (ended := guest.devices.ended()) and time.monotonic() < until:
+            time.sleep(_EXIT_LOOK_S)
+        return ended
 
     # ------------------------------------------------------------------------------------------ found and opened
 

@@ -47,6 +47,8 @@ class Copy:
             return f"Domain {info.domid}, the copy, has ended by itself ({info.shutdown_reason})."
         if info.paused and not self.guest.halted:
             return f"Domain {info.domid} is paused, and not by us."
+        if self.guest.devices.ended():
+            return f"The device model of domain {info.domid}, the copy, has ended."
         return ""
 
     def join_network(self) -> None:

@@ -45,6 +45,8 @@ class Takeover:
         )
         if refusal:
             code, sentence = refusal.code, refusal.sentence
+        elif unable := self.copy.unable():  # before anything is written down
+            code, sentence = "takeover_failed", unable
         else:
             code, sentence = self.succession.ask_for_operator(self.config.vm, self._take_over, request)
         if code:

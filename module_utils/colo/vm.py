@@ -65,6 +65,12 @@ def refuse_protection(now: snapshot.Snapshot, role: str) -> None:
                 f"playbooks/reprotect.yml; if it runs nowhere, start it here with 'xl create /etc/xen/{now.vm}.cfg', then "
                 f"protect it."
             )
+        if now.phase in snapshot.STANDING_BY:
+            raise Failure(
+                f"The domain {now.vm} on {now.host} is a copy from before a switch-over ({now.phase}), not the VM: if that "
+                "runs on the other host, run playbooks/reprotect.yml; if it runs nowhere, playbooks/failover.yml lets this copy"
+                " go on."
+            )
         if now.alone and not now.taken_over:
             raise Failure(
                 f"{now.host} holds a secondary copy of {now.vm} that has lost its primary: let it take over with "

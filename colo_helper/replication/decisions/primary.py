@@ -249,10 +249,12 @@ def _handed_over_end(vm: str, peer: str, cause: Cause, why: str) -> PrimaryEnd:
     return PrimaryEnd("handed_over", "", 1, sentence, "hold")
 
 
-def guest_ended(vm: str, info: DomainInfo | None) -> SessionEndedError | None:
+def guest_ended(vm: str, info: DomainInfo | None, *, headless: bool = False) -> SessionEndedError | None:
     """Return how a guest has ended, or None while it has not.
 
-    ``info`` None: its domain is gone. A suspended one has not ended: whoever suspended it saves or moves it.
+    ``info`` None: its domain is gone. A suspended one has not ended: whoever suspended it saves or moves it. ``headless``: its
+    device model has ended. libxl ends that of a domain that it destroys (libxl__destroy_domid), and then its devices, which
+    takes seconds, before the domain; it has paused it before, and one that it has saved or moved is suspended.
     """
     if info is None or info.dying:
         return SessionEndedError(
@@ -262,6 +264,12 @@ def guest_ended(vm: str, info: DomainInfo | None) -> SessionEndedError | None:
     if info.shutdown and not info.suspended:
         cause = Cause.GUEST_ENDED if info.shutdown_reason in ("poweroff", "reboot") else Cause.GUEST_DIED
         return SessionEndedError(cause, f"{vm} has ended by itself ({info.shutdown_reason})")
+    if headless and (info.paused or info.suspended):
+        held = "suspended" if info.suspended else "paused"
+        return SessionEndedError(
+            Cause.GUEST_DIED,
+            f"{vm} is {held}, and its device model has ended: it is destroyed, saved or moved",
+        )
     return None
 
 

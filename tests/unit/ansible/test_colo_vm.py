@@ -280,6 +280,9 @@ def test_without_colo_helper_the_sentence_names_the_playbook(host: FakeHost, run
          "Xen on xa does not tell its domains ('xl list' fails or hangs): mend that first."),
         ("primary", "peer_lost", {"h1": (4, "-b----")}, True,
          "xa holds a secondary copy of h1 that has lost its primary: let it take over with playbooks/failover.yml first."),
+        ("primary", "standby", {"h1": (4, "--p---")}, False,
+         "The domain h1 on xa is a copy from before a switch-over (standby), not the VM: if that runs on the other host, run "
+         "playbooks/reprotect.yml; if it runs nowhere, playbooks/failover.yml lets this copy go on."),
         ("secondary", "active", {"h1": (4, "-b----")}, True,
          "h1 goes on alone on xa since its takeover: make xa its primary in colo_vms, then protect it."),
         ("secondary", "peer_lost", {"h1": (4, "-b----")}, True,

@@ -292,7 +292,7 @@ def silent_hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         (
             "verify",
-            "xa, the primary of h1, does not answer on ssh (127.0.0.1:1), so nothing can be compared. If the",
+            "xa, the primary of h1, does not answer on ssh (127.0.0.1:1), so nothing can be compared. If it",
         ),
         (
             "failover",

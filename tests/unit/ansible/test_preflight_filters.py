@@ -139,13 +139,29 @@ def test_what_is_in_the_way_is_a_sentence(change: Callable[[dict[str, Any]], Non
         {"protection": "running", "alive": True, "state": {"role": "primary"}},
     ],
 )
-def test_a_vm_that_has_moved_is_not_called_lost(entry: dict[str, Any]) -> None:
+@pytest.mark.parametrize("guests", [{}, {"h1": GUEST}], ids=["nothing left", "a copy left"])
+def test_a_vm_that_has_moved_is_not_called_lost(entry: dict[str, Any], guests: dict[str, Any]) -> None:
     known = variables()
-    known["xa"]["colo_preflight"]["guests"] = {}
+    known["xa"]["colo_preflight"]["guests"] = guests
     known["xb"]["colo_look"]["vms"] = [{"name": "h1", "domain": {"memory_mib": 128}, **entry}]
     assert preflight(VMS, known)["problems"] == [
         "h1 runs on xb: playbooks/reprotect.yml protects it from there; or swap its hosts in colo_vms."
     ]
+
+
+def test_what_a_replicator_said_before_its_host_booted_moves_no_vm() -> None:
+    known = variables()
+    known["xa"]["colo_preflight"]["guests"] = {}
+    said = {
+        "name": "h1",
+        "protection": "stopped",
+        "alive": True,
+        "stale": True,
+        "state": {"role": "primary"},
+        "domain": None,
+    }
+    known["xb"]["colo_look"]["vms"] = [said]
+    assert preflight(VMS, known)["problems"][0].startswith("h1 on xa does not run. If it runs nowhere")
 
 
 def test_what_a_host_has_to_reach_and_to_have() -> None:

@@ -74,8 +74,6 @@ def test_what_cannot_be_switched_over(reports: dict[str, Any], sentence: str) ->
         ({"xa": BOOTED, "xb": BY_HAND}, True),
         ({"xa": BOOTED, "xb": report("unprotected", "primary")}, True),
         ({"xa": report("unprotected", "primary"), "xb": report("waiting", "secondary", domain=None)}, False),
-        # Two that run are the module's to refuse.
-        ({"xa": report("unprotected", "primary"), "xb": TAKEN_OVER}, False),
     ],
 )
 def test_a_vm_is_not_protected_from_where_it_does_not_run(reports: dict[str, Any], elsewhere: bool) -> None:
@@ -84,6 +82,16 @@ def test_a_vm_is_not_protected_from_where_it_does_not_run(reports: dict[str, Any
         "its hosts in colo_vms, then run this again. Nothing was changed."
     )
     assert FILTERS["colo_protect_problems"]("h1", reports, "xa") == [sentence] * elsewhere
+
+
+def test_what_may_run_on_both_hosts_is_not_protected() -> None:
+    found = FILTERS["colo_protect_problems"](
+        "h1", {"xa": BY_HAND, "xb": report("connecting", "primary")}, "xa"
+    )
+    assert found == [
+        "TWO COPIES of h1 may be running (xa: no phase, a domain, xb: connecting, a domain). Decide at once which one is right "
+        "and remove the other with 'xl destroy h1' on its host."
+    ]
 
 
 def test_a_copy_may_go_when_confirmed_or_when_the_vm_runs_elsewhere() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 
 import pytest
 
 from colo_helper.channel.wire import Kind
 from colo_helper.monitor.monitor import boot_id
 from colo_helper.replication.decisions.refusals import role_refusal
-from tests.unit.colo_helper.replication_pair import VM, eventually, pairs
+from tests.unit.colo_helper.replication_pair import PATIENCE_S, VM, eventually, pairs
 from tests.unit.colo_helper.test_replication import guest_memory, write_on_both
 
 
@@ -111,6 +113,31 @@ def test_parted_at_any_step_of_a_switch_over(pair, direction, kind, passed):
     assert on_the_network(both.secondary_host) is took
     assert both.p_monitor.state.role == ("secondary" if told else "primary")
     assert both.s_monitor.state.role == ("primary" if took else "secondary")
+
+
+def test_a_device_model_that_ends_before_the_answer_comes_changes_nothing(pair):
+    """The guest here stands still for ever, and its session of systemd may be ended already."""
+    both = pair().start().replicating()
+    gone = threading.Event()
+    nics = both.secondary_host.nics[both.secondary_host.find(VM)]
+    join = nics.connect
+
+    def join_when_it_has_gone(taps):
+        assert gone.wait(PATIENCE_S)
+        join(taps)
+
+    def ends():
+        both.primary_host.filters[both.primary_host.find(VM)].ends[0].close()
+        time.sleep(0.1)  # it is told to who waits for the answer
+        gone.set()
+
+    nics.connect = join_when_it_has_gone
+    both.cut_at("forward", Kind.HANDOVER, passed=True)
+    both.line.on_cut = ends
+    both.ask_without_waiting("primary", "switchover")
+    assert gone.wait(PATIENCE_S)
+    both.phase("primary", "standby")
+    assert both.s_monitor.state.role == "primary"
 
 
 def test_whoever_stands_by_can_still_take_over_when_an_operator_says_so(pair):
