@@ -16,6 +16,7 @@ pytestmark = pytest.mark.full
 _ANSWER_TIMEOUT_S = 120
 _COPY_TIMEOUT_S = 400
 _BOOT_TIMEOUT_S = 600
+LEASE_S = 10
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,21 @@ def test_a_primary_whose_device_model_dies_gives_way_to_the_copy(vm, witness, se
     assert "The device model of h1 has ended" in vm.written(primary)["reason"]
     assert vm.domains(primary) == []
     protect_from(vm, secondary)
+
+
+def test_a_vm_that_is_destroyed_does_not_come_back_as_its_copy(vm, witness):
+    """Its device model ends seconds before its domain."""
+    primary = vm.home
+    vm.on(primary, "xl destroy h1")
+    print(vm.wait_for(primary, "awaiting_guest"))
+    assert kept(witness) == (primary, "alone")
+    stays_until = time.monotonic() + 2 * LEASE_S
+    while time.monotonic() < stays_until:
+        assert vm.written(peer_of(primary))["phase"] != "active"
+        time.sleep(1)  # that nothing happens is no event
+    vm.have_guest(primary)
+    vm.wait_for(primary, "replicating", _COPY_TIMEOUT_S)
+    assert kept(witness) == (primary, "protected")
 
 
 def test_a_frozen_host_with_a_watchdog_never_thaws(vm, witness, lab, play, settings):
