@@ -10,7 +10,7 @@ from tests.unit.ansible.module_host import REPOSITORY, load
 
 FILTERS = {
     name: function
-    for plugin in ("colo", "colo_inventory", "colo_maintenance", "colo_preflight", "colo_reports")
+    for plugin in ("colo", "colo_inventory", "colo_maintenance_reports", "colo_preflight", "colo_reports")
     for name, function in load(REPOSITORY / "filter_plugins" / f"{plugin}.py")
     .FilterModule()
     .filters()

@@ -132,9 +132,9 @@ def test_a_secondary_is_given_time_for_a_checkpoint_of_many_pages(pair, monkeypa
     both.both_run()
     expect, limits = Conversation.expect, {}
 
-    def note(self, *kinds, timeout_s=STEP_TIMEOUT_S, interrupted=None):
+    def note(self, *kinds, timeout_s=STEP_TIMEOUT_S, **options):
         limits.update(dict.fromkeys(kinds, timeout_s))
-        return expect(self, *kinds, timeout_s=timeout_s, interrupted=interrupted)
+        return expect(self, *kinds, timeout_s=timeout_s, **options)
 
     monkeypatch.setattr(Conversation, "expect", note)
     monkeypatch.setattr("colo_helper.replication.primary_epochs._PAGES_APPLIED_PER_S", 2)
