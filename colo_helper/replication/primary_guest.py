@@ -72,7 +72,7 @@ class PrimaryGuest:
 
     def without_devices(self) -> bool:
         """Whether the device model of a guest that has not ended has, so that it can do and say nothing any more."""
-        return self.guest is not None and self._headless(self.guest) and not self.how_ended(failing=True)
+        return self.guest is not None and self.guest.devices.ended() and not self.how_ended(failing=True)
 
     def _headless(self, guest: Guest) -> bool:
         """Nobody tells when the last socket of a program that ends is closed, the one by which it is seen."""
