@@ -41,6 +41,9 @@ class QmpDeviceModel:
         self._timeout_s = timeout_s
         self._loads = 0
         self._path = path or SOCKET.format(domid=domid)
+        #: Our connection, as the kernel has it; and whether the device model has closed one that we had.
+        self._line: socket.socket
+        self._hung_up = False
         self._client = self._connect()
 
     def _connect(self) -> QMPClient:
@@ -60,12 +63,14 @@ class QmpDeviceModel:
                 f"The device model of domain {self.domid} does not answer at {path} within {self._timeout_s:g} s; "
                 "another program may hold its only connection."
             )
+        self._line = channel.dup()
         self._loop = asyncio.new_event_loop()
         client = QMPClient(f"domain-{self.domid}")
         client.events.names.add("JOB_STATUS_CHANGE")  # the others would pile up with every checkpoint
         try:
             self._wait(client.connect(channel))
         except (TimeoutError, QMPError, OSError) as error:
+            self._forget_line()
             self._loop.close()
             why = str(error) or f"no answer within {self._timeout_s:g} s"
             raise DeviceError(
@@ -233,10 +238,13 @@ class QmpDeviceModel:
         return disks
 
     def ended(self) -> bool:
-        """See DeviceModel. The socket's file outlives a QEMU that was killed, and nobody listens at it any more.
+        """See DeviceModel. QEMU closes our connection by its end only, which the kernel knows before the library does.
 
-        Without the file, or when its queue is full, nothing is certain. A QEMU that has a client listens on.
+        Without a connection: the socket's file outlives a QEMU that was killed, and nobody listens at it any more. Without the
+        file, or when its queue is full, nothing is certain. A QEMU that has a client listens on.
         """
+        if self._has_hung_up():
+            return True
         with socket.socket(socket.AF_UNIX) as channel:
             channel.setblocking(False)
             try:
@@ -247,10 +255,23 @@ class QmpDeviceModel:
                 return False
         return False
 
+    def _has_hung_up(self) -> bool:
+        if self._line.fileno() >= 0:
+            poll = select.poll()
+            poll.register(self._line, select.POLLRDHUP)
+            self._hung_up = self._hung_up or bool(poll.poll(0))
+        return self._hung_up
+
+    def _forget_line(self) -> None:
+        """Our own end of the connection; while it is open, the device model does not hear that the library has left."""
+        self._has_hung_up()
+        self._line.close()
+
     def close(self) -> None:
         """See DeviceModel. A device model that has ended has closed the connection by itself."""
         if self._loop.is_closed():
             return
+        self._forget_line()
         try:
             with suppress(EOFError, ConnectionError):
                 self._wait(self._client.disconnect())

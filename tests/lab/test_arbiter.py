@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lab.demo.witness import Witness
-from lab.settings import address, host_number, peer_of
+from lab.settings import CLIENT_NUMBER, address, host_number, peer_of
 from tests.lab.asker import Asker
 
 pytestmark = pytest.mark.full
@@ -139,16 +139,29 @@ def test_a_primary_whose_device_model_dies_gives_way_to_the_copy(vm, witness, se
     protect_from(vm, secondary)
 
 
-def test_a_vm_that_is_destroyed_does_not_come_back_as_its_copy(vm, witness):
+@pytest.mark.parametrize("asked", ["the arbiter answers", "the arbiter does not answer it"])
+def test_a_vm_that_is_destroyed_does_not_come_back_as_its_copy(vm, witness, asked):
     """Its device model ends seconds before its domain."""
     primary = vm.home
+    nobody = asked != "the arbiter answers"
+    way = f"{address('mgmt', CLIENT_NUMBER)}/32"
+    if nobody:
+        vm.on(primary, f"ip route add blackhole {way}")
+    began = len(vm.events(primary))
     vm.on(primary, "xl destroy h1")
-    print(vm.wait_for(primary, "awaiting_guest"))
+    try:
+        stays_until = time.monotonic() + 2 * LEASE_S
+        while time.monotonic() < stays_until:
+            assert vm.written(peer_of(primary))["phase"] != "active"
+            time.sleep(1)  # that nothing happens is no event
+    finally:
+        if nobody:
+            vm.on(primary, f"ip route del blackhole {way}")
+    vm.wait_for(primary, "awaiting_guest")
+    said = [f"{one['event']}: {one['sentence']}" for one in vm.events(primary)[began:]]
+    print("\n".join(said))
+    assert not any(one.startswith("unprotected") for one in said), "it has ended from the first moment on"
     assert kept(witness) == (primary, "alone")
-    stays_until = time.monotonic() + 2 * LEASE_S
-    while time.monotonic() < stays_until:
-        assert vm.written(peer_of(primary))["phase"] != "active"
-        time.sleep(1)  # that nothing happens is no event
     vm.have_guest(primary)
     vm.wait_for(primary, "replicating", _COPY_TIMEOUT_S)
     assert kept(witness) == (primary, "protected")

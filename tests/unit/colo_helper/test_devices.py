@@ -209,6 +209,36 @@ def test_a_device_model_that_was_killed_has_ended_for_certain(qemu):
 
 
 @needs_qemu
+def test_a_device_model_that_ended_in_order_has_ended_for_certain(qemu):
+    """It removes its socket's file, as when the toolstack ends it; what is asked of it afterwards changes nothing."""
+    model = qemu(4)
+    model.command("query-status")
+    qemu.processes[0].terminate()
+    qemu.processes[0].wait(10)
+    assert model.ended()
+    with pytest.raises(DeviceError, match="domain 4"):
+        model.command("query-status")
+    assert model.ended()
+    model.close()
+    assert model.ended()
+
+
+@needs_qemu
+def test_a_device_model_has_not_ended_when_we_leave_it_or_it_is_late(qemu):
+    model = qemu(4)
+    model.close()
+    assert not model.ended()
+    assert "status" in model.command("query-status"), "a new connection"
+    qemu.processes[0].send_signal(signal.SIGSTOP)
+    model._timeout_s = 0.2
+    with pytest.raises(DeviceError, match="did not finish"):
+        model.command("query-status")
+    assert not model.ended()
+    qemu.processes[0].send_signal(signal.SIGCONT)
+    model.close()
+
+
+@needs_qemu
 def test_a_host_that_was_frozen_does_not_blame_the_device_model(qemu):
     """It stands still in the middle of a command, for longer than a command may take; the answer is there when it wakes."""
     model = qemu(7)
