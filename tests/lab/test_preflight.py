@@ -116,7 +116,7 @@ CASES = {
         PRIMARY,
         MADE.format("pv1"),
         GONE.format("pv1"),
-        "pv1 on xa is of type pv, and only hvm guests are protected (type='hvm').",
+        "pv1 on xa is of type pv, and only hvm guests are protected (type='hvm')",
         name="pv1",
     ),
     "a card that is not emulated": Case(
