@@ -137,7 +137,7 @@ CASES = {
         SECONDARY,
         made_from("h1", "full", "s/^memory = .*/memory = $(($(xl info free_memory) - 100))/"),
         GONE.format("full"),
-        "h1: its copy needs 144 MiB on xb, where Xen has",
+        "h1: its copy needs 152 MiB on xb, where Xen has",
     ),
     "no way there": Case(
         PRIMARY,
@@ -154,7 +154,7 @@ CASES = {
     ),
     "a disk that is not there": Case(
         PRIMARY,
-        "truncate -s 1M /run/disk; " + made_from("h1", "disk2", more='disk = ["/run/disk,raw,xvda,r"]'),
+        "truncate -s 1M /run/disk; " + made_from("h1", "disk2", more='disk = ["/run/disk,raw,hdc,cdrom"]'),
         GONE.format("disk2"),
         "disk2: xb has no /run/disk, which disk2 reads on xa: have the same there, for instance on shared storage.",
         name="disk2",
