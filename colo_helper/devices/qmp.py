@@ -241,10 +241,10 @@ class QmpDeviceModel:
         """See DeviceModel. QEMU closes our connection by its end only, which the kernel knows before the library does.
 
         Without a connection: the socket's file outlives a QEMU that was killed, and nobody listens at it any more. Without the
-        file, or when its queue is full, nothing is certain. A QEMU that has a client listens on.
+        file, or when its queue is full, nothing is certain.
         """
-        if self._has_hung_up():
-            return True
+        if self._has_hung_up() or self._line.fileno() >= 0:
+            return self._hung_up
         with socket.socket(socket.AF_UNIX) as channel:
             channel.setblocking(False)
             try:
