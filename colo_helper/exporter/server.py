@@ -14,6 +14,7 @@ from prometheus_client.core import Metric
 from colo_helper.control.look import STATE_ROOT, known_vms, look
 from colo_helper.exporter.families import families
 from colo_helper.monitor.files import read_json
+from colo_helper.monitor.sdnotify import Notifier
 
 #: Where the role colo_arbiter has it.
 CERTIFICATE = Path("/etc/colo/arbiter/certificate.pem")
@@ -70,5 +71,6 @@ def serve(address: str, port: int) -> int:
     except OSError as error:
         sys.stderr.write(f"Prometheus cannot be answered at {address} port {port}: {error.strerror}.\n")
         return 1
+    Notifier().ready()
     thread.join()
     return 0

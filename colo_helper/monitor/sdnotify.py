@@ -21,7 +21,7 @@ class Notifier:
             channel.sendto(message.encode(), address)
 
     def ready(self) -> None:
-        """The replicator serves its sockets."""
+        """Whoever asks is answered from now on."""
         self._send("READY=1")
 
     def status(self, sentence: str) -> None:

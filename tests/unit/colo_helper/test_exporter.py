@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -155,22 +156,21 @@ def test_an_address_that_is_taken_is_told(capsys):
     )
 
 
-def test_the_program_answers_over_http():
+def test_the_program_answers_over_http_once_it_has_said_so(tmp_path):
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "colo_helper.cli", "exporter", "127.0.0.1", str(port)]
-    with subprocess.Popen(command) as program:
-        try:
-            text = ""
-            while not text:
-                assert program.poll() is None
-                try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-                        text = answer.read().decode()
-                except OSError:
-                    continue
-        finally:
-            program.terminate()
+    manager = tmp_path / "notify"
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as said:
+        said.bind(str(manager))
+        said.settimeout(60)
+        with subprocess.Popen(command, env={**os.environ, "NOTIFY_SOCKET": str(manager)}) as program:
+            try:
+                assert said.recv(64) == b"READY=1"
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                    text = answer.read().decode()
+            finally:
+                program.terminate()
     assert "# TYPE colo_protected gauge" in text
 
 
