@@ -63,7 +63,7 @@ def refuse_protection(now: snapshot.Snapshot, role: str) -> None:
             raise Failure(
                 f"There is no domain {now.vm} on {now.host}, its primary. If it runs on its other host, run "
                 f"playbooks/reprotect.yml; if it runs nowhere, start it here with 'xl create /etc/xen/{now.vm}.cfg', then "
-                f"protect it."
+                "protect it."
             )
         if now.phase in snapshot.STANDING_BY:
             raise Failure(

@@ -240,6 +240,18 @@ def test_playbooks_pass_ansibles_syntax_check() -> None:
     assert done.stdout.count("playbook: ") == len(PLAYBOOKS)
 
 
+def played(playbook: str, inventory: Path | str, *options: str) -> subprocess.CompletedProcess[str]:
+    """One run of a playbook as an operator's, from the checkout."""
+    command = [
+        Path(sys.executable).with_name("ansible-playbook"),
+        "-i",
+        inventory,
+        f"playbooks/{playbook}.yml",
+        *options,
+    ]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -254,13 +266,7 @@ def test_playbooks_pass_ansibles_syntax_check() -> None:
 def test_failover_asks_for_the_vm_and_its_confirmation_before_any_host(
     arguments: list[str], sentence: str
 ) -> None:
-    command = [
-        Path(sys.executable).with_name("ansible-playbook"),
-        "-i",
-        "inventory/example",
-        "playbooks/failover.yml",
-    ]
-    done = subprocess.run([*command, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = played("failover", "inventory/example", *arguments)
     assert done.returncode != 0
     assert sentence in " ".join(done.stdout.split())
     assert "xa" not in done.stdout
@@ -322,19 +328,13 @@ def silent_hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_silent_host_is_told_in_a_sentence(silent_hosts: Path, playbook: str, sentence: str) -> None:
-    command = [
-        Path(sys.executable).with_name("ansible-playbook"),
-        "-i",
-        silent_hosts,
-        f"playbooks/{playbook}.yml",
-    ]
     names = (
         ["colo_host=xa", "colo_confirm=xa"]
         if playbook in ("restart_host", "recover_host")
         else ["colo_vm=h1", "colo_confirm=h1"]
     )
     options = [word for name in names for word in ("-e", name)]
-    done = subprocess.run([*command, *options], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = played(playbook, silent_hosts, *options)
     assert done.returncode != 0
     said = " ".join((done.stdout + done.stderr).split())
     assert sentence in said
@@ -344,13 +344,7 @@ def test_a_silent_host_is_told_in_a_sentence(silent_hosts: Path, playbook: str, 
 def test_an_inventory_without_hosts_is_refused(tmp_path: Path, playbook: str) -> None:
     inventory = tmp_path / "hosts.yml"
     inventory.write_text("all: {hosts: {xa: {ansible_host: 127.0.0.1, ansible_port: 1}}}\n")
-    command = [
-        Path(sys.executable).with_name("ansible-playbook"),
-        "-i",
-        inventory,
-        f"playbooks/{playbook}.yml",
-    ]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = played(playbook, inventory)
     assert done.returncode != 0
     said = " ".join(done.stdout.split())
     assert f"The inventory ({inventory}) has no hosts in the group colo_hosts. Say yours with -i" in said
@@ -451,15 +445,7 @@ def test_a_limit_that_leaves_out_who_is_needed_is_refused_before_any_host(
 
 
 def test_rotate_names_the_vms_there_are() -> None:
-    command = [
-        Path(sys.executable).with_name("ansible-playbook"),
-        "-i",
-        "inventory/example",
-        "playbooks/rotate.yml",
-    ]
-    done = subprocess.run(
-        [*command, "-e", "colo_vm=h7"], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+    done = played("rotate", "inventory/example", "-e", "colo_vm=h7")
     assert done.returncode != 0
     assert "colo_vms has no VM h7; it has: h1." in " ".join(done.stdout.split())
     assert "xa" not in done.stdout
@@ -480,13 +466,7 @@ def test_rotate_names_the_vms_there_are() -> None:
 def test_playbooks_that_look_say_which_hosts_are_silent(
     silent_hosts: Path, name: str, code: int, said: str
 ) -> None:
-    command = [
-        Path(sys.executable).with_name("ansible-playbook"),
-        "-i",
-        silent_hosts,
-        f"playbooks/{name}.yml",
-    ]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = played(name, silent_hosts)
     assert done.returncode == code, done.stdout + done.stderr
     assert said in " ".join(done.stdout.split())
 
@@ -497,16 +477,8 @@ def test_a_host_is_restarted_or_recovered_with_all_of_its_vms_and_their_hosts(
     silent_hosts: Path, option: tuple[str, str], playbook: str
 ) -> None:
     """colo_vm would take the place of each VM that is handed over, and a host that is left out would have its VM lost."""
-    command = [
-        Path(sys.executable).with_name("ansible-playbook"),
-        "-i",
-        silent_hosts,
-        f"playbooks/{playbook}.yml",
-    ]
     names = ["-e", "colo_host=xa", "-e", "colo_confirm=xa"]
-    done = subprocess.run(
-        [*command, *names, *option], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+    done = played(playbook, silent_hosts, *names, *option)
     assert done.returncode != 0
     assert "without colo_vm and without --limit." in " ".join(done.stdout.split())
     assert "UNREACHABLE" not in done.stdout

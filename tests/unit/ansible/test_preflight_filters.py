@@ -152,15 +152,8 @@ def test_a_vm_that_has_moved_is_not_called_lost(entry: dict[str, Any], guests: d
 def test_what_a_replicator_said_before_its_host_booted_moves_no_vm() -> None:
     known = variables()
     known["xa"]["colo_preflight"]["guests"] = {}
-    said = {
-        "name": "h1",
-        "protection": "stopped",
-        "alive": True,
-        "stale": True,
-        "state": {"role": "primary"},
-        "domain": None,
-    }
-    known["xb"]["colo_look"]["vms"] = [said]
+    earlier = {"name": "h1", "protection": "stopped", "alive": True, "stale": True, "domain": None}
+    known["xb"]["colo_look"]["vms"] = [{**earlier, "state": {"role": "primary"}}]
     assert preflight(VMS, known)["problems"][0].startswith("h1 on xa does not run. If it runs nowhere")
 
 

@@ -127,7 +127,7 @@ def test_not_even_when_nobody_can_be_asked(both, world, how):
 def test_a_device_model_that_takes_a_moment_to_end_is_waited_for(both, world):
     dies = both.primary_host.devices[both.primary_host.find(VM)]
     nic(both.primary_host).close()
-    time.sleep(0.1)
+    time.sleep(0.1)  # its other sockets are still open
     dies.dead = True
     both.phase("secondary", "active")
     assert world.kept == ("xb", ALONE)
