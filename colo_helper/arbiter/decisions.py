@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, unique
 
 from colo_helper.arbiter.record import ALONE, PROTECTED, Lease, Record, Seen
@@ -20,7 +20,7 @@ class Do(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What to do, and why; with CLAIM the record that is to be put down."""
+    """What to do, and why; with CLAIM the record that is to be put down, with RUN the one that says so, if one does."""
 
     do: Do
     sentence: str
@@ -109,7 +109,7 @@ def handed_over(seen: Seen, me: str, vm: str, heir: str, now_s: int) -> Ruling:
     if ruling:
         return ruling
     cause = f"{vm} was handed over by {me}"
-    return Ruling(Do.CLAIM, f"{cause}.", _next(seen, vm, heir, ALONE, cause, now_s))
+    return Ruling(Do.CLAIM, f"{cause}.", replace(_next(seen, vm, heir, ALONE, cause, now_s), given_by=me))
 
 
 def _owned(seen: Seen, me: str, vm: str) -> Ruling | None:
@@ -123,7 +123,7 @@ def _owned(seen: Seen, me: str, vm: str) -> Ruling | None:
 
 
 def _ours(record: Record) -> Ruling:
-    return Ruling(Do.RUN, f"The copy of {record.vm} here is the VM ({record.cause}).")
+    return Ruling(Do.RUN, f"The copy of {record.vm} here is the VM ({record.cause}).", record)
 
 
 def _lasting(lease: Lease, vm: str) -> Ruling:

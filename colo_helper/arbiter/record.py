@@ -9,6 +9,8 @@ from typing import Any
 FORMAT = 1
 #: Nobody else has a copy that may run; or the secondary has one that may, once the owner's lease has ended.
 ALONE, PROTECTED = "alone", "protected"
+#: A field that a release before this one does not write.
+_ADDED = "given_by"
 
 
 class RecordError(ValueError):
@@ -27,6 +29,8 @@ class Record:
     since_s: int
     secondary: str = ""
     generation: str = ""
+    #: Who put the owner's name down, when that was not the owner: its own guest stands still for good, or is none any more.
+    given_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +59,9 @@ def pack_record(record: Record) -> bytes:
 def parse_record(data: bytes) -> Record:
     """Read a record; raises RecordError."""
     value = _object(data)
+    known = {_ADDED: "", **value}
     try:
-        record = Record(**{name: value[name] for name in Record.__dataclass_fields__})
+        record = Record(**{name: known[name] for name in Record.__dataclass_fields__})
     except KeyError as error:
         raise RecordError(f"The record has no field {error}.") from None
     for name, kind in Record.__annotations__.items():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from colo_helper.devices.interface import DeviceError, FilteredNic, Tap
+
+_LOOK_S = 0.005
 
 
 @dataclass
@@ -67,8 +70,11 @@ class EmulatedDevices:
         """See DeviceModel."""
         return self.disks
 
-    def ended(self) -> bool:
+    def ended(self, within_s: float = 0.0) -> bool:
         """See DeviceModel."""
+        deadline = time.monotonic() + within_s
+        while not self.dead and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
         return self.dead
 
     def close(self) -> None:

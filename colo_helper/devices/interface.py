@@ -36,8 +36,8 @@ class DeviceModel(Protocol):
     def writable_disks(self) -> list[str]:
         """Return the names of the disks the guest can write through this device model."""
 
-    def ended(self) -> bool:
-        """Whether the program is there no more, for certain; never raises. One that only does not answer is there."""
+    def ended(self, within_s: float = 0.0) -> bool:
+        """Whether the program is there no more, for certain, or is so soon; never raises. One that hangs is there."""
 
     def close(self) -> None:
         """End the conversation; the device model goes on."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import socket
+import struct
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -25,6 +26,8 @@ SOCKET = "/var/run/xen/qmp-libxenstat-{domid}"
 #: Announcements as in QEMU's own migration (milliseconds): 5 rounds, 50 ms apart at first, 100 ms longer each.
 ANNOUNCE = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
 _LOOK_S = 0.02
+#: ``struct ucred``: pid, uid, gid.
+_UCRED = struct.Struct("iII")
 #: A time-out is waited for in so many parts.
 _SLICES = 10
 
@@ -41,16 +44,22 @@ class QmpDeviceModel:
         self._timeout_s = timeout_s
         self._loads = 0
         self._path = path or SOCKET.format(domid=domid)
-        #: Our connection, as the kernel has it; and whether the device model has closed one that we had.
-        self._line: socket.socket
-        self._hung_up = False
-        self._client = self._connect()
+        #: A pidfd of the program, from the first connection on (pidfd_open(2)); and whether it has ended.
+        self._process: int | None = None
+        self._ended = False
+        try:
+            self._client = self._connect()
+        except DeviceError:
+            self._forget_process()
+            raise
 
     def _connect(self) -> QMPClient:
         path = self._path
         channel = socket.socket(socket.AF_UNIX)
         try:
             self._reach(channel, path)
+            if self._process is None:
+                self._process = _pidfd_of_peer(channel)
         except OSError as error:
             channel.close()
             raise DeviceError(
@@ -63,14 +72,12 @@ class QmpDeviceModel:
                 f"The device model of domain {self.domid} does not answer at {path} within {self._timeout_s:g} s; "
                 "another program may hold its only connection."
             )
-        self._line = channel.dup()
         self._loop = asyncio.new_event_loop()
         client = QMPClient(f"domain-{self.domid}")
         client.events.names.add("JOB_STATUS_CHANGE")  # the others would pile up with every checkpoint
         try:
             self._wait(client.connect(channel))
         except (TimeoutError, QMPError, OSError) as error:
-            self._forget_line()
             self._loop.close()
             why = str(error) or f"no answer within {self._timeout_s:g} s"
             raise DeviceError(
@@ -133,7 +140,7 @@ class QmpDeviceModel:
     def _give_up(self) -> None:
         """Leave the connection, so that an answer that is late is not taken for that of another command."""
         with suppress(DeviceError):
-            self.close()
+            self._disconnect()
 
     def hand_over(self, end: socket.socket, name: str) -> None:
         """Give QEMU a file descriptor, which it knows by ``name``; raises DeviceError."""
@@ -237,41 +244,29 @@ class QmpDeviceModel:
                 disks.append(str(entry.get("device") or entry.get("qdev") or inserted.get("file")))
         return disks
 
-    def ended(self) -> bool:
-        """See DeviceModel. QEMU closes our connection by its end only, which the kernel knows before the library does.
-
-        Without a connection: the socket's file outlives a QEMU that was killed, and nobody listens at it any more. Without the
-        file, or when its queue is full, nothing is certain.
-        """
-        if self._has_hung_up() or self._line.fileno() >= 0:
-            return self._hung_up
-        with socket.socket(socket.AF_UNIX) as channel:
-            channel.setblocking(False)
-            try:
-                channel.connect(self._path)
-            except ConnectionRefusedError:
-                return True
-            except OSError:
-                return False
-        return False
-
-    def _has_hung_up(self) -> bool:
-        if self._line.fileno() >= 0:
+    def ended(self, within_s: float = 0.0) -> bool:
+        """See DeviceModel. One that dumps core has not ended yet, although its sockets may be closed."""
+        if self._process is not None and not self._ended:
             poll = select.poll()
-            poll.register(self._line, select.POLLRDHUP)
-            self._hung_up = self._hung_up or bool(poll.poll(0))
-        return self._hung_up
-
-    def _forget_line(self) -> None:
-        """Our own end of the connection; while it is open, the device model does not hear that the library has left."""
-        self._has_hung_up()
-        self._line.close()
+            poll.register(self._process, select.POLLIN)
+            self._ended = bool(poll.poll(within_s * 1000))
+        return self._ended
 
     def close(self) -> None:
-        """See DeviceModel. A device model that has ended has closed the connection by itself."""
+        """See DeviceModel. Whether it has ended is not seen any more after this."""
+        self._forget_process()
+        self._disconnect()
+
+    def _forget_process(self) -> None:
+        if self._process is not None:
+            self.ended()
+            os.close(self._process)
+            self._process = None
+
+    def _disconnect(self) -> None:
+        """Leave the connection; a device model that has ended has closed it by itself."""
         if self._loop.is_closed():
             return
-        self._forget_line()
         try:
             with suppress(EOFError, ConnectionError):
                 self._wait(self._client.disconnect())
@@ -281,6 +276,12 @@ class QmpDeviceModel:
             ) from error
         finally:
             self._loop.close()
+
+
+def _pidfd_of_peer(channel: socket.socket) -> int:
+    """Return a pidfd of who listens at the other end (SO_PEERCRED of unix(7)); raises OSError when it has ended."""
+    pid, _, _ = _UCRED.unpack(channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return os.pidfd_open(pid)
 
 
 async def _concluded(events: EventListener, job: str) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes as c
 import errno
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from colo_helper.hypervisor import abi as x
@@ -80,16 +81,20 @@ class IoRequests:
         self._open.close()
 
 
-def end_io(domain: Domain, limit_s: float = LIMIT_S) -> int:
+def end_io(domain: Domain, limit_s: float = LIMIT_S, gone: Callable[[], bool] = lambda: False) -> int:
     """Let a domain that we hold paused run, for moments that grow, until it stands still without an I/O request.
 
-    Its device model must be running. Returns how often it had to run; raises HypervisorError, the domain paused, when
-    that took longer than ``limit_s``, and up to PAUSED_LIMIT_S more while somebody else keeps it paused.
+    Its device model must be running; ``gone`` tells when it has ended. Returns how often the domain had to run; raises
+    HypervisorError, the domain paused, when that took longer than ``limit_s``, and up to PAUSED_LIMIT_S more while somebody
+    else keeps it paused.
     """
     began = time.monotonic()
     deadline, last = began + limit_s, began + limit_s + PAUSED_LIMIT_S
     runs = 0
-    while _wait_while(domain, IoState.ASKED, deadline) is not IoState.NONE:
+    while _wait_while(domain, IoState.ASKED, deadline, gone) is not IoState.NONE:
+        if gone():
+            text = f"Domain {domain.domid} waits for its device model, which has ended."
+            raise HypervisorError(text, operation="end_io", domid=domain.domid)
         if time.monotonic() > deadline:
             took_s = deadline - began
             raise HypervisorError(_given_up(domain, runs, took_s), operation="end_io", domid=domain.domid)
@@ -157,8 +162,10 @@ def io_share(domain: Domain) -> float:
     return busy / _SAMPLES
 
 
-def _wait_while(domain: Domain, state: IoState, deadline: float) -> IoState:
+def _wait_while(
+    domain: Domain, state: IoState, deadline: float, gone: Callable[[], bool] = lambda: False
+) -> IoState:
     """The pages tell of no change, so they are looked at again and again; it is a matter of microseconds."""
-    while (now := domain.io_state()) is state and time.monotonic() <= deadline:
+    while (now := domain.io_state()) is state and time.monotonic() <= deadline and not gone():
         time.sleep(_LOOK_S)
     return now

@@ -109,6 +109,8 @@ class State:
     shared: bool = False
     #: On a copy that took over: what an operator has decided against the arbiter, which has not heard of it.
     override: str = ""
+    #: On a copy without a primary: whether that has said that its guest has ended; only an operator lets this one go on then.
+    guest_ended: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the object without ``since``, ``updated``, ``updated_monotonic_s`` and ``boot_id``."""
@@ -123,4 +125,5 @@ def kept_state(saved: dict[str, Any] | None) -> dict[str, Any]:
         # (one of a release without that field tells it by its phase)
         "shared": known.get("shared", known.get("phase") in ("replicating", "asking")) is True,
         "override": str(known.get("override", "")),
+        "guest_ended": known.get("guest_ended") is True,
     }

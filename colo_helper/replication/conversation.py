@@ -180,6 +180,8 @@ class Conversation:
         if cause:
             if cause is Cause.PEER_REFUSED:
                 cause = _REFUSALS.get(str(frame.head.get("code")), cause)
+            if cause is Cause.ABORT and frame.head.get("guest") == "ended":
+                cause = Cause.GUEST_DIED
             reason = frame.head.get("error") or frame.head.get("reason") or "no reason given"
             raise SessionEndedError(cause, str(reason))
 

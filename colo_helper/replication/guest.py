@@ -133,7 +133,7 @@ class Guest:
         self._stop()
 
     def _stop(self) -> None:
-        end_io(self.domain)
+        end_io(self.domain, gone=self.devices.ended)
         self.devices_stopped = True
         self.devices.stop()
 

@@ -68,15 +68,29 @@ class Ownership:
         ``keep_quiet`` is called at every look without an answer: it sees to it that nothing of the VM reaches the network, and
         that no vCPU runs when its argument is true; it returns what it could not do. See ``refuse`` for stops.
         """
+        self._copied = False
+        if self.right.shared:
+            self._settled(why.rstrip("."), self._quiet(keep_quiet))
 
+    def give_up(self, why: str, keep_quiet: Callable[[bool], list[str]]) -> bool:
+        """Wait until it is written down that the secondary's copy is the VM, which alone can do something; see ``settle``.
+
+        False: an operator wants the VM to stay here. Raises SessionEndedError when it is known to be another's already.
+        """
+
+        def ask() -> Ruling | None:
+            return self.right.hand_over(self.peer) if self.right.shared else None
+
+        self._copied = False
+        return self._settled(why.rstrip("."), self._quiet(keep_quiet), ask)
+
+    def _quiet(self, keep_quiet: Callable[[bool], list[str]]) -> Callable[[], list[str]]:
         def waiting() -> list[str]:
             problems = keep_quiet(self.right.must_stand_still())
             self.refuse()
             return problems
 
-        self._copied = False
-        if self.right.shared:
-            self._settled(why.rstrip("."), waiting)
+        return waiting
 
     def obey(self) -> None:
         """Carry out what operators want of who may run. Raises SessionEndedError when another has the VM."""
@@ -204,18 +218,29 @@ class Ownership:
         if self.inbox.stop_reason:
             raise SessionEndedError(Cause.LEFT, self.inbox.stop_reason)
 
-    def _settled(self, why: str, waiting: Callable[[], list[str]]) -> None:
+    def _settled(
+        self, why: str, waiting: Callable[[], list[str]], ask: Callable[[], Ruling | None] | None = None
+    ) -> bool:
+        """Wait for the arbiter's yes, or for what an operator says (False). ``ask`` returns None when that was said.
+
+        Without ``ask``: whether the VM may go on here alone.
+        """
+
+        def alone() -> Ruling:
+            ruling = self.right.alone(why, given=self._given)
+            self._is_alone(ruling)
+            return ruling
+
         said = self._unwritten = ""  # what an operator said before was of another situation
         problems: list[str] = []
         while True:
             try:
-                ruling = self.right.alone(why, given=self._given)
+                ruling = (ask or alone)()
             except ArbiterError as error:
                 pause = str(error)
             else:
-                if ruling.do is Do.RUN:
-                    self._is_alone(ruling)
-                    return
+                if ruling is None or ruling.do is Do.RUN:
+                    return ruling is not None
                 if ruling.do is Do.STOP:
                     raise SessionEndedError(Cause.SUCCEEDED, ruling.sentence)
                 pause = ruling.sentence
@@ -225,7 +250,7 @@ class Ownership:
             said = pause
             problems = waiting()
             if self._unwritten:
-                return
+                return False
             self.inbox.wait(_ASK_AGAIN_S)
 
     def _require(self, ask: Callable[[], Ruling]) -> None:

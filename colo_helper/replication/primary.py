@@ -14,7 +14,6 @@ from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import Conversation
 from colo_helper.replication.decisions.primary import (
     PrimaryEnd,
-    PrimaryStep,
     awaits_guest,
     primary_end,
     primary_start,
@@ -84,10 +83,7 @@ class Primary:
             except BaseException as error:
                 self._finish(Cause.LOCAL_ERROR, f"The replicator itself failed: {error!r}", last=True)
                 raise
-            failing = cause is Cause.LOCAL_ERROR
-            if cause not in (Cause.SWITCHED, Cause.STOP) and (ended := self.here.how_ended(failing=failing)):
-                cause, why = ended.cause, str(ended)
-            exit_code = self._finish(cause, why)
+            exit_code = self._finish(*self._behind(cause, why))
             if exit_code is not None:
                 return exit_code
             wait_s = retry_wait(wait_s, cause, self.monitor.state.totals.checkpoints - checkpoints)
@@ -96,7 +92,7 @@ class Primary:
     def _protect(self) -> tuple[Cause, str]:
         """Make one attempt: open the guest, unless it is open, find the secondary, and protect the one with the other."""
         self._stop_if_asked()
-        if ended := self.here.how_ended():
+        if ended := self.here.how_ended(failing=True):
             raise ended
         guest = self.here.open()
         self.conversation = self.connect(self.config, self.monitor, self.inbox)
@@ -115,12 +111,27 @@ class Primary:
         )
         return session.run()
 
+    def _behind(self, cause: Cause, why: str) -> tuple[Cause, str]:
+        """Return what is behind the end of a session: the guest, or its device model, may have ended first."""
+        if cause in (Cause.SWITCHED, Cause.GIVEN_UP):
+            return cause, why
+        ended = self.here.how_ended(failing=cause in (Cause.LOCAL_ERROR, Cause.STOP))
+        headless = self.conversation is not None and ended is not None and ended.cause is Cause.NO_DEVICES
+        if cause is Cause.STOP and not headless:
+            return cause, why
+        if headless:
+            self.inbox.refuse_stops(
+                "no_devices",
+                f"{ended}: its copy on {self.config.peer_name} may be all that can run, and is not given up. Look with "
+                f"playbooks/status.yml; let it go on with playbooks/failover.yml, or 'xl destroy {self.config.vm}' first.",
+            )
+        return (ended.cause, str(ended)) if ended else (cause, why)
+
     def _stop_if_asked(self) -> None:
         self.inbox.wait(0)
         self.ownership.obey()
-        # What moves packets has failed, and the guest must not fall silent, unless somebody else may come to own the VM.
-        if self.packets.failure and not self.ownership.right.shared:
-            self._let_packets_flow()
+        if not self.ownership.right.shared:
+            self._flow_if_failed()
         if self.inbox.stop_reason:
             raise SessionEndedError(Cause.STOP, self.inbox.stop_reason)
 
@@ -130,12 +141,13 @@ class Primary:
         while not self.inbox.stop_reason and self.inbox.wait(deadline - time.monotonic()):
             if self.inbox.wishes:
                 return
-            if self.packets.failure:
-                self._let_packets_flow()
+            self._flow_if_failed()
 
-    def _let_packets_flow(self) -> None:
-        for problem in self.packets.let_flow():
-            self.monitor.event("close", problem)
+    def _flow_if_failed(self) -> None:
+        """What moves packets has failed, and the guest must not fall silent; unless somebody else may come to own the VM."""
+        if self.packets.failure:
+            for problem in self.packets.let_flow():
+                self.monitor.event("close", problem)
 
     # ------------------------------------------------------------------------------------------ who has the VM
 
@@ -145,45 +157,32 @@ class Primary:
         def unanswered(still: bool) -> list[str]:
             problems = self.here.keep_quiet(still)
             # The secondary, which hears us, would wait for a checkpoint that never comes; it may have to go on itself.
-            # But not with a guest that has ended.
-            if cause not in (Cause.GUEST_ENDED, Cause.GUEST_DIED):
-                self._hang_up()
+            self._hang_up()
             return problems
 
-        if self._without_devices(cause) and self._give_up():
-            return Cause.GIVEN_UP, f"The device model of {self.config.vm} has ended ({why.rstrip('.')})"
         try:
+            if self._to_give_up(cause):
+                # Nobody hears of it but by the channels' end. The guest here has said its last: its packets went through its
+                # device model.
+                return (Cause.GIVEN_UP if self.ownership.give_up(why, unanswered) else cause), why
             self.ownership.settle(why, unanswered)
         except SessionEndedError as error:
+            if cause is Cause.NO_DEVICES and error.cause is Cause.SUCCEEDED:
+                return Cause.GIVEN_UP, f"{why}, and {error}"
             return error.cause, str(error)
         if cause is Cause.STOP and not self.inbox.stop_reason:
             return Cause.PEER_LOST, "The stop that was asked for was refused meanwhile"
         return cause, why
 
-    def _without_devices(self, cause: Cause) -> bool:
-        """Whether the guest can do nothing any more, and its copy may be the VM."""
-        return (
-            self.here.step is PrimaryStep.PROTECTED
-            and cause is Cause.LOCAL_ERROR
-            and self.ownership.right.shared
-            and self.here.without_devices()
-        )
-
-    def _give_up(self) -> bool:
-        """Have it written down that the copy is the VM, which nobody hears of but by the channels' end; whether that is done.
-
-        The guest here has said its last: its packets went through its device model.
-        """
-        assert self.here.guest is not None
-        try:
-            self.ownership.hand_over()
-        except SessionEndedError as error:
-            self.monitor.event(
-                "give_up", f"Its copy on {self.config.peer_name} cannot be made the VM: {error}"
-            )
+    def _to_give_up(self, cause: Cause) -> bool:
+        """Whether the copy is to be the VM, because the guest here can do nothing any more."""
+        if cause is not Cause.NO_DEVICES or not self.ownership.right.shared:
             return False
-        self.monitor.restore(role="secondary")
-        self.here.discard(self.here.guest)
+        try:
+            if self.conversation:
+                self.conversation.check()
+        except SessionEndedError as error:  # a secondary that is only gone may come back
+            return error.cause not in (Cause.PEER_FAILED, Cause.PEER_REFUSED)
         return True
 
     def _hang_up(self) -> None:
@@ -199,6 +198,11 @@ class Primary:
         ``last``: nobody tries again.
         """
         lives = cause is not Cause.STOP or self.here.how_ended() is None
+        if cause in (Cause.GUEST_ENDED, Cause.GUEST_DIED):
+            # Before anybody is asked, which may take long: the copy must not go on from a guest that has ended.
+            self._part(
+                primary_end(self.config.vm, self.config.peer_name, self.here.step, cause, why).tell, why
+            )
         cause, why = self._settled(cause, why)
         if cause is Cause.LEFT:
             self.monitor.event("left", f"{why} {self.config.vm} is left as it is.")
@@ -207,6 +211,9 @@ class Primary:
             self.here.stand_aside()
         if cause is Cause.GIVEN_UP:
             self.packets.side.discard()
+            self._hang_up()  # the copy waits for that, and to destroy a domain takes seconds
+            self.monitor.restore(role="secondary")
+            lives = not self.here.discard()
         end = primary_end(self.config.vm, self.config.peer_name, self.here.step, cause, why, lives=lives)
         if last and end.exit_code is None:
             end = replace(
@@ -241,9 +248,7 @@ class Primary:
         problems = self.here.guest.release() if self.here.guest and end.guest != "hold" else []
         if end.guest == "run":
             problems += attempt([self.here.rejoin])
-        if self.conversation:
-            self._last_words(self.conversation, end.tell, why)
-            self._hang_up()
+        self._part(end.tell, why)
         # After an orderly end the copy is gone, and nobody can go on from before what clients are shown now.
         self.packets.side.release()
         if self.here.guest and end.guest != "gone":
@@ -257,18 +262,29 @@ class Primary:
         while self.inbox.requests:
             self.inbox.requests.popleft().refuse("not_replicating", sentence)
 
-    def _last_words(self, conversation: Conversation, tell: str, why: str) -> None:
+    def _part(self, tell: str, why: str) -> None:
+        """Say the last word to the peer, if there is one who hears it, and hang up."""
         problem = ""
-        if tell == "end":
-            problem = conversation.tell(Kind.END, {"reason": why})
-            if not problem:
-                try:
-                    conversation.expect(Kind.ENDED, regardless=True)
-                except SessionEndedError as error:
-                    problem = str(error)
-        elif tell:  # the peer may be in the middle of something and hears it only when the session is over
-            problem = conversation.tell(Kind.ABORT if tell == "abort" else Kind.RENEW, {"reason": why})
+        if self.conversation and tell == "end":
+            problem = self.conversation.tell(Kind.END, {"reason": why}) or self._await_ended(
+                self.conversation
+            )
+        elif self.conversation and tell:
+            # The peer may be in the middle of something and hears it only when the session is over.
+            kind = Kind.RENEW if tell == "renew" else Kind.ABORT
+            problem = self.conversation.tell(
+                kind, {"reason": why, "guest": "runs" if tell == "abort" else "ended"}
+            )
+        self._hang_up()
         if problem:
             self.monitor.event(
                 "peer_not_told", f"The secondary may not know that the protection ended: {problem}"
             )
+
+    def _await_ended(self, conversation: Conversation) -> str:
+        """Wait until the copy is gone; returns why that is not known, or an empty string."""
+        try:
+            conversation.expect(Kind.ENDED, regardless=True, interrupted=self._flow_if_failed)
+        except SessionEndedError as error:
+            return str(error)
+        return ""

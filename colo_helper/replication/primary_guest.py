@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from colo_helper.hypervisor.interface import HypervisorError
+from colo_helper.hypervisor.interface import DomainInfo, HypervisorError
 from colo_helper.hypervisor.io_requests import io_share
 from colo_helper.monitor.monitor import Monitor, boot_id
 from colo_helper.replication.config import Config
@@ -29,9 +29,9 @@ from colo_helper.replication.host import Host
 from colo_helper.replication.ownership import Ownership
 from colo_helper.replication.primary_packets import PrimaryPackets
 
-#: How long a device model that ends may take to close all its sockets, in seconds: one of which we know that it has closed
-#: one, and one that something failed of; and how often that is looked at.
-_TOLD_EXIT_S, _EXIT_S, _EXIT_LOOK_S = 1.0, 0.05, 0.01
+#: How long a device model may take to end, in seconds: one of which we know that it has closed a socket, and one that
+#: something failed of.
+_TOLD_EXIT_S, _EXIT_S = 1.0, 0.05
 
 
 @dataclass(slots=True)
@@ -60,26 +60,24 @@ class PrimaryGuest:
     def how_ended(self, *, failing: bool = False) -> SessionEndedError | None:
         """Whether the guest is the reason, whatever failed first; None while it has not ended.
 
-        ``failing``: something of this host failed, so its device model may have ended, and that before its domain does.
+        ``failing``: something may have failed because its device model has ended, which may be before its domain does.
         """
         if not self.guest:
             return None
-        headless = failing and self._headless(self.guest)
+        ended = self._ended(self.guest)
+        if ended or not failing:
+            return ended
+        headless = self.guest.devices.ended(_TOLD_EXIT_S if self.packets.failure else _EXIT_S)
+        return self._ended(self.guest, headless=True) if headless else None
+
+    def _ended(self, guest: Guest, *, headless: bool = False) -> SessionEndedError | None:
+        info: DomainInfo | None = None
         try:
-            return guest_ended(self.config.vm, self.guest.domain.info(), headless=headless)
+            info = guest.domain.info()
         except HypervisorError as error:
-            return guest_ended(self.config.vm, None) if error.errno_name == "ESRCH" else None
-
-    def without_devices(self) -> bool:
-        """Whether the device model of a guest that has not ended has, so that it can do and say nothing any more."""
-        return self.guest is not None and self.guest.devices.ended() and not self.how_ended(failing=True)
-
-    def _headless(self, guest: Guest) -> bool:
-        """Nobody tells when the last socket of a program that ends is closed, the one by which it is seen."""
-        until = time.monotonic() + (_TOLD_EXIT_S if self.packets.failure else _EXIT_S)
-        while not (ended := guest.devices.ended()) and time.monotonic() < until:
-            time.sleep(_EXIT_LOOK_S)
-        return ended
+            if error.errno_name != "ESRCH":
+                return None
+        return guest_ended(self.config.vm, info, headless=headless, held=guest.halted)
 
     # ------------------------------------------------------------------------------------------ found and opened
 
@@ -241,11 +239,15 @@ class PrimaryGuest:
 
     # ------------------------------------------------------------------------------------------ let go
 
-    def discard(self, guest: Guest) -> None:
-        """The copy is the VM; nothing of the guest here stays."""
-        self.guest, self.opened = None, False
-        for problem in [*attempt([lambda: self.host.destroy(guest.domain.domid)]), *guest.close()]:
+    def discard(self) -> bool:
+        """The copy is the VM; nothing of the guest here stays. Tells whether its domain is gone."""
+        guest, self.guest, self.opened = self.guest, None, False
+        if guest is None:
+            return True
+        undestroyed = attempt([lambda: self.host.destroy(guest.domain.domid)])
+        for problem in [*undestroyed, *guest.close()]:
             self.monitor.event("give_up", problem)
+        return not undestroyed
 
     def forget(self) -> None:
         """The guest has ended; another one may come under its name."""

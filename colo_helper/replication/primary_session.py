@@ -180,7 +180,6 @@ class PrimarySession:
             if not epochs.leaves:
                 return Cause.SWITCHED, why
             # Whoever shuts the host down must not save it, to be restored at the next boot.
-            self.here.discard(self.guest)
             return Cause.GIVEN_UP, f"{why}, because this host is being shut down"
         return Cause.STOP, self.inbox.stop_reason
 

@@ -148,8 +148,13 @@ class Secondary:
         elif self.succession.pending:
             self.takeover.ask()
         else:
-            self.inbox.wait_forever()
+            self._wait_with_copy()
         return None
+
+    def _wait_with_copy(self) -> None:
+        if self.copy.failure:
+            self.succession.say(self.copy.failure)
+        self.inbox.wait_forever()
 
     def _refuse_waiting(self, code: str, sentence: str) -> None:
         """What was asked before or during a session was asked of another situation; it must not happen later."""
@@ -199,7 +204,7 @@ class Secondary:
         """Write down how a session has ended. This side is the primary from now on when it was handed the VM, and that runs."""
         sentence = " ".join([sentence, *problems])
         if cause is not Cause.SWITCHED:
-            self.monitor.enter(phase, sentence, domid=domid)
+            self.monitor.enter(phase, sentence, domid=domid, guest_ended=cause is Cause.GUEST_DIED)
         elif problems:  # whoever comes next lets it run
             self.monitor.enter("active", sentence, domid=domid)
         else:

@@ -69,8 +69,11 @@ class Copy:
         self.packets = packets
 
     def go_on_moving(self) -> None:
-        """Take hold of the packets of a copy that is the VM, when some of its connections need it."""
+        """Take hold of the packets of a copy that is the VM, when some of its connections need it; harmless when it has."""
         assert self.guest is not None
+        if isinstance(self.packets, SecondarySide) and not self.failure:
+            return
+        self.let_packets_flow()
         if moves := self.guest.moved.read():
             self.failure = ""
             self.packets = SecondarySide(self.guest.filters, to_nobody, self._failed, moves)

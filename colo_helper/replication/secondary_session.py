@@ -49,10 +49,8 @@ class SecondarySession:
         if refusal:
             self.conversation.tell(Kind.REFUSE, {"code": "refused", "error": refusal})
             raise SessionEndedError(Cause.PEER_REFUSED, refusal)
-        if self.copy.guest and self._is_of_ended(hello):
-            self.monitor.event(
-                "discarded", f"The guest that the copy of {self.config.vm} comes from has ended."
-            )
+        if useless := self._useless(hello):
+            self.monitor.event("discarded", useless)
             self.step = Step.COPYING
             self._destroy()
         guest = self.copy.guest
@@ -90,6 +88,14 @@ class SecondarySession:
             and not self._is_of_ended(hello)
         ):
             return foreign_refusal(self.config.vm)
+        return ""
+
+    def _useless(self, hello: dict[str, Any]) -> str:
+        """Return why the copy here, if there is one, is worth nothing to a primary that is there."""
+        if self.copy.guest and self._is_of_ended(hello):
+            return f"The guest that the copy of {self.config.vm} comes from has ended."
+        if self.copy.guest and self.copy.guest.devices.ended():
+            return f"The device model of the copy of {self.config.vm} has ended."
         return ""
 
     def _is_of_ended(self, hello: dict[str, Any]) -> bool:

@@ -66,7 +66,7 @@ class Succession:
     def open(self) -> None:
         """There is a primary: what was said before says nothing any more."""
         self._settled, self._written, self._said, self._fencing = False, False, "", None
-        self.monitor.restore(override="")
+        self.monitor.restore(override="", guest_ended=False)
 
     @property
     def pending(self) -> bool:
@@ -76,6 +76,7 @@ class Succession:
             self.right.automatic
             and not self._settled
             and not state.maintenance
+            and not state.guest_ended
             and state.phase == "peer_lost"
         )
 
@@ -114,6 +115,10 @@ class Succession:
             self.monitor.event(_REFUSED, sentence)
             return "", 0.0
         self._written = True  # from here on no other copy comes to run: the primary's is to be silent, and fencing makes sure
+        if ruling.record and ruling.record.given_by:
+            return take_over(sentence)[
+                1
+            ], ASK_AGAIN_S  # that host has done so itself, and may well have other VMs
         if self._fencing is None:
             self._fencing = _Attempt(self.fence)
         fenced = self._fencing.outcome

@@ -176,7 +176,7 @@ class PrimaryStep(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PrimaryEnd:
-    """How a session ends on the primary. ``tell`` is what the peer hears: ``end``, ``renew``, ``abort`` or nothing.
+    """How a session ends on the primary. ``tell`` is what the peer hears: ``end``, ``renew``, ``abort``, ``keep`` or nothing.
 
     ``exit_code`` None means: stay, and try to protect the guest again. ``guest`` is ``run``, ``gone``, or ``hold`` (still,
     and off the network: this side is the secondary from now on).
@@ -194,11 +194,11 @@ def primary_end(
 ) -> PrimaryEnd:
     """Decide how the primary ends a session: its guest runs on at once, with log-dirty off, unless it was handed over.
 
-    ``lives`` False: the guest has ended, and that is not the cause.
+    ``lives`` False: the guest, or its domain, is gone, and that is not the cause.
     """
     why = why.rstrip(".")
     if step is PrimaryStep.HANDED_OVER or cause in (Cause.SUCCEEDED, Cause.GIVEN_UP):
-        return _handed_over_end(vm, peer, cause, why)
+        return _handed_over_end(vm, peer, cause, why, lives=lives)
     if cause in (Cause.GUEST_ENDED, Cause.GUEST_DIED):
         return _guest_ended_end(vm, peer, step, why, by_itself=cause is Cause.GUEST_ENDED)
     if cause is Cause.STOP and step is not PrimaryStep.NO_GUEST:
@@ -207,8 +207,9 @@ def primary_end(
     if step is PrimaryStep.PROTECTED:
         return _protected_end(vm, peer, cause, why)
     if step is PrimaryStep.UNPROTECTED:
-        tell = "abort" if cause is Cause.LOCAL_ERROR else ""
-        return PrimaryEnd("failed", tell, 1, f"{why}; {vm} was not protected yet and runs on.")
+        tell = "abort" if cause in (Cause.LOCAL_ERROR, Cause.NO_DEVICES) else ""
+        runs = "." if cause is Cause.NO_DEVICES else " and runs on."
+        return PrimaryEnd("failed", tell, 1, f"{why}; {vm} was not protected yet{runs}")
     failed = cause is not Cause.STOP
     return PrimaryEnd("failed" if failed else "stopped", "", int(failed), f"{why}.")
 
@@ -219,6 +220,12 @@ def _protected_end(vm: str, peer: str, cause: Cause, why: str) -> PrimaryEnd:
         return PrimaryEnd(
             "unprotected", "abort", None, f"{why}; {vm} runs on unprotected, and it is tried again."
         )
+    if cause is Cause.NO_DEVICES:
+        sentence = (
+            f"{why}; {vm} stays as it is. 'xl destroy {vm}' ends it here, and playbooks/failover.yml lets its copy on {peer}, "
+            "if there is one, go on."
+        )
+        return PrimaryEnd("unprotected", "keep", None, sentence)
     refused = cause is Cause.PEER_REFUSED
     lost = {Cause.PEER_REFUSED: "gave up", Cause.PEER_FAILED: "failed"}.get(cause, "was lost")
     sentence = f"The secondary on {peer} {lost}: {why}; {vm} runs on unprotected."
@@ -231,12 +238,13 @@ def _guest_ended_end(vm: str, peer: str, step: PrimaryStep, why: str, by_itself:
         return PrimaryEnd("awaiting_guest", "", None, f"{why}. It is protected again when it runs.", "gone")
     copy = "given up" if by_itself else "kept, off the network"
     sentence = f"{why}; its copy on {peer} is {copy}. {vm} is protected again when it runs."
-    return PrimaryEnd("awaiting_guest", "renew" if by_itself else "abort", None, sentence, "gone")
+    return PrimaryEnd("awaiting_guest", "renew" if by_itself else "keep", None, sentence, "gone")
 
 
-def _handed_over_end(vm: str, peer: str, cause: Cause, why: str) -> PrimaryEnd:
+def _handed_over_end(vm: str, peer: str, cause: Cause, why: str, *, lives: bool) -> PrimaryEnd:
     if cause is Cause.GIVEN_UP:
-        sentence = f"{why}; the copy on {peer} is {vm} now, and its domain here is gone."
+        here = f"is still there: 'xl destroy {vm}' ends it" if lives else "is gone"
+        sentence = f"{why}; the copy on {peer} is {vm} now, and its domain here {here}."
         return PrimaryEnd("standby", "", 0, sentence, "gone")
     if cause in (Cause.SWITCHED, Cause.SUCCEEDED):
         return PrimaryEnd(
@@ -249,12 +257,15 @@ def _handed_over_end(vm: str, peer: str, cause: Cause, why: str) -> PrimaryEnd:
     return PrimaryEnd("handed_over", "", 1, sentence, "hold")
 
 
-def guest_ended(vm: str, info: DomainInfo | None, *, headless: bool = False) -> SessionEndedError | None:
+def guest_ended(
+    vm: str, info: DomainInfo | None, *, headless: bool = False, held: bool = False
+) -> SessionEndedError | None:
     """Return how a guest has ended, or None while it has not.
 
     ``info`` None: its domain is gone. A suspended one has not ended: whoever suspended it saves or moves it. ``headless``: its
     device model has ended. libxl ends that of a domain that it destroys (libxl__destroy_domid), and then its devices, which
-    takes seconds, before the domain; it has paused it before, and one that it has saved or moved is suspended.
+    takes seconds, before the domain; it has paused it before, and one that it has saved or moved is suspended. ``held``: it is
+    we who have paused it.
     """
     if info is None or info.dying:
         return SessionEndedError(
@@ -264,13 +275,18 @@ def guest_ended(vm: str, info: DomainInfo | None, *, headless: bool = False) -> 
     if info.shutdown and not info.suspended:
         cause = Cause.GUEST_ENDED if info.shutdown_reason in ("poweroff", "reboot") else Cause.GUEST_DIED
         return SessionEndedError(cause, f"{vm} has ended by itself ({info.shutdown_reason})")
-    if headless and (info.paused or info.suspended):
-        held = "suspended" if info.suspended else "paused"
+    if not headless:
+        return None
+    if info.suspended or (info.paused and not held):
+        how = "suspended" if info.suspended else "paused"
         return SessionEndedError(
             Cause.GUEST_DIED,
-            f"{vm} is {held}, and its device model has ended: it is destroyed, saved or moved",
+            f"{vm} is {how}, and its device model has ended: it is being destroyed, saved or moved (if by nobody, 'xl destroy "
+            f"{vm}' ends it)",
         )
-    return None
+    return SessionEndedError(
+        Cause.NO_DEVICES, f"The device model of {vm} has ended, so it can do and say nothing any more"
+    )
 
 
 #: A guest that waits for its device model more than this share of the time does nothing else.

@@ -89,6 +89,9 @@ def _unplanned_end(vm: str, peer: str, step: Step, cause: Cause, why: str) -> Se
     if cause is Cause.LOCAL_ERROR or step is Step.APPLYING:
         sentence = f"{why}; the copy of {vm} cannot be used and was destroyed. Waiting for the primary to make another."
         return SecondaryEnd("waiting", "destroy", None, sentence)
+    if cause is Cause.GUEST_DIED:
+        sentence = f"The primary on {peer} says: {why}; {_RUN_ON[step]}, off the network, unless an operator lets it take over."
+        return SecondaryEnd("peer_lost", "run", None, sentence)
     gave_up = cause is Cause.ABORT
     what = f"gave up: {why}; its guest runs there" if gave_up else f"was lost: {why}"
     sentence = (

@@ -21,6 +21,7 @@ class Cause(Enum):
     PEER_FAILED = "something failed on the peer, and its copy is gone"
     GUEST_ENDED = "the guest has rebooted or was shut down, in order"
     GUEST_DIED = "the guest has crashed, or its domain is gone without a word"
+    NO_DEVICES = "the guest's device model has ended, so that it can do and say nothing any more"
     RENEW = "the primary's guest has ended, and another copy will come"
     LOCAL_ERROR = "something failed on this host"
     STOP = "somebody asked this side to stop"

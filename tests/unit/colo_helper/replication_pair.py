@@ -400,8 +400,8 @@ class Pair:
             lambda: (role in self.exit_codes) and [self.exit_codes[role]], f"the end of the {role}"
         )[0]
 
-    def ask(self, role: str, verb: str) -> dict[str, Any]:
-        request = Request(verb)
+    def ask(self, role: str, verb: str, reason: str = "", *, forced: bool = False) -> dict[str, Any]:
+        request = Request(verb, reason, forced)
         (self.p_inbox if role == "primary" else self.s_inbox).put_request(request)
         return request._answer.get(timeout=PATIENCE_S)
 

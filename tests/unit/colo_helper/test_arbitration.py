@@ -6,8 +6,6 @@ The arbiter's clock is the tests' own.
 import threading
 import time
 
-import pytest
-
 from colo_helper.arbiter.record import ALONE, PROTECTED, Record
 from colo_helper.channel.wire import Kind
 from colo_helper.hypervisor.interface import HypervisorError
@@ -18,7 +16,6 @@ from tests.unit.colo_helper.arbitrated import (
     asks_in_vain,
     events,
     heard,
-    lose_the_device_model,
     nic,
     on_network,
     says,
@@ -78,70 +75,6 @@ def test_a_secondary_whose_primary_is_gone_goes_on_by_itself_after_the_lease(bot
     assert not both.guest.running
     assert not on_network(both.primary_host)
     assert heard(network) == b"", "what was held never leaves"
-
-
-def test_a_guest_without_a_device_model_gives_way_to_its_copy_at_once(both, world):
-    network = lose_the_device_model(both)
-    assert both.phase("secondary", "active") == "The copy of h1 here is the VM (h1 was handed over by xa)."
-    assert on_network(both.secondary_host)
-    assert world.kept == ("xb", ALONE)
-    reason = both.phase("primary", "standby")
-    assert reason.startswith("The device model of h1 has ended (")
-    assert reason.endswith("the copy on xb is h1 now, and its domain here is gone.")
-    assert both.ended("primary") == 0
-    assert both.p_monitor.state.role == "secondary"
-    assert both.primary_host.find(VM) is None
-    assert heard(network) == b"", "what was held never leaves"
-
-
-def taken_apart(both, how):
-    """Before it ends the device model, the toolstack pauses a domain that it destroys, and suspends one that it moves."""
-    if how == "paused":
-        both.guest.pause_count += 1
-    else:
-        both.guest.suspended = True
-    lose_the_device_model(both)
-
-
-@pytest.mark.parametrize("how", ["paused", "suspended"])
-def test_a_guest_that_the_toolstack_takes_apart_is_not_handed_over(both, world, how):
-    taken_apart(both, how)
-    assert f"h1 is {how}, and its device model has ended" in both.phase("primary", "awaiting_guest")
-    assert world.kept == ("xa", ALONE)
-    assert both.s_monitor.state.phase != "active"
-
-
-@pytest.mark.parametrize("how", ["paused", "suspended"])
-def test_not_even_when_nobody_can_be_asked(both, world, how):
-    """The session stays: a secondary that hears its primary does not take over."""
-    world.cut("xa")
-    taken_apart(both, how)
-    both.phase("primary", "asking")
-    world.now += 60
-    assert both.s_monitor.state.phase not in ("active", "peer_lost")
-    world.mend()
-    both.phase("primary", "awaiting_guest")
-    assert both.s_monitor.state.phase != "active"
-
-
-def test_a_device_model_that_takes_a_moment_to_end_is_waited_for(both, world):
-    dies = both.primary_host.devices[both.primary_host.find(VM)]
-    nic(both.primary_host).close()
-    time.sleep(0.1)  # its other sockets are still open
-    dies.dead = True
-    both.phase("secondary", "active")
-    assert world.kept == ("xb", ALONE)
-
-
-def test_a_copy_without_a_device_model_does_not_become_the_vm(both, world):
-    both.secondary_host.devices[both.secondary_host.find(VM)].dead = True
-    both.cut_line()
-    world.cut("xa")
-    waits = eventually(lambda: events(both, "secondary", "takeover_waits"), "looked at")
-    assert waits == ["The device model of domain 7, the copy, has ended."]
-    answer = both.ask("secondary", "takeover")
-    assert (answer["ok"], answer["code"]) == (False, "takeover_failed")
-    assert world.kept == ("xa", PROTECTED), "whoever has a guest that can run is still the owner"
 
 
 def test_a_primary_that_finds_the_arbiter_again_in_time_goes_on(both, world):

@@ -211,12 +211,21 @@ def test_idle(idle, action, sentence):
             "It is so; its copy on xb is given up. h1 is protected again when it runs.",
         ),
         (
-            PrimaryStep.PROTECTED, Cause.GUEST_DIED, "awaiting_guest", "abort", None,
+            PrimaryStep.PROTECTED, Cause.GUEST_DIED, "awaiting_guest", "keep", None,
             "It is so; its copy on xb is kept, off the network. h1 is protected again when it runs.",
         ),
         (
             PrimaryStep.NO_GUEST, Cause.GUEST_ENDED, "awaiting_guest", "", None,
             "It is so. It is protected again when it runs.",
+        ),
+        (
+            PrimaryStep.PROTECTED, Cause.NO_DEVICES, "unprotected", "keep", None,
+            "It is so; h1 stays as it is. 'xl destroy h1' ends it here, and playbooks/failover.yml lets its copy on xb, if "
+            "there is one, go on.",
+        ),
+        (
+            PrimaryStep.UNPROTECTED, Cause.NO_DEVICES, "failed", "abort", 1,
+            "It is so; h1 was not protected yet.",
         ),
         (
             PrimaryStep.PROTECTED, Cause.PEER_LOST, "unprotected", "", None,
@@ -256,11 +265,17 @@ def test_the_copy_runs_only_where_that_is_right(step, cause):
         assert end == SecondaryEnd("waiting", "destroy", None, sentence)
     else:
         assert (end.phase, end.copy, end.exit_code) == ("peer_lost", "run", None)
-        said = "The primary on xa gave up: It is so; its guest runs there; " if cause is Cause.ABORT else (
-            "The primary on xa was lost: It is so; "
-        )  # fmt: skip
+        said = {
+            Cause.ABORT: "The primary on xa gave up: It is so; its guest runs there; ",
+            Cause.GUEST_DIED: "The primary on xa says: It is so; ",
+        }.get(cause, "The primary on xa was lost: It is so; ")
         assert end.sentence.startswith(said)
-        assert end.sentence.endswith(", off the network, until it is decided who goes on.")
+        until = (
+            "unless an operator lets it take over"
+            if cause is Cause.GUEST_DIED
+            else "until it is decided who goes on"
+        )
+        assert end.sentence.endswith(f", off the network, {until}.")
 
 
 def test_a_copy_that_was_handed_over_is_the_vm():

@@ -6,7 +6,6 @@ import pytest
 
 from colo_helper.arbiter.fencing import Fenced
 from colo_helper.arbiter.record import ALONE, PROTECTED, Record
-from colo_helper.control.protocol import Request
 from colo_helper.hypervisor.interface import HypervisorError
 from tests.unit.colo_helper.arbitrated import (
     asks_in_vain,
@@ -20,14 +19,8 @@ from tests.unit.colo_helper.arbitrated import (
 from tests.unit.colo_helper.replication_pair import PATIENCE_S, VM, eventually
 
 
-def ask(both, role, verb, reason="", *, forced=False):
-    request = Request(verb, reason, forced)
-    (both.p_inbox if role == "primary" else both.s_inbox).put_request(request)
-    return request._answer.get(timeout=PATIENCE_S)
-
-
 def maintained(both, reason="new disks"):
-    answer = ask(both, "primary", "maintenance", reason)
+    answer = both.ask("primary", "maintenance", reason)
     assert (answer["ok"], answer["maintenance"]) == (True, reason)
 
 
@@ -75,9 +68,9 @@ def test_an_arbiter_that_has_lost_all_lets_nobody_go_on_without_a_word(both, wor
     refused = eventually(lambda: events(both, "secondary", "takeover_refused"), "refused")
     assert refused[0].startswith("The arbiter knows nothing of h1")
     eventually(lambda: not both.guest.running, "it stands still")
-    answer = ask(both, "primary", "maintenance", "xb is off")
+    answer = both.ask("primary", "maintenance", "xb is off")
     assert (answer["ok"], answer["code"]) == (False, "no_answer")
-    assert ask(both, "primary", "maintenance", "xb is off", forced=True)["ok"] is True
+    assert both.ask("primary", "maintenance", "xb is off", forced=True)["ok"] is True
     both.phase("primary", "unprotected")
     assert both.guest.running
 
@@ -102,7 +95,7 @@ def test_an_arbiter_that_was_away_and_lost_all_is_told_once_the_copy_has_shown_t
 def test_when_maintenance_ends_the_copy_has_its_right_again(both, world):
     maintained(both)
     assert both.saved_by("primary")["maintenance"] == "new disks"
-    assert ask(both, "primary", "automatic")["ok"] is True
+    assert both.ask("primary", "automatic")["ok"] is True
     assert world.kept == ("xa", PROTECTED)
     assert both.saved_by("primary")["maintenance"] == ""
     world.cut("xa")
@@ -115,7 +108,7 @@ def test_when_maintenance_ends_the_copy_has_its_right_again(both, world):
 def test_it_is_not_ended_while_nobody_can_write_that_down(both, world):
     maintained(both)
     world.cut("xa")
-    answer = ask(both, "primary", "automatic")
+    answer = both.ask("primary", "automatic")
     assert (answer["ok"], answer["code"]) == (False, "no_answer")
     assert both.saved_by("primary")["maintenance"] == "new disks"
     assert both.rights["primary"].permits()
@@ -123,11 +116,11 @@ def test_it_is_not_ended_while_nobody_can_write_that_down(both, world):
 
 def test_it_does_not_begin_without_the_arbiter_unless_an_operator_answers_for_it(both, world):
     world.cut("xa")
-    answer = ask(both, "primary", "maintenance", "new disks")
+    answer = both.ask("primary", "maintenance", "new disks")
     assert (answer["ok"], answer["code"]) == (False, "no_answer")
     assert "Nothing was changed on this host." in answer["error"]
     assert both.saved_by("primary")["maintenance"] == ""
-    assert ask(both, "primary", "maintenance", "witness is dead", forced=True)["ok"] is True
+    assert both.ask("primary", "maintenance", "witness is dead", forced=True)["ok"] is True
     world.now += 3600
     assert both.rights["primary"].permits()
     world.mend()
@@ -139,10 +132,10 @@ def test_it_does_not_begin_without_the_arbiter_unless_an_operator_answers_for_it
 
 def test_a_word_of_yesterday_lets_nobody_go_on_today(both, world):
     world.cut("xa")
-    assert ask(both, "primary", "maintenance", "witness is dead", forced=True)["ok"] is True
+    assert both.ask("primary", "maintenance", "witness is dead", forced=True)["ok"] is True
     world.mend()
     eventually(lambda: world.kept == ("xa", ALONE), "written down while the session lives")
-    assert ask(both, "primary", "automatic")["ok"] is True
+    assert both.ask("primary", "automatic")["ok"] is True
     assert world.kept == ("xa", PROTECTED)
     asks_in_vain(both, world, "xa")
     both.phase("secondary", "peer_lost")
@@ -190,8 +183,8 @@ def test_wishes_are_heard_between_checkpoints_that_never_rest(pair, world):
     thread.start()
     try:
         for _ in range(5):
-            assert ask(both, "secondary", "maintenance", "rack moves")["ok"] is True
-            assert ask(both, "secondary", "automatic")["ok"] is True
+            assert both.ask("secondary", "maintenance", "rack moves")["ok"] is True
+            assert both.ask("secondary", "automatic")["ok"] is True
     finally:
         ended.set()
         thread.join()
@@ -211,8 +204,8 @@ def test_an_operator_lets_a_vm_stay_where_nobody_can_tell(both, world):
     both.phase("secondary", "peer_lost")
     world.now += 9
     eventually(lambda: not both.guest.running, "it stands still")
-    assert ask(both, "secondary", "maintenance", "witness is dead")["ok"] is True
-    assert ask(both, "primary", "maintenance", "witness is dead", forced=True)["ok"] is True
+    assert both.ask("secondary", "maintenance", "witness is dead")["ok"] is True
+    assert both.ask("primary", "maintenance", "witness is dead", forced=True)["ok"] is True
     both.phase("primary", "unprotected")
     assert both.guest.running
     assert both.rights["primary"].permits()
@@ -230,7 +223,7 @@ def test_an_operator_who_was_wrong_is_told_when_the_arbiter_answers(both, world)
     both.phase("secondary", "peer_lost")
     world.now += 10
     both.phase("secondary", "active")
-    assert ask(both, "primary", "maintenance", "witness is dead", forced=True)["ok"] is True
+    assert both.ask("primary", "maintenance", "witness is dead", forced=True)["ok"] is True
     both.phase("primary", "unprotected")
     world.mend()
     assert "h1 is xb's since epoch" in both.phase("primary", "standby")
@@ -238,14 +231,14 @@ def test_an_operator_who_was_wrong_is_told_when_the_arbiter_answers(both, world)
 
 
 def test_a_copy_in_maintenance_does_not_take_over_by_itself_and_does_when_that_ends(both, world):
-    assert ask(both, "secondary", "maintenance", "rack moves")["ok"] is True
+    assert both.ask("secondary", "maintenance", "rack moves")["ok"] is True
     world.cut("xa")
     both.cut_line()
     both.phase("secondary", "peer_lost")
     world.now += 3600
     assert both.saved_by("secondary")["maintenance"] == "rack moves"
     assert not on_network(both.secondary_host)
-    assert ask(both, "secondary", "automatic")["ok"] is True
+    assert both.ask("secondary", "automatic")["ok"] is True
     both.phase("secondary", "active")
 
 
@@ -253,9 +246,9 @@ def test_an_operator_may_override_the_arbiter_with_a_reason_that_is_recorded(bot
     maintained(both)
     both.cut_line()
     both.phase("secondary", "peer_lost")
-    answer = ask(both, "secondary", "takeover")
+    answer = both.ask("secondary", "takeover")
     assert answer["code"] == "takeover_refused"
-    assert ask(both, "secondary", "takeover", "xa burned down", forced=True)["ok"] is True
+    assert both.ask("secondary", "takeover", "xa burned down", forced=True)["ok"] is True
     assert world.kept == ("xb", ALONE)
     assert cause(world) == (
         "An operator decided: xa burned down. Before that it was xa's (maintenance: new disks)."
@@ -269,7 +262,7 @@ def test_an_override_that_nobody_could_be_told_of_is_undone_when_the_owner_lives
     both.freeze_line()
     both.phase("secondary", "peer_lost")
     both.phase("primary", "unprotected")
-    assert ask(both, "secondary", "takeover", "xa burned down", forced=True)["ok"] is True
+    assert both.ask("secondary", "takeover", "xa burned down", forced=True)["ok"] is True
     assert both.saved_by("secondary")["override"] == "An operator decided: xa burned down."
     seen = world.store.read(VM)
     world.store.change(seen, Record(VM, "xa", 9, PROTECTED, "another copy", 1, "xc", "g9"), 10)
@@ -282,7 +275,7 @@ def test_a_lease_that_lasts_is_not_overridden(both, world):
     world.cut("xa")
     both.cut_line()
     both.phase("secondary", "peer_lost")
-    answer = ask(both, "secondary", "takeover", "hurry", forced=True)
+    answer = both.ask("secondary", "takeover", "hurry", forced=True)
     assert (answer["ok"], answer["code"]) == (False, "takeover_refused")
     assert "its lease has not ended" in answer["error"]
 
@@ -290,7 +283,7 @@ def test_a_lease_that_lasts_is_not_overridden(both, world):
 def test_an_end_of_maintenance_whose_answer_is_lost_leaves_state_and_arbiter_of_one_mind(both, world):
     maintained(both)
     world.ways["xa"].lose_answer = True
-    answer = ask(both, "primary", "automatic")
+    answer = both.ask("primary", "automatic")
     assert (answer["ok"], answer["code"]) == (False, "no_answer")
     eventually(lambda: events(both, "primary", "unprotected"), "that session ends")
     both.replicating()
@@ -298,7 +291,7 @@ def test_an_end_of_maintenance_whose_answer_is_lost_leaves_state_and_arbiter_of_
     world.now += 3600
     assert both.p_monitor.state.maintenance == "new disks"
     assert both.rights["primary"].permits()
-    assert ask(both, "primary", "automatic")["ok"] is True
+    assert both.ask("primary", "automatic")["ok"] is True
     assert world.kept == ("xa", PROTECTED)
 
 
@@ -307,7 +300,7 @@ def test_a_full_disk_is_told_and_nothing_is_changed(both, world, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(both.p_monitor, "note", full)
-    answer = ask(both, "primary", "maintenance", "new disks")
+    answer = both.ask("primary", "maintenance", "new disks")
     assert answer["error"] == "That cannot be written down: No space left on device."
     assert world.kept == ("xa", PROTECTED)
 
@@ -392,9 +385,9 @@ def test_operators_are_heard_while_a_host_is_being_switched_off(both, world):
     both.secondary.succession.fence = fence
     lose_the_primary(both, world)
     eventually(lambda: "being switched off" in "".join(events(both, "secondary", "takeover_waits")), "begun")
-    assert ask(both, "secondary", "maintenance", "wait")["ok"] is True
+    assert both.ask("secondary", "maintenance", "wait")["ok"] is True
     assert not on_network(both.secondary_host)
-    assert ask(both, "secondary", "automatic")["ok"] is True
+    assert both.ask("secondary", "automatic")["ok"] is True
     off.set()
     both.phase("secondary", "active")
 

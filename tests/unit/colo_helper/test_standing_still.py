@@ -1,6 +1,7 @@
 """What is between two instructions or between two parts of the state: I/O requests and interrupt lines."""
 
 import threading
+import time
 
 import pytest
 
@@ -100,6 +101,15 @@ def test_a_device_model_that_never_answers_is_named():
         HypervisorError, match=r"^Domain 7 waits for its device model, which did not answer .* 0\.05 s"
     ):
         end_io(domain, 0.05)
+    assert domain.journal == ["pause"]
+
+
+def test_a_device_model_that_has_ended_is_not_waited_for():
+    domain = halted(1)
+    domain.io_state = lambda: IoState.ASKED
+    began = time.monotonic()
+    with pytest.raises(HypervisorError, match=r"^Domain 7 waits for its device model, which has ended\."):
+        end_io(domain, 60, gone=lambda: time.monotonic() > began + 0.05)
     assert domain.journal == ["pause"]
 
 
