@@ -83,7 +83,8 @@ class Primary:
             except BaseException as error:
                 self._finish(Cause.LOCAL_ERROR, f"The replicator itself failed: {error!r}", last=True)
                 raise
-            exit_code = self._finish(*self._behind(cause, why))
+            cause, why = self._behind(cause, why)
+            exit_code = self._finish(cause, why)
             if exit_code is not None:
                 return exit_code
             wait_s = retry_wait(wait_s, cause, self.monitor.state.totals.checkpoints - checkpoints)
@@ -92,7 +93,7 @@ class Primary:
     def _protect(self) -> tuple[Cause, str]:
         """Make one attempt: open the guest, unless it is open, find the secondary, and protect the one with the other."""
         self._stop_if_asked()
-        if ended := self.here.how_ended(failing=True):
+        if ended := self.here.how_ended():
             raise ended
         guest = self.here.open()
         self.conversation = self.connect(self.config, self.monitor, self.inbox)
@@ -115,7 +116,7 @@ class Primary:
         """Return what is behind the end of a session: the guest, or its device model, may have ended first."""
         if cause in (Cause.SWITCHED, Cause.GIVEN_UP):
             return cause, why
-        ended = self.here.how_ended(failing=cause in (Cause.LOCAL_ERROR, Cause.STOP))
+        ended = self.here.how_ended(failing=cause is Cause.LOCAL_ERROR)
         headless = self.conversation is not None and ended is not None and ended.cause is Cause.NO_DEVICES
         if cause is Cause.STOP and not headless:
             return cause, why
@@ -197,7 +198,8 @@ class Primary:
 
         ``last``: nobody tries again.
         """
-        lives = cause is not Cause.STOP or self.here.how_ended() is None
+        ended = self.here.how_ended() if cause is Cause.STOP else None
+        lives = ended is None or ended.cause is Cause.NO_DEVICES
         if cause in (Cause.GUEST_ENDED, Cause.GUEST_DIED):
             # Before anybody is asked, which may take long: the copy must not go on from a guest that has ended.
             self._part(

@@ -60,15 +60,15 @@ class PrimaryGuest:
     def how_ended(self, *, failing: bool = False) -> SessionEndedError | None:
         """Whether the guest is the reason, whatever failed first; None while it has not ended.
 
-        ``failing``: something may have failed because its device model has ended, which may be before its domain does.
+        ``failing``: something has failed, which may be because its device model ends, as it does before its domain.
         """
         if not self.guest:
             return None
         ended = self._ended(self.guest)
-        if ended or not failing:
-            return ended
-        headless = self.guest.devices.ended(_TOLD_EXIT_S if self.packets.failure else _EXIT_S)
-        return self._ended(self.guest, headless=True) if headless else None
+        exit_s = _TOLD_EXIT_S if self.packets.failure else _EXIT_S
+        if not ended and self.guest.devices.ended(exit_s if failing else 0.0):
+            ended = self._ended(self.guest, headless=True)
+        return ended
 
     def _ended(self, guest: Guest, *, headless: bool = False) -> SessionEndedError | None:
         info: DomainInfo | None = None

@@ -97,7 +97,9 @@ class Takeover:
             raise
         for problem in attempt(
             [
-                lambda: self.monitor.enter("active", reason, followed=self.copy.packets.followed),
+                lambda: self.monitor.enter(
+                    "active", reason, followed=self.copy.packets.followed, guest_ended=False
+                ),
                 guest.devices.announce,
                 self.copy.packets.say_again,
             ]

@@ -29,8 +29,8 @@ def test_a_guest_without_a_device_model_gives_way_to_its_copy_at_once(both, worl
     assert world.kept == ("xb", ALONE)
     reason = both.phase("primary", "standby")
     assert reason == (
-        "The device model of h1 has ended, so it can do and say nothing any more; the copy on xb is h1 now, and its domain here "
-        "is gone."
+        "The device model of h1 has ended, so it can do and say nothing any more; the copy on xb is h1 now, and its domain "
+        "here is gone."
     )
     assert both.ended("primary") == 0
     assert both.p_monitor.state.role == "secondary"

@@ -1,0 +1,88 @@
+"""A copy takes over when its primary's host has been switched off, and not before; a host that gave its VM away stays on.
+
+Only in a full run. Ends with h1 unprotected.
+"""
+
+import time
+
+import pytest
+
+from lab.settings import HOSTS, peer_of
+from tests.lab.asker import Asker
+from tests.lab.power_strip import PROGRAM, PowerStrip, install
+
+pytestmark = pytest.mark.full
+
+_COPY_TIMEOUT_S = 400
+FENCING = {"devices": [{"command": ["/bin/false"], "timeout_s": 5}, {"command": [PROGRAM], "timeout_s": 20}]}
+
+
+@pytest.fixture(scope="module")
+def strip(settings, lab, arbitrated):
+    made = PowerStrip(settings, lab)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def vm(arbitrated, witness, strip, play):
+    """h1, whose hosts are switched off by a program, after another one that fails."""
+    install(arbitrated, HOSTS)
+    first, second = HOSTS
+    arbiter = {"endpoints": [witness.url], "lease_s": 10}
+    protected = {"primary": first, "secondary": second, "peer_timeout_ms": 5000, "arbiter": arbiter}
+    variables = {"colo_vm": "h1", "colo_vms": {"h1": protected}, "colo_fencing": FENCING}
+    assert play("protect", extra=variables).code == 0
+    assert play("protect", extra=variables).changed == dict.fromkeys(HOSTS, 0)
+    arbitrated.wait_for(first, "replicating")
+    return arbitrated
+
+
+def protect_from(vm, primary):
+    vm.give_roles(primary, peer_of(primary))
+    vm.home = primary
+    vm.wait_for(primary, "replicating", _COPY_TIMEOUT_S)
+
+
+def fenced(vm, host):
+    return [event["sentence"] for event in vm.events(host) if event["event"] == "fencing"]
+
+
+def test_a_host_that_hangs_is_switched_off_before_its_copy_takes_over(vm, witness, lab, settings, strip):
+    asker = Asker(settings).begin()
+    lab.host("xa").freeze()
+    frozen = time.monotonic()
+    reason = vm.wait_for("xb", "active")
+    print(f"without answer for {asker.longest_silence(frozen):.1f} s")
+    said = "xa was switched off by switch-off (false: ended with 1)."
+    assert reason == f"The lease of xa has ended. {said}"
+    assert fenced(vm, "xb") == [said]
+    assert strip.switched == ["xa"]
+    assert lab.host("xa").pid is None, "a host that is off never thaws"
+    record = witness.read("h1").record
+    assert (record.owner, record.mode, record.given_by) == ("xb", "alone", "")
+    counters = asker.close()
+    assert counters == sorted(counters)
+    lab.power_on("xa")
+    vm.wait_reachable("xa")
+    install(vm, ["xa"])
+    protect_from(vm, "xb")
+
+
+def test_a_host_whose_device_model_died_gives_its_vm_away_and_stays_on(vm, witness, lab, strip):
+    vm.on("xb", "kill -KILL $(xenstore-read /local/domain/$(xl domid h1)/image/device-model-pid)")
+    assert "was handed over by xb" in vm.wait_for("xa", "active")
+    record = witness.read("h1").record
+    assert (record.owner, record.mode, record.given_by) == ("xa", "alone", "xb")
+    assert strip.switched == ["xa"], "only the one before"
+    assert lab.host("xb").pid is not None
+    assert vm.domains("xb") == []
+
+
+def test_who_needs_no_fencing_any_more_leaves_nothing_of_it(vm, play, witness):
+    arbiter = {"endpoints": [witness.url], "lease_s": 10}
+    protected = {"primary": "xa", "secondary": "xb", "peer_timeout_ms": 5000, "arbiter": arbiter}
+    protect_from(vm, "xa")
+    assert play("protect", extra={"colo_vm": "h1", "colo_vms": {"h1": protected}}).code == 0
+    for host in HOSTS:
+        assert vm.on(host, "find /etc/colo/fencing -type f") == ""
