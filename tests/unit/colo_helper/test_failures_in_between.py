@@ -10,6 +10,7 @@ from colo_helper.control.protocol import Request
 from colo_helper.monitor.monitor import boot_id
 from colo_helper.replication.host import HostError
 from colo_helper.replication.inbox import Inbox
+from colo_helper.replication.moved import MovesFile
 from tests.unit.colo_helper.arbitrated import (
     asks_in_vain,
     events,
@@ -18,6 +19,7 @@ from tests.unit.colo_helper.arbitrated import (
 )
 from tests.unit.colo_helper.emulated_host import EmulatedHost, running_guest
 from tests.unit.colo_helper.replication_pair import VM, eventually
+from tests.unit.colo_helper.traffic.test_moves import MOVES
 
 
 @pytest.fixture
@@ -173,6 +175,29 @@ def test_an_heir_that_did_not_run_yet_asks_the_arbiter_whose_the_vm_is_now(
     else:
         eventually(lambda: heir.domains[VM].running and on_network(heir), "the VM runs, on the network")
         assert events(after, "secondary", "runs") == ["h1 had been handed over, and runs here now."]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_heir_that_has_to_try_again_takes_hold_of_its_moved_connections_once(pair, monkeypatch, tmp_path):
+    heir = EmulatedHost(run_dir=tmp_path)
+    both = pair(secondary_host=heir).start().replicating()
+    both.both_run()
+    domid = both.copy.domid
+    with monkeypatch.context() as patch:
+        patch.setattr(heir.nics[domid], "connect", killed)
+        both.ask_without_waiting("primary", "switchover")
+        both.threads[0].join()
+    both.copy.own_pauses = 0  # what the process knew is gone with it
+    MovesFile(tmp_path / "moved.json", domid).write(MOVES[1:])
+    attached = []
+    attach = heir.filters[domid].attach
+    monkeypatch.setattr(heir.filters[domid], "attach", lambda **how: attached.append(how) or attach(**how))
+    heir.devices[domid].faults = {"cont"}
+    after = pair(secondary_host=heir, saved=both.saved_by("secondary"), only_secondary=True).start()
+    eventually(lambda: events(after, "secondary", "runs"), "it runs")
+    assert len(events(after, "secondary", "takeover_waits")) == 1
+    assert len(attached) == 1
+    assert after.secondary.copy.failure == ""
 
 
 def test_a_replicator_that_comes_in_the_middle_of_a_switch_over_puts_its_vm_on_the_network(pair):
