@@ -7,7 +7,10 @@
  *
  * Not modelled: a host that freezes between its look at the clock and the packet that follows (the watchdog's business).
  *
- * safety: whenever a copy says something, it is the owner's (assertions). life: an owner that is dead is succeeded (ltl).
+ * An owner may also lose its device model, and with it all that it can do and say; then it gives the VM to its secondary.
+ *
+ * safety: whenever a copy says something, it is the owner's (assertions). life: an owner that is dead, or that has lost its
+ * device model, is succeeded (ltl).
  */
 #ifndef LEASE
 #define LEASE 4   /* as granted by the arbiter */
@@ -24,10 +27,13 @@
 #ifndef ENDED
 #define ENDED 0   /* the lease at which the secondary asks for the VM */
 #endif
+#ifndef GIVES
+#define GIVES 1   /* whether an owner without a device model gives the VM away, or asks to go on alone as others do */
+#endif
 #define NOTHING 255
 
 mtype = { alone, protected };                                   /* the record's mode */
-mtype = { starting, sharing, asking, by_itself, aside, dead };  /* the first host */
+mtype = { starting, sharing, asking, giving, by_itself, aside, dead };  /* the first host */
 mtype = { copy, stale, runs };                                  /* the second */
 
 /* What the arbiter keeps. The first host is 0, the second 1. */
@@ -37,7 +43,7 @@ mtype mode = alone;
 /* The first host: its right to speak, and the one that it has asked for. NOTHING: no lease is needed, or none was asked. */
 byte right = 0, asked = NOTHING, skipped = 0;
 mtype first = starting, second = stale;
-bool frozen = false, first_reaches = true, second_reaches = true, repaired = true;
+bool headless = false, frozen = false, first_reaches = true, second_reaches = true, repaired = true;
 
 #define first_works (first != dead && !frozen)
 #define permitted (right == NOTHING || right > 0)
@@ -73,6 +79,20 @@ inline settle()
     fi
 }
 
+/* An owner that can say nothing any more makes its secondary the owner, as long as it has a right. */
+inline give()
+{
+    if
+    :: owner != 0 -> first = aside
+    :: owner == 0 && mode == protected && epoch < EPOCHS ->
+        owner = 1; mode = alone; epoch++; lease = 0;
+        if
+        :: first = aside
+        :: skip /* the answer was lost: it asks again */
+        fi
+    fi
+}
+
 /* The owner gives its secondary, whose copy is whole, the right to succeed it. */
 inline share()
 {
@@ -87,7 +107,7 @@ inline share()
 active proctype first_host()
 {
     do
-    :: atomic { first_works && (first == sharing || first == asking || first == by_itself) && permitted ->
+    :: atomic { first_works && !headless && (first == sharing || first == asking || first == by_itself) && permitted ->
         assert(owner == 0) /* it says something */ }
     :: atomic { first_works && first == sharing && asked == NOTHING -> asked = RIGHT }
     :: atomic { first_works && first == sharing && asked != NOTHING && first_reaches ->
@@ -99,13 +119,20 @@ active proctype first_host()
         :: lease == 0 && owner == 0 && epoch == EPOCHS -> asked = NOTHING
         fi }
     :: atomic { first_works && first == sharing -> first = asking } /* it believes its secondary lost */
+    :: atomic { first_works && first == sharing && !headless -> /* its device model ends: it says and renews nothing */
+        headless = true; right = 0; asked = NOTHING;
+        if
+        :: GIVES -> first = giving
+        :: !GIVES -> first = asking
+        fi }
+    :: atomic { first_works && first == giving && first_reaches && (owner != 0 || epoch < EPOCHS) -> give() }
     :: atomic { first_works && (first == asking || first == starting) && first_reaches &&
         (owner != 0 || mode == alone || epoch < EPOCHS) -> settle() }
-    :: atomic { first_works && first == by_itself && first_reaches && second != runs && epoch < EPOCHS - 1 -> share() }
+    :: atomic { first_works && first == by_itself && !headless && first_reaches && second != runs && epoch < EPOCHS - 1 -> share() }
     :: atomic { !frozen && first != dead && first != aside -> frozen = true }
     :: atomic { frozen -> frozen = false }
     :: atomic { first != dead -> first = dead; frozen = false; right = 0; asked = NOTHING }
-    :: atomic { first == dead && repaired -> repaired = false; first = starting } /* its replicator, or the host: once */
+    :: atomic { first == dead && repaired && !headless -> repaired = false; first = starting } /* its replicator, or the host: once */
     od
 }
 
@@ -139,3 +166,7 @@ active proctype network()
 /* A dead owner with a secondary that keeps reaching the arbiter is succeeded, or comes back itself. */
 ltl life { []((first == dead && second == copy && owner == 0 && mode == protected && epoch < EPOCHS) ->
     <>(second == runs || first != dead || !second_reaches)) }
+
+/* So is one without a device model, whatever becomes of it meanwhile. */
+ltl gives { []((headless && second == copy && owner == 0 && mode == protected && epoch < EPOCHS) ->
+    <>(second == runs || !second_reaches)) }
