@@ -262,7 +262,9 @@ def _path(pair: Pair) -> Seen:
     ]
     if broken or not ways:
         return "broken" if broken else "?", " ".join(broken)
-    return f"{max(found['ms'] for *_way, found in ways):.0f} ms", ""
+    speeds = [found["mbit_s"] for *_way, what, found in ways if what == "channels" and found.get("mbit_s")]
+    speed = f", {min(speeds) / 1000:g} Gbit/s" if speeds else ""
+    return f"{max(found['ms'] for *_way, found in ways):.0f} ms{speed}", ""
 
 
 def _witness(pair: Pair) -> Seen:

@@ -124,7 +124,7 @@ def report(module: AnsibleModule) -> dict[str, Any]:
         "processor": facts.xen.get("hw_caps", ""),
         "time": time.time(),
         "guests": surroundings.read_guests(module, module.params["guests"]),
-        "reach": surroundings.reach(module.params["reach"]),
+        "reach": surroundings.reach(module, module.params["reach"]),
         "missing": surroundings.missing(module.params["paths"]),
         "helper": describe(Path(module.params["prefix"])),
         "save_helper": save_helper.describe(),

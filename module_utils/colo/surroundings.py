@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: How long a connection may take, in seconds.
 REACH_TIMEOUT_S = 3.0
+#: A link's speed in Mbit/s as its driver says it (Documentation/ABI/testing/sysfs-class-net); of a bridge, its fastest port's.
+LINK_SPEED = "/sys/class/net/{device}/speed"
 
 
 def parse_guests(text: str) -> dict[str, dict[str, Any]]:
@@ -50,17 +52,33 @@ def read_guests(module: AnsibleModule, names: Iterable[str]) -> dict[str, dict[s
     return {name: guest for name, guest in parse_guests(out if rc == 0 else "").items() if name in wanted}
 
 
-def reach(targets: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Whether TCP ports of others answer, by the target's name: ``ms`` to the connection, or an ``error``."""
+def reach(module: AnsibleModule, targets: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Whether TCP ports of others answer, by the target's name: ``ms`` to the connection, or an ``error``.
+
+    ``mbit_s`` is what the link here that leads there says of itself; None where it says nothing.
+    """
     found = {}
     for target in targets:
         began = time.monotonic()
         try:
-            with socket.create_connection((target["address"], target["port"]), REACH_TIMEOUT_S):
-                found[target["name"]] = {"ms": round((time.monotonic() - began) * 1000, 1), "error": ""}
+            with socket.create_connection((target["address"], target["port"]), REACH_TIMEOUT_S) as connection:
+                took_ms = round((time.monotonic() - began) * 1000, 1)
+                speed = link_speed(module, connection.getpeername()[0])
+                found[target["name"]] = {"ms": took_ms, "error": "", "mbit_s": speed}
         except OSError as error:
-            found[target["name"]] = {"ms": None, "error": error.strerror or str(error)}
+            found[target["name"]] = {"ms": None, "error": error.strerror or str(error), "mbit_s": None}
     return found
+
+
+def link_speed(module: AnsibleModule, address: str) -> int | None:
+    """The speed of the link that leads to an address, in Mbit/s; None where its driver does not know."""
+    rc, out, _err = host.run_tool(module, ["ip", "-json", "route", "get", address])
+    try:
+        device = json.loads(out)[0]["dev"] if rc == 0 else ""
+        said = int(Path(LINK_SPEED.format(device=device)).read_text(encoding="ascii"))
+    except (OSError, ValueError, LookupError):  # EINVAL of a link that is down, or virtual
+        return None
+    return said if said > 0 else None
 
 
 def missing(paths: Iterable[str]) -> list[str]:

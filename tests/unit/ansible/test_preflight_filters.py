@@ -4,6 +4,7 @@ import copy
 import json
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,13 +209,43 @@ def test_guests_as_xl_lists_them() -> None:
     assert surroundings.parse_guests("") == {}
 
 
-def test_reach_tells_a_port_that_answers_from_one_that_does_not() -> None:
+def test_reach_tells_a_port_that_answers_from_one_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surroundings, "link_speed", lambda _module, address: {"127.0.0.1": 1000}[address])
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         open_one = {"name": "open", "address": "127.0.0.1", "port": port}
-        assert surroundings.reach([open_one])["open"]["error"] == ""
-    found = surroundings.reach([{**open_one, "name": "shut"}])["shut"]
-    assert (found["ms"], found["error"]) == (None, "Connection refused")
+        found = surroundings.reach(None, [open_one])["open"]
+        assert (found["error"], found["mbit_s"]) == ("", 1000)
+    found = surroundings.reach(None, [{**open_one, "name": "shut"}])["shut"]
+    assert found == {"ms": None, "error": "Connection refused", "mbit_s": None}
+
+
+@pytest.mark.parametrize(
+    ("routed", "said", "speed"),
+    [
+        ((0, '[{"dst": "127.0.0.1", "dev": "eth1"}]'), "10000\n", 10000),
+        ((0, '[{"dst": "127.0.0.1", "dev": "eth1"}]'), "-1\n", None),
+        ((0, '[{"dst": "127.0.0.1", "dev": "eth2"}]'), "10000\n", None),
+        ((2, ""), "10000\n", None),
+        ((0, ""), "10000\n", None),
+    ],
+    ids=["known", "virtual", "no such link", "no route", "an ip that says nothing"],
+)
+def test_the_speed_of_the_link_that_leads_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, routed: tuple[int, str], said: str, speed: int | None
+) -> None:
+    (tmp_path / "eth1").write_text(said)
+    monkeypatch.setattr(surroundings, "LINK_SPEED", str(tmp_path / "{device}"))
+    monkeypatch.setattr(surroundings.host, "run_tool", lambda _module, _argv: (*routed, ""))
+    assert surroundings.link_speed(None, "127.0.0.1") == speed
+
+
+def test_the_slower_link_is_shown() -> None:
+    known = variables()
+    known["xa"]["colo_preflight"]["reach"]["xb channels"]["mbit_s"] = 10000
+    known["xb"]["colo_preflight"]["reach"]["xa channels"]["mbit_s"] = 2500
+    known["xb"]["colo_preflight"]["reach"]["xa heartbeats"]["mbit_s"] = 100
+    assert "  1 ms, 2.5 Gbit/s  " in preflight(VMS, known)["table"][1]
 
 
 def test_missing_files(tmp_path: Any) -> None:
