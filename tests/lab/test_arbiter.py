@@ -134,7 +134,7 @@ def test_a_primary_whose_device_model_dies_gives_way_to_the_copy(vm, witness, se
     counters = asker.close()
     assert counters == sorted(counters)
     assert kept(witness) == (secondary, "alone")
-    assert "The device model of h1 has ended" in vm.written(primary)["reason"]
+    assert "The device model of h1 has ended" in vm.wait_for(primary, "standby")
     assert vm.domains(primary) == []
     protect_from(vm, secondary)
 

@@ -76,6 +76,7 @@ def test_a_host_whose_device_model_died_gives_its_vm_away_and_stays_on(vm, witne
     assert (record.owner, record.mode, record.given_by) == ("xa", "alone", "xb")
     assert strip.switched == ["xa"], "only the one before"
     assert lab.host("xb").pid is not None
+    vm.wait_for("xb", "standby")
     assert vm.domains("xb") == []
 
 
