@@ -103,12 +103,12 @@ def overridden(seen: Seen, me: str, vm: str, why: str, now_s: int) -> Ruling:
     return Ruling(Do.CLAIM, cause, _next(seen, vm, me, ALONE, cause, now_s))
 
 
-def handed_over(seen: Seen, me: str, vm: str, heir: str, now_s: int) -> Ruling:
+def handed_over(seen: Seen, me: str, vm: str, heir: str, now_s: int, why: str = "") -> Ruling:
     """Decide whether the primary, whose guest stands still for good, may make its secondary the owner."""
     ruling = _owned(seen, me, vm)
     if ruling:
         return ruling
-    cause = f"{vm} was handed over by {me}"
+    cause = f"{vm} was handed over by {me}" + (f": {why}" if why else "")
     return Ruling(Do.CLAIM, f"{cause}.", replace(_next(seen, vm, heir, ALONE, cause, now_s), given_by=me))
 
 

@@ -29,7 +29,7 @@ class Record:
     since_s: int
     secondary: str = ""
     generation: str = ""
-    #: Who put the owner's name down, when that was not the owner: its own guest stands still for good, or is none any more.
+    #: Who put the owner's name down, when that was not the owner: what its own guest says never leaves any more.
     given_by: str = ""
 
 

@@ -33,7 +33,7 @@ class Right(Protocol):
     def alone(self, why: str, *, given: bool = False) -> Ruling:
         """Go on without a secondary, which was ``given`` the right to go on as far as is known."""
 
-    def hand_over(self, heir: str) -> Ruling:
+    def hand_over(self, heir: str, why: str = "") -> Ruling:
         """Make the secondary the owner."""
 
     def take_over(self, generation: str, why: str) -> Ruling:
@@ -75,7 +75,7 @@ class ByHand:
         """See Right."""
         return _RUN
 
-    def hand_over(self, heir: str) -> Ruling:  # noqa: ARG002
+    def hand_over(self, heir: str, why: str = "") -> Ruling:  # noqa: ARG002
         """See Right."""
         return _RUN
 

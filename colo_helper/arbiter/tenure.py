@@ -116,11 +116,11 @@ class Tenure:
             lambda seen: secondary_lost(seen, self._me, self._vm, why, int(time.time()), given=given)
         )
 
-    def hand_over(self, heir: str) -> Ruling:
+    def hand_over(self, heir: str, why: str = "") -> Ruling:
         """Make the secondary the owner; the guest stands still and says nothing any more. Raises ArbiterError."""
         self._handing = True
         ruling = self._settle(
-            lambda seen: handed_over(seen, self._me, self._vm, heir, int(time.time())), after=_NEVER
+            lambda seen: handed_over(seen, self._me, self._vm, heir, int(time.time()), why), after=_NEVER
         )
         self._handing = False  # WAIT: nothing was put down
         return ruling

@@ -42,6 +42,8 @@ class Conversation:
 
     def __init__(self, session: Session, inbox: Inbox) -> None:
         self._inbox = inbox
+        #: Whether the peer knows that a copy may be kept of a guest that has ended.
+        self.peer_keeps = False
         self._source = inbox.new_source()
         self._session = session
         session.start(self._source.put, self._source.lost)

@@ -79,10 +79,10 @@ class Ownership:
         """
 
         def ask() -> Ruling | None:
-            return self.right.hand_over(self.peer) if self.right.shared else None
+            return self.right.hand_over(self.peer, why) if self.right.shared else None
 
         self._copied = False
-        return self._settled(why.rstrip("."), self._quiet(keep_quiet), ask)
+        return self._settled(why, self._quiet(keep_quiet), ask)
 
     def _quiet(self, keep_quiet: Callable[[bool], list[str]]) -> Callable[[], list[str]]:
         def waiting() -> list[str]:
@@ -225,6 +225,7 @@ class Ownership:
 
         Without ``ask``: whether the VM may go on here alone.
         """
+        what = f"its copy on {self.peer} is {self.vm} by now" if ask else f"{self.vm} may go on here"
 
         def alone() -> Ruling:
             ruling = self.right.alone(why, given=self._given)
@@ -246,7 +247,7 @@ class Ownership:
                 pause = ruling.sentence
             pause = " ".join([pause, *problems])
             if pause != said:
-                self.monitor.enter("asking", f"{why}; whether {self.vm} may go on here is not known. {pause}")
+                self.monitor.enter("asking", f"{why}; whether {what} is not known. {pause}")
             said = pause
             problems = waiting()
             if self._unwritten:

@@ -15,6 +15,7 @@ from colo_helper.replication.conversation import Conversation
 from colo_helper.replication.decisions.primary import (
     PrimaryEnd,
     awaits_guest,
+    cause_behind,
     primary_end,
     primary_start,
     retry_wait,
@@ -114,19 +115,20 @@ class Primary:
 
     def _behind(self, cause: Cause, why: str) -> tuple[Cause, str]:
         """Return what is behind the end of a session: the guest, or its device model, may have ended first."""
-        if cause in (Cause.SWITCHED, Cause.GIVEN_UP):
-            return cause, why
         ended = self.here.how_ended(failing=cause is Cause.LOCAL_ERROR)
-        headless = self.conversation is not None and ended is not None and ended.cause is Cause.NO_DEVICES
-        if cause is Cause.STOP and not headless:
+        if ended is None:
             return cause, why
-        if headless:
+        shared, by_service = self.ownership.right.shared, self.inbox.stopped_by_service
+        behind = cause_behind(cause, ended.cause, shared=shared, stopped_by_service=by_service)
+        if behind is not ended.cause:
+            return behind, why
+        if behind is Cause.NO_DEVICES:
             self.inbox.refuse_stops(
                 "no_devices",
                 f"{ended}: its copy on {self.config.peer_name} may be all that can run, and is not given up. Look with "
                 f"playbooks/status.yml; let it go on with playbooks/failover.yml, or 'xl destroy {self.config.vm}' first.",
             )
-        return (ended.cause, str(ended)) if ended else (cause, why)
+        return behind, str(ended)
 
     def _stop_if_asked(self) -> None:
         self.inbox.wait(0)
@@ -158,7 +160,9 @@ class Primary:
         def unanswered(still: bool) -> list[str]:
             problems = self.here.keep_quiet(still)
             # The secondary, which hears us, would wait for a checkpoint that never comes; it may have to go on itself.
-            self._hang_up()
+            # But not with a guest that has ended.
+            if cause not in (Cause.GUEST_ENDED, Cause.GUEST_DIED):
+                self._hang_up()
             return problems
 
         try:
@@ -198,14 +202,15 @@ class Primary:
 
         ``last``: nobody tries again.
         """
-        ended = self.here.how_ended() if cause is Cause.STOP else None
-        lives = ended is None or ended.cause is Cause.NO_DEVICES
-        if cause in (Cause.GUEST_ENDED, Cause.GUEST_DIED):
+        vm, peer, step = self.config.vm, self.config.peer_name, self.here.step
+        keeps = self.conversation is not None and self.conversation.peer_keeps
+        if cause is Cause.GUEST_ENDED or (cause is Cause.GUEST_DIED and keeps):
             # Before anybody is asked, which may take long: the copy must not go on from a guest that has ended.
-            self._part(
-                primary_end(self.config.vm, self.config.peer_name, self.here.step, cause, why).tell, why
-            )
+            self._part(primary_end(vm, peer, step, cause, why).tell, why)
         cause, why = self._settled(cause, why)
+        ended = self.here.how_ended() if cause is Cause.STOP else None
+        headless = ended is not None and ended.cause is Cause.NO_DEVICES
+        lives = ended is None or headless
         if cause is Cause.LEFT:
             self.monitor.event("left", f"{why} {self.config.vm} is left as it is.")
             return 0
@@ -216,11 +221,10 @@ class Primary:
             self._hang_up()  # the copy waits for that, and to destroy a domain takes seconds
             self.monitor.restore(role="secondary")
             lives = not self.here.discard()
-        end = primary_end(self.config.vm, self.config.peer_name, self.here.step, cause, why, lives=lives)
+        end = primary_end(vm, peer, self.here.step, cause, why, lives=lives, headless=headless)
+        self.monitor.restore(headless=headless or cause is Cause.NO_DEVICES)
         if last and end.exit_code is None:
-            end = replace(
-                end, phase="failed", exit_code=1, sentence=f"{why}; {self.config.vm} runs on unprotected."
-            )
+            end = replace(end, phase="failed", exit_code=1, sentence=f"{why}; {vm} runs on unprotected.")
         problems = self._let_go(cause, end, why)
         sentence = " ".join([end.sentence, *problems])
         if end.exit_code is None:

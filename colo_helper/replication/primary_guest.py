@@ -97,7 +97,8 @@ class PrimaryGuest:
         self.packets.go_on_moving(guest)
         if not before.crashed:
             self._wait_for_firmware(guest)
-        self.monitor.enter("connecting", f"Connecting to {self.config.peer_name}.", domid=domid)
+        text = f"Connecting to {self.config.peer_name}."
+        self.monitor.enter("connecting", text, domid=domid, headless=False)
         self.opened = True
         return guest
 

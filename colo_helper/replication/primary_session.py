@@ -63,6 +63,7 @@ class PrimarySession:
         conversation, guest = self.conversation, self.guest
         conversation.send(Kind.HELLO, self._hello())
         theirs = conversation.expect(Kind.HELLO).head
+        conversation.peer_keeps = theirs.get("keeps") is True
         refusal = pair_refusal(self.host.release, str(theirs.get("release")))
         if refusal:
             raise SessionEndedError(Cause.LOCAL_ERROR, refusal)

@@ -61,6 +61,7 @@ class SecondarySession:
                 "version": __version__,
                 "release": self.host.release,
                 "holds": self.monitor.state.generation if guest else "",
+                "keeps": True,  # knows ABORT with a guest that has ended, which a release before this one does not
             },
         )
         frame = self.conversation.expect(Kind.RESYNC if guest else Kind.COPY, interrupted=self._pass_stop_on)

@@ -189,29 +189,62 @@ class PrimaryEnd:
     guest: str = "run"
 
 
+def cause_behind(cause: Cause, ended: Cause | None, *, shared: bool, stopped_by_service: bool) -> Cause:
+    """Return why a session has ended when the guest has ``ended`` meanwhile, or its device model (NO_DEVICES).
+
+    ``shared``: the secondary may come to own the VM. ``stopped_by_service``: an operator's stop can be refused, this one not.
+    """
+    if ended is None or cause in (Cause.SWITCHED, Cause.GIVEN_UP, Cause.LEFT):
+        return cause
+    if ended is not Cause.NO_DEVICES:
+        return cause if cause in (Cause.STOP, Cause.SUCCEEDED) else ended
+    if cause is Cause.SUCCEEDED:
+        return Cause.GIVEN_UP
+    no_copy = cause in (Cause.PEER_FAILED, Cause.PEER_REFUSED)  # that could go on
+    leaves = cause is Cause.STOP and stopped_by_service and not shared
+    return cause if no_copy or leaves else ended
+
+
 def primary_end(
-    vm: str, peer: str, step: PrimaryStep, cause: Cause, why: str, *, lives: bool = True
+    vm: str,
+    peer: str,
+    step: PrimaryStep,
+    cause: Cause,
+    why: str,
+    *,
+    lives: bool = True,
+    headless: bool = False,
 ) -> PrimaryEnd:
     """Decide how the primary ends a session: its guest runs on at once, with log-dirty off, unless it was handed over.
 
-    ``lives`` False: the guest, or its domain, is gone, and that is not the cause.
+    ``lives`` False: the guest, or its domain, is gone, and that is not the cause. ``headless``: so is its device model alone.
     """
     why = why.rstrip(".")
     if step is PrimaryStep.HANDED_OVER or cause in (Cause.SUCCEEDED, Cause.GIVEN_UP):
         return _handed_over_end(vm, peer, cause, why, lives=lives)
     if cause in (Cause.GUEST_ENDED, Cause.GUEST_DIED):
         return _guest_ended_end(vm, peer, step, why, by_itself=cause is Cause.GUEST_ENDED)
-    if cause is Cause.STOP and step is not PrimaryStep.NO_GUEST:
-        what = "runs on unprotected" if lives else "has ended, and its copy goes"
-        return PrimaryEnd("stopped", "end", 0, f"{why}; {vm} {what}.", "run" if lives else "gone")
+    if cause is Cause.STOP:
+        return _stopped_end(vm, peer, step, why, lives=lives, headless=headless)
     if step is PrimaryStep.PROTECTED:
         return _protected_end(vm, peer, cause, why)
     if step is PrimaryStep.UNPROTECTED:
-        tell = "abort" if cause in (Cause.LOCAL_ERROR, Cause.NO_DEVICES) else ""
         runs = "." if cause is Cause.NO_DEVICES else " and runs on."
+        tell = {Cause.LOCAL_ERROR: "abort", Cause.NO_DEVICES: "keep"}.get(cause, "")
         return PrimaryEnd("failed", tell, 1, f"{why}; {vm} was not protected yet{runs}")
-    failed = cause is not Cause.STOP
-    return PrimaryEnd("failed" if failed else "stopped", "", int(failed), f"{why}.")
+    return PrimaryEnd("failed", "", 1, f"{why}.")
+
+
+def _stopped_end(
+    vm: str, peer: str, step: PrimaryStep, why: str, *, lives: bool, headless: bool
+) -> PrimaryEnd:
+    if step is PrimaryStep.NO_GUEST:
+        return PrimaryEnd("stopped", "", 0, f"{why}.")
+    if headless:
+        sentence = f"{why}; the device model of {vm} has ended, so {vm} stays as it is, and its copy on {peer} is kept."
+        return PrimaryEnd("stopped", "keep", 0, sentence)
+    what = "runs on unprotected" if lives else "has ended, and its copy goes"
+    return PrimaryEnd("stopped", "end", 0, f"{why}; {vm} {what}.", "run" if lives else "gone")
 
 
 def _protected_end(vm: str, peer: str, cause: Cause, why: str) -> PrimaryEnd:

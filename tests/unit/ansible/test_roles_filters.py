@@ -105,6 +105,8 @@ def test_a_copy_may_go_when_confirmed_or_when_the_vm_runs_elsewhere() -> None:
     assert confirmation("h1", {"xa": report("handed_over", "primary"), "xb": lonely}, "xb") == "", (
         "that one is a copy, too"
     )
+    headless = report("stopped", "primary", state={"headless": True})
+    assert confirmation("h1", {"xa": headless, "xb": lonely}, "xb") == "", "that one can do nothing any more"
 
 
 def test_which_replicator_is_the_primary() -> None:

@@ -13,6 +13,7 @@ from colo_helper.replication.decisions.primary import (
     Idle,
     PrimaryStep,
     beginning,
+    cause_behind,
     guest_refusal,
     idle_step,
     primary_end,
@@ -224,7 +225,7 @@ def test_idle(idle, action, sentence):
             "there is one, go on.",
         ),
         (
-            PrimaryStep.UNPROTECTED, Cause.NO_DEVICES, "failed", "abort", 1,
+            PrimaryStep.UNPROTECTED, Cause.NO_DEVICES, "failed", "keep", 1,
             "It is so; h1 was not protected yet.",
         ),
         (
@@ -240,6 +241,39 @@ def test_idle(idle, action, sentence):
 def test_how_the_primary_ends(step, cause, phase, tell, code, sentence):
     end = primary_end("h1", "xb", step, cause, "It is so.")
     assert (end.phase, end.tell, end.exit_code, end.sentence) == (phase, tell, code, sentence)
+
+
+@pytest.mark.parametrize(
+    ("cause", "ended", "shared", "by_service", "behind"),
+    [
+        (Cause.LOCAL_ERROR, None, True, False, Cause.LOCAL_ERROR),
+        (Cause.LOCAL_ERROR, Cause.NO_DEVICES, True, False, Cause.NO_DEVICES),
+        (Cause.LOCAL_ERROR, Cause.GUEST_DIED, True, False, Cause.GUEST_DIED),
+        (Cause.PEER_LOST, Cause.NO_DEVICES, True, False, Cause.NO_DEVICES),
+        (Cause.PEER_FAILED, Cause.NO_DEVICES, True, False, Cause.PEER_FAILED),
+        (Cause.PEER_REFUSED, Cause.NO_DEVICES, True, False, Cause.PEER_REFUSED),
+        (Cause.PEER_FAILED, Cause.GUEST_ENDED, True, False, Cause.GUEST_ENDED),
+        (Cause.STOP, Cause.GUEST_ENDED, True, False, Cause.STOP),
+        (Cause.STOP, Cause.NO_DEVICES, False, False, Cause.NO_DEVICES),
+        (Cause.STOP, Cause.NO_DEVICES, True, True, Cause.NO_DEVICES),
+        (Cause.STOP, Cause.NO_DEVICES, False, True, Cause.STOP),
+        (Cause.SUCCEEDED, Cause.NO_DEVICES, False, False, Cause.GIVEN_UP),
+        (Cause.SUCCEEDED, Cause.GUEST_DIED, False, False, Cause.SUCCEEDED),
+        (Cause.LEFT, Cause.NO_DEVICES, True, True, Cause.LEFT),
+        (Cause.SWITCHED, Cause.NO_DEVICES, True, False, Cause.SWITCHED),
+    ],
+)
+def test_what_is_behind_the_end_of_a_session(cause, ended, shared, by_service, behind):
+    assert cause_behind(cause, ended, shared=shared, stopped_by_service=by_service) is behind
+
+
+def test_the_service_managers_stop_keeps_the_copy_of_a_guest_without_a_device_model():
+    end = primary_end("h1", "xb", PrimaryStep.PROTECTED, Cause.STOP, "Bye.", headless=True)
+    assert (end.phase, end.tell, end.exit_code) == ("stopped", "keep", 0)
+    assert (
+        end.sentence
+        == "Bye; the device model of h1 has ended, so h1 stays as it is, and its copy on xb is kept."
+    )
 
 
 @pytest.mark.parametrize("step", Step)

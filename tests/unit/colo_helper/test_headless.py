@@ -7,6 +7,7 @@ import pytest
 from colo_helper.arbiter.fencing import Fenced
 from colo_helper.arbiter.record import ALONE, PROTECTED
 from colo_helper.channel.wire import Kind
+from colo_helper.devices.interface import DeviceError
 from colo_helper.replication.host import HostError
 from tests.unit.colo_helper.arbitrated import (
     events,
@@ -24,7 +25,10 @@ def device_model(host):
 
 def test_a_guest_without_a_device_model_gives_way_to_its_copy_at_once(both, world):
     network = lose_the_device_model(both)
-    assert both.phase("secondary", "active") == "The copy of h1 here is the VM (h1 was handed over by xa)."
+    assert both.phase("secondary", "active") == (
+        "The copy of h1 here is the VM (h1 was handed over by xa: The device model of h1 has ended, so it can do and say "
+        "nothing any more)."
+    )
     assert on_network(both.secondary_host)
     assert world.kept == ("xb", ALONE)
     reason = both.phase("primary", "standby")
@@ -148,6 +152,48 @@ def test_a_stop_does_not_give_up_the_only_copy_that_can_run(unheld, world):
     assert world.kept == ("xb", ALONE)
 
 
+def test_a_vm_is_not_given_to_a_secondary_whose_copy_failed_first(both, world, monkeypatch):
+    """As when one packet crashes both device models."""
+    dies = device_model(both.primary_host)
+
+    def fails():
+        dies.dead = True
+        raise DeviceError("The device model cannot be reached (scripted).")
+
+    monkeypatch.setattr(device_model(both.secondary_host), "stop", fails)
+    both.ask_without_waiting("primary", "checkpoint")
+    eventually(lambda: world.kept == ("xa", ALONE), "taken back")
+    assert "h1 stays as it is" in both.phase("primary", "unprotected")
+    assert both.primary_host.find(VM) is not None
+
+
+def test_an_owner_kept_by_an_operators_word_hears_when_another_has_the_vm(both, world):
+    world.cut("xa")
+    lose_the_device_model(both)
+    both.phase("primary", "asking")
+    assert both.ask("primary", "maintenance", "debugging", forced=True)["ok"] is True
+    both.phase("primary", "unprotected")
+    both.phase("secondary", "peer_lost")
+    world.now += 10
+    both.phase("secondary", "active")
+    world.mend()
+    assert both.phase("primary", "standby").endswith("its domain here is gone.")
+
+
+@pytest.mark.parametrize("how", ["paused", "suspended"])
+def test_a_secondary_of_the_release_before_is_not_told_what_it_does_not_know(both, world, how):
+    both.primary.conversation.peer_keeps = False
+    world.cut("xa")
+    taken_apart(both, how)
+    both.phase("primary", "asking")
+    world.now += 60
+    time.sleep(0.3)
+    assert both.s_monitor.state.phase not in ("active", "peer_lost"), "it hears its primary"
+    world.mend()
+    both.phase("primary", "awaiting_guest")
+    assert both.s_monitor.state.phase != "active"
+
+
 # -------------------------------------------------------------------------------------------- without an arbiter
 
 
@@ -163,6 +209,9 @@ def test_without_an_arbiter_the_copy_is_kept_for_an_operator(by_hand):
     reason = by_hand.phase("primary", "unprotected")
     assert "playbooks/failover.yml lets its copy on xb, if there is one, go on." in reason
     by_hand.phase("secondary", "peer_lost")
+    answer = by_hand.ask("primary", "stop")
+    assert (answer["ok"], answer["code"]) == (False, "no_devices"), "nor later, without a session"
+    assert by_hand.saved_by("primary")["headless"] is True
     time.sleep(0.5)  # in which it would have been tried again a few times
     assert by_hand.sessions == 1, "a guest that can do nothing is not copied"
     assert by_hand.ask("secondary", "takeover")["ok"] is True
@@ -174,6 +223,8 @@ def test_the_service_manager_may_stop_the_replicator_of_a_guest_that_can_do_noth
     by_hand.p_inbox.put_stop("The service manager stops it.")
     assert by_hand.ended("primary") == 0
     assert by_hand.p_monitor.state.phase == "stopped"
+    assert by_hand.p_monitor.state.headless
+    assert by_hand.p_monitor.state.reason.endswith("h1 stays as it is, and its copy on xb is kept.")
     by_hand.phase("secondary", "peer_lost")
     assert by_hand.copy.running
 
