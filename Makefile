@@ -42,9 +42,9 @@ chaos: setup ## CHAOS_FAULTS (1000) faults of CHAOS_SEED (1) on emulated hosts, 
 model: setup ## who may run, explored exhaustively by spin: seconds
 	model/check
 
-chaos-lab: setup ## the same on the lab's hosts, one at a time: hours; CHAOS_FAULTS (300)
+chaos-lab: setup ## the same on the lab's hosts, one at a time: hours, recorded in docs/campaigns; CHAOS_FAULTS (300)
 	$(BIN)/python -m tests.chaos --ground lab --faults $(or $(CHAOS_FAULTS),300) --seed $(or $(CHAOS_SEED),1) \
-		--journal build/chaos-lab-$(or $(CHAOS_SEED),1).jsonl --report build/chaos-lab-$(or $(CHAOS_SEED),1).md
+		--journal docs/campaigns/lab-$(or $(CHAOS_SEED),1).jsonl --report docs/campaigns/lab-$(or $(CHAOS_SEED),1).md
 
 stock: setup ## our save helper against Debian's own, over a shim, without Xen: under two minutes (Debian 12)
 	$(BIN)/pytest -q tests/stock
