@@ -10,9 +10,22 @@ from pathlib import Path
 from colo_helper.arbiter.etcd import EtcdArbiter, Identity
 from colo_helper.arbiter.interface import ArbiterError
 from lab.network import in_namespace
-from lab.settings import CLIENT_NUMBER, address
+from lab.settings import CLIENT_NUMBER, HOSTS, address
 
 _START_S = 60
+
+
+def with_arbiter(witness, lease_s=10, peer_timeout_ms=5000):
+    """Variables that have h1 protected from the first host to the second, with a witness."""
+    first, second = HOSTS
+    arbiter = {"endpoints": [witness.url], "lease_s": lease_s}
+    protected = {
+        "primary": first,
+        "secondary": second,
+        "peer_timeout_ms": peer_timeout_ms,
+        "arbiter": arbiter,
+    }
+    return {"colo_vm": "h1", "colo_vms": {"h1": protected}}
 
 
 class WitnessHost:

@@ -11,7 +11,7 @@ from lab.inventory import vms
 from lab.lab import Lab
 from lab.playbooks import play as play_on_lab
 from lab.settings import HOSTS, here
-from tests.lab.arbiter import WitnessHost
+from tests.lab.arbiter import WitnessHost, with_arbiter
 from tests.lab.protected_vm import GUEST, ProtectedVm
 
 
@@ -77,10 +77,7 @@ def witness(installed, settings):
 def arbitrated(witness, settings, play):
     """The VM h1, protected with an arbiter from the first host to the second; it is unprotected at the end."""
     made = ProtectedVm(settings)
-    first, second = HOSTS
-    arbiter = {"endpoints": [witness.url], "lease_s": 10}
-    protected = {"primary": first, "secondary": second, "peer_timeout_ms": 5000, "arbiter": arbiter}
-    assert play("protect", extra={"colo_vm": "h1", "colo_vms": {"h1": protected}}).code == 0
+    assert play("protect", extra=with_arbiter(witness)).code == 0
     yield made
     made.on(made.home, "systemctl stop colo-replicator@h1", 120)
 

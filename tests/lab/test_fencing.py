@@ -8,6 +8,7 @@ import time
 import pytest
 
 from lab.settings import HOSTS, peer_of
+from tests.lab.arbiter import with_arbiter
 from tests.lab.asker import Asker
 from tests.lab.power_strip import PROGRAM, PowerStrip, install
 
@@ -28,13 +29,10 @@ def strip(settings, lab, arbitrated):
 def vm(arbitrated, witness, strip, play):
     """h1, whose hosts are switched off by a program, after another one that fails."""
     install(arbitrated, HOSTS)
-    first, second = HOSTS
-    arbiter = {"endpoints": [witness.url], "lease_s": 10}
-    protected = {"primary": first, "secondary": second, "peer_timeout_ms": 5000, "arbiter": arbiter}
-    variables = {"colo_vm": "h1", "colo_vms": {"h1": protected}, "colo_fencing": FENCING}
+    variables = {**with_arbiter(witness), "colo_fencing": FENCING}
     assert play("protect", extra=variables).code == 0
     assert play("protect", extra=variables).changed == dict.fromkeys(HOSTS, 0)
-    arbitrated.wait_for(first, "replicating")
+    arbitrated.wait_for(HOSTS[0], "replicating")
     return arbitrated
 
 
@@ -81,9 +79,7 @@ def test_a_host_whose_device_model_died_gives_its_vm_away_and_stays_on(vm, witne
 
 
 def test_who_needs_no_fencing_any_more_leaves_nothing_of_it(vm, play, witness):
-    arbiter = {"endpoints": [witness.url], "lease_s": 10}
-    protected = {"primary": "xa", "secondary": "xb", "peer_timeout_ms": 5000, "arbiter": arbiter}
     protect_from(vm, "xa")
-    assert play("protect", extra={"colo_vm": "h1", "colo_vms": {"h1": protected}}).code == 0
+    assert play("protect", extra=with_arbiter(witness)).code == 0
     for host in HOSTS:
         assert vm.on(host, "find /etc/colo/fencing -type f") == ""

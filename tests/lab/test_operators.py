@@ -1,8 +1,6 @@
 """What an operator does around a protected VM, each of it twice, on real Xen: preflight, status, logs, and leaving no trace."""
 
-import shutil
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ import yaml
 
 from lab import ssh
 from lab.settings import HOSTS
-from tests.lab.asker import Asker
+from tests.lab.upgrading import another_release, upgraded
 
 pytestmark = pytest.mark.full
 VM = ("-e", "colo_vm=h1")
@@ -58,7 +56,7 @@ def test_from_nothing_to_a_protected_vm_and_back_to_nothing(lab, play, settings,
     assert "Everything is as colo_vms says." in exported.text
     assert yaml.safe_load((tmp_path / "colo_vms.yml").read_text())["colo_vms"]["h1"]["primary"] == "xa"
 
-    upgraded(play, settings, tmp_path / "checkout")
+    upgraded(play, settings, another_release(settings, tmp_path / "checkout"))
     held = gathered(play, settings, tmp_path)
     assert {"state.json", "events.jsonl", "journal.txt", "config.json"} <= {Path(name).name for name in held}
     refused = play("purge", "-e", "colo_host=xb", "-e", "colo_confirm=xb")
@@ -97,37 +95,6 @@ def test_monitoring_and_a_watchdog_come_and_go_as_wished(installed, play, settin
             )
             assert left.split().count("inactive") == 2
             assert left.count("No such file") == 2
-
-
-def upgraded(play, settings, source):
-    """Another release, under a client that never stops asking: nothing is lost, and nobody hangs up."""
-    ignored = shutil.ignore_patterns(".git", ".lab", ".venv", ".*_cache", ".cache", ".hypothesis")
-    shutil.copytree(settings.checkout, source, ignore=ignored)
-    with (source / "colo_helper" / "__init__.py").open("a") as module:
-        module.write("#: Another release.\n")
-    before = {host: release_of(settings, host) for host in ("xa", "xb")}
-    asker = Asker(settings)
-    asker.start()
-    began = time.monotonic()
-    done = play("upgrade", *VM, "-e", f"colo_host_source={source}")
-    silence = asker.longest_silence(began)
-    counters = asker.close()  # one connection through all of it
-    assert done.code == 0
-    assert counters == sorted(counters)
-    assert "h1 runs on, on xa, and was without a second copy for" in done.text
-    after = {host: release_of(settings, host) for host in ("xa", "xb")}
-    assert after["xa"] == after["xb"] != before["xa"]
-    print(
-        f"upgraded in {done.took_s:.0f} s; {len(counters)} answers, the longest wait for one was {silence:.1f} s"
-    )
-    again = play("upgrade", *VM, "-e", f"colo_host_source={source}")
-    assert (again.code, sum(again.changed.values())) == (0, 0)
-
-
-def release_of(settings, host):
-    """The release that the replicator of h1 runs with."""
-    pid = ssh.run(settings, host, "systemctl show --property=MainPID --value colo-replicator@h1").strip()
-    return ssh.run(settings, host, f"grep -o 'releases/[0-9a-f]*' /proc/{pid}/maps | sort -u").split()
 
 
 def gathered(play, settings, tmp_path):

@@ -17,7 +17,7 @@ from tests.chaos.lab.client import Writer
 from tests.chaos.lab.faults import Injection
 from tests.chaos.lab.listener import Listener, longest_silence, speakers
 from tests.chaos.plan import Fault
-from tests.lab.arbiter import WitnessHost
+from tests.lab.arbiter import WitnessHost, with_arbiter
 from tests.lab.kept_pair import KeptPair
 from tests.lab.protected_vm import HELPER, ProtectedVm
 
@@ -49,14 +49,7 @@ class LabGround:
         self._closing.callback(self._listener.close)
         self._writer: Writer | None = None
         play_well(self._settings, "site")
-        protected = {
-            "primary": HOSTS[0],
-            "secondary": HOSTS[1],
-            "peer_timeout_ms": PEER_TIMEOUT_MS,
-            "arbiter": {"endpoints": [self._witness.url], "lease_s": LEASE_S},
-        }
-        vms = {"colo_vm": VM, "colo_vms": {VM: protected}}
-        play_well(self._settings, "protect", extra=vms)
+        play_well(self._settings, "protect", extra=with_arbiter(self._witness, LEASE_S, PEER_TIMEOUT_MS))
         self._kept = KeptPair(self._lab, self._vm, self._witness)
         self._kept.keep()
 
