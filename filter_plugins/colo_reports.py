@@ -34,7 +34,9 @@ _SETTINGS = (
 )
 
 #: Phases of a secondary whose domain is a copy: off the network, or standing still.
-_COPY = frozenset({"receiving", "resyncing", "replicating", "peer_lost", "torn", "standby", "handed_over"})
+#: Phases of a copy that was the VM until a switch-over.
+_STANDING_BY = frozenset({"standby", "handed_over"})
+_COPY = frozenset({"receiving", "resyncing", "replicating", "peer_lost", "torn"}) | _STANDING_BY
 
 #: What ssh says of a host from which nothing comes, and of one that answers at least at its address.
 _SILENT = (
@@ -76,7 +78,7 @@ def failover_problems(
         return [alarm]
     if secondary and (secondary["protection"] == "active" or _handed_over_unheard(primary, secondary)):
         return []
-    if primary and _is_copy(primary):
+    if primary and _is_copy(primary) and _is_there(primary):
         return [_other_way_round(vm, hosts, primary["phase"])]
     if secondary is None:
         return []
@@ -87,7 +89,9 @@ def failover_problems(
 
 def _handed_over_unheard(primary: Mapping[str, Any] | None, secondary: Mapping[str, Any]) -> bool:
     """Whether the primary has handed the VM over, and its replicator has ended, and the secondary has not heard of that."""
-    return primary is not None and primary["protection"] == "standby" and secondary["phase"] == "peer_lost"
+    if primary is None or primary["alive"] or secondary["phase"] != "peer_lost":
+        return False
+    return primary["phase"] in _STANDING_BY
 
 
 def _other_way_round(vm: str, hosts: Mapping[str, str], phase: str) -> str:
@@ -245,6 +249,11 @@ def _is_there(entry: Mapping[str, Any]) -> bool:
     return bool(entry["domain"]) or not entry["domains_known"]
 
 
+def _can_run(entry: Mapping[str, Any]) -> bool:
+    """Whether it may be the VM that people use: a domain without its device model is not."""
+    return _is_there(entry) and not (entry["domain"] or {}).get("headless")
+
+
 def _role(entry: Mapping[str, Any]) -> str:
     """What its replicator has been since the host was started; empty when that is not known."""
     return "" if entry["stale"] else str((entry["state"] or {}).get("role", ""))
@@ -256,7 +265,7 @@ def _is_copy(entry: Mapping[str, Any]) -> bool:
 
 def _is_vm(entry: Mapping[str, Any]) -> bool:
     """Whether the host says itself that the VM is there, and not a copy of it."""
-    return _is_there(entry) and (entry["protection"] == "active" or _role(entry) == "primary")
+    return _can_run(entry) and (entry["protection"] == "active" or _role(entry) == "primary")
 
 
 def _two_copies(name: str, known: Mapping[str, dict[str, Any] | None]) -> str:
@@ -266,7 +275,7 @@ def _two_copies(name: str, known: Mapping[str, dict[str, Any] | None]) -> str:
         (host for host in entries if _is_vm(entries[host])),
         key=lambda host: entries[host]["protection"] != "active",
     )
-    others = [host for host in entries if _is_there(entries[host]) and not _is_copy(entries[host])]
+    others = [host for host in entries if _can_run(entries[host]) and not _is_copy(entries[host])]
     for host in vms:
         for other in others:
             if other != host:

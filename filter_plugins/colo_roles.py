@@ -330,7 +330,7 @@ def _runs(entry: Mapping[str, Any]) -> bool:
     if not _state(entry):
         return not entry["alive"]
     primary = _state(entry).get("role") == "primary" and entry["phase"] not in _STANDING_BY
-    if _state(entry).get("headless"):  # a domain without its device model can do nothing any more
+    if entry["domain"].get("headless"):  # without its device model it can do nothing any more
         return False
     return entry["protection"] == "active" or primary
 

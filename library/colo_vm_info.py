@@ -50,7 +50,7 @@ vms:
       phase: replicating
       protection: running
       verification: null
-      domain: {domid: 3, memory_mib: 100, state: "-b----"}
+      domain: {domid: 3, memory_mib: 100, state: "-b----", headless: false}
       domains_known: true
       may_run_vm: true
       sentence: Both copies run.

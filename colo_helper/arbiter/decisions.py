@@ -74,6 +74,16 @@ def primary_lost(seen: Seen, me: str, vm: str, generation: str, why: str, now_s:
     return Ruling(Do.CLAIM, f"The lease of {record.owner} has ended.", _next(seen, vm, me, ALONE, why, now_s))
 
 
+def given_to(seen: Seen, me: str, vm: str) -> Ruling:
+    """Decide for a secondary in maintenance: it goes on when its owner has given it the VM, never by itself."""
+    record = seen.record
+    if record is not None and record.owner == me and record.given_by:
+        return _ours(record)
+    return Ruling(
+        Do.WAIT, f"The copy of {vm} here does not take over by itself, because it is in maintenance."
+    )
+
+
 def operator_decided(seen: Seen, me: str, vm: str, generation: str, why: str, now_s: int) -> Ruling:
     """Decide what an operator's takeover comes to that the arbiter hears of later: they said that the owner is off.
 

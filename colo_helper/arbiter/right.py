@@ -39,6 +39,9 @@ class Right(Protocol):
     def take_over(self, generation: str, why: str) -> Ruling:
         """Ask for the VM whose primary is not heard."""
 
+    def given(self, generation: str, why: str) -> Ruling:
+        """Ask whether the owner has given the VM away to this side."""
+
     def taken_over(self, generation: str, why: str) -> Ruling:
         """Have an operator's takeover written down."""
 
@@ -81,6 +84,10 @@ class ByHand:
 
     def take_over(self, generation: str, why: str) -> Ruling:  # noqa: ARG002
         """See Right: who asks for it is an operator."""
+        return _RUN
+
+    def given(self, generation: str, why: str) -> Ruling:  # noqa: ARG002
+        """See Right: nobody writes it down."""
         return _RUN
 
     def taken_over(self, generation: str, why: str) -> Ruling:  # noqa: ARG002

@@ -10,6 +10,7 @@ from contextlib import suppress
 from colo_helper.arbiter.decisions import (
     Do,
     Ruling,
+    given_to,
     handed_over,
     operator_decided,
     overridden,
@@ -130,6 +131,10 @@ class Tenure:
         return self._settle(
             lambda seen: primary_lost(seen, self._me, self._vm, generation, why, int(time.time()))
         )
+
+    def given(self, _generation: str, _why: str) -> Ruling:
+        """Ask whether the owner has made this side the owner. Raises ArbiterError."""
+        return self._settle(lambda seen: given_to(seen, self._me, self._vm))
 
     def taken_over(self, generation: str, why: str) -> Ruling:
         """Have it written down that an operator has decided, without the arbiter, that the copy here is the VM.

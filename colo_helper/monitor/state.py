@@ -111,8 +111,6 @@ class State:
     override: str = ""
     #: On a copy without a primary: whether that has said that its guest has ended; only an operator lets this one go on then.
     guest_ended: bool = False
-    #: On a primary: whether the device model of its guest has ended, so that it can do nothing any more.
-    headless: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the object without ``since``, ``updated``, ``updated_monotonic_s`` and ``boot_id``."""

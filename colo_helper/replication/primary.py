@@ -121,12 +121,13 @@ class Primary:
         shared, by_service = self.ownership.right.shared, self.inbox.stopped_by_service
         behind = cause_behind(cause, ended.cause, shared=shared, stopped_by_service=by_service)
         if behind is not ended.cause:
-            return behind, why
+            return behind, f"{ended}, and {why}" if behind is Cause.GIVEN_UP else why
         if behind is Cause.NO_DEVICES:
             self.inbox.refuse_stops(
                 "no_devices",
                 f"{ended}: its copy on {self.config.peer_name} may be all that can run, and is not given up. Look with "
-                f"playbooks/status.yml; let it go on with playbooks/failover.yml, or 'xl destroy {self.config.vm}' first.",
+                f"playbooks/status.yml. 'xl destroy {self.config.vm}' ends it here; then playbooks/failover.yml lets the copy "
+                "go on.",
             )
         return behind, str(ended)
 
@@ -172,9 +173,7 @@ class Primary:
                 return (Cause.GIVEN_UP if self.ownership.give_up(why, unanswered) else cause), why
             self.ownership.settle(why, unanswered)
         except SessionEndedError as error:
-            if cause is Cause.NO_DEVICES and error.cause is Cause.SUCCEEDED:
-                return Cause.GIVEN_UP, f"{why}, and {error}"
-            return error.cause, str(error)
+            return self._behind(error.cause, str(error))
         if cause is Cause.STOP and not self.inbox.stop_reason:
             return Cause.PEER_LOST, "The stop that was asked for was refused meanwhile"
         return cause, why
@@ -208,6 +207,8 @@ class Primary:
             # Before anybody is asked, which may take long: the copy must not go on from a guest that has ended.
             self._part(primary_end(vm, peer, step, cause, why).tell, why)
         cause, why = self._settled(cause, why)
+        if cause is Cause.STOP:  # its guest may have ended while the arbiter was asked
+            cause, why = self._behind(cause, why)
         ended = self.here.how_ended() if cause is Cause.STOP else None
         headless = ended is not None and ended.cause is Cause.NO_DEVICES
         lives = ended is None or headless
@@ -222,7 +223,6 @@ class Primary:
             self.monitor.restore(role="secondary")
             lives = not self.here.discard()
         end = primary_end(vm, peer, self.here.step, cause, why, lives=lives, headless=headless)
-        self.monitor.restore(headless=headless or cause is Cause.NO_DEVICES)
         if last and end.exit_code is None:
             end = replace(end, phase="failed", exit_code=1, sentence=f"{why}; {vm} runs on unprotected.")
         problems = self._let_go(cause, end, why)

@@ -97,8 +97,7 @@ class PrimaryGuest:
         self.packets.go_on_moving(guest)
         if not before.crashed:
             self._wait_for_firmware(guest)
-        text = f"Connecting to {self.config.peer_name}."
-        self.monitor.enter("connecting", text, domid=domid, headless=False)
+        self.monitor.enter("connecting", f"Connecting to {self.config.peer_name}.", domid=domid)
         self.opened = True
         return guest
 
@@ -241,14 +240,19 @@ class PrimaryGuest:
     # ------------------------------------------------------------------------------------------ let go
 
     def discard(self) -> bool:
-        """The copy is the VM; nothing of the guest here stays. Tells whether its domain is gone."""
+        """The copy is the VM; nothing of the guest here stays. Tells whether no domain of that name is left."""
         guest, self.guest, self.opened = self.guest, None, False
-        if guest is None:
-            return True
-        undestroyed = attempt([lambda: self.host.destroy(guest.domain.domid)])
-        for problem in [*undestroyed, *guest.close()]:
+        problems = []
+        if guest:
+            problems = [*attempt([lambda: self.host.destroy(guest.domain.domid)]), *guest.close()]
+        try:
+            left = self.host.find(self.config.vm)
+        except LOCAL_ERRORS as error:
+            left = -1
+            problems.append(str(error))
+        for problem in problems:
             self.monitor.event("give_up", problem)
-        return not undestroyed
+        return left is None
 
     def forget(self) -> None:
         """The guest has ended; another one may come under its name."""

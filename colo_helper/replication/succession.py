@@ -22,6 +22,8 @@ Fence = Callable[[], Fenced | None]
 _REFUSED = "takeover_refused"
 #: How often the arbiter is asked for the VM, and how often it is tried to switch the primary's host off, in seconds.
 ASK_AGAIN_S, FENCE_AGAIN_S = 0.5, 10.0
+#: How often it is looked whether the owner has given the VM to a copy in maintenance, in seconds.
+_MAINTAINED_AGAIN_S = 5.0
 #: How long an attempt is waited for before the inbox is looked at again.
 _FENCE_AT_ONCE_S = 0.2
 
@@ -75,7 +77,6 @@ class Succession:
         return (
             self.right.automatic
             and not self._settled
-            and not state.maintenance
             and not state.guest_ended
             and state.phase == "peer_lost"
         )
@@ -107,9 +108,10 @@ class Succession:
 
         Returns what is in the way and may pass, and when to ask again, in seconds.
         """
-        ruling, sentence = self._ask(self.right.take_over)
+        maintained = self.monitor.state.maintenance != ""
+        ruling, sentence = self._ask(self.right.given if maintained else self.right.take_over)
         if ruling is None or ruling.do is Do.WAIT:
-            return sentence, ASK_AGAIN_S
+            return sentence, _MAINTAINED_AGAIN_S if maintained else ASK_AGAIN_S
         if ruling.do is Do.STOP:
             self._settled = True
             self.monitor.event(_REFUSED, sentence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 ENVIRONMENT = {"LC_ALL": "C"}
 #: xl waits for as long as xenstored or the hypervisor do not answer; a failover cannot.
 XL_TIMEOUT_S = 30
+PROCESSES = Path("/proc")
 
 
 def unit_name(vm: str) -> str:
@@ -61,9 +63,29 @@ def main_pid(module: AnsibleModule, vm: str) -> int:
 
 
 def read_domains(module: AnsibleModule) -> dict[str, dict[str, Any]] | None:
-    """The domains of this host by name; None when Xen does not tell, or not in time."""
+    """The domains of this host by name; None when Xen does not tell, or not in time. ``headless``: no device model runs."""
     rc, out, _err = run_tool(module, ["xl", "list"])
-    return parse_domains(out) if rc == 0 else None
+    if rc != 0:
+        return None
+    served = device_models()
+    return {
+        name: {**domain, "headless": domain["domid"] not in served}
+        for name, domain in parse_domains(out).items()
+    }
+
+
+def device_models() -> set[int]:
+    """Domains that have a running device model, by command lines with ``-xen-domid N`` (libxl_dm.c); a zombie has none."""
+    found = set()
+    for path in PROCESSES.glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:  # it has ended meanwhile
+            continue
+        if b"-xen-domid" in words[:-1]:
+            number = words[words.index(b"-xen-domid") + 1]
+            found |= {int(number)} if number.isdigit() else set()
+    return found
 
 
 def run_tool(module: AnsibleModule, argv: list[str]) -> tuple[int, str, str]:

@@ -85,8 +85,21 @@ class Snapshot:
             return "standby"
         return "running" if self.alive and self.phase not in ENDED else "stopped"
 
+    @property
+    def headless(self) -> bool:
+        """Whether the domain of a protected VM has no device model any more, so that it can do nothing."""
+        return self.config is not None and self.domain is not None and self.domain.get("headless") is True
+
     def sentence(self) -> str:
         """What an operator should know first."""
+        lost = (
+            " The device model of its domain has ended, so it can do nothing any more."
+            if self.headless
+            else ""
+        )
+        return self._sentence() + lost
+
+    def _sentence(self) -> str:
         where = f"{self.vm} on {self.host}"
         journal = f"Look at: journalctl -u {host.unit_name(self.vm)}"
         if self.alive:

@@ -196,6 +196,8 @@ def cause_behind(cause: Cause, ended: Cause | None, *, shared: bool, stopped_by_
     """
     if ended is None or cause in (Cause.SWITCHED, Cause.GIVEN_UP, Cause.LEFT):
         return cause
+    if ended is Cause.GUEST_DIED:  # its copy is kept, whoever stops this side
+        return cause if cause is Cause.SUCCEEDED else ended
     if ended is not Cause.NO_DEVICES:
         return cause if cause in (Cause.STOP, Cause.SUCCEEDED) else ended
     if cause is Cause.SUCCEEDED:
@@ -255,7 +257,7 @@ def _protected_end(vm: str, peer: str, cause: Cause, why: str) -> PrimaryEnd:
         )
     if cause is Cause.NO_DEVICES:
         sentence = (
-            f"{why}; {vm} stays as it is. 'xl destroy {vm}' ends it here, and playbooks/failover.yml lets its copy on {peer}, "
+            f"{why}; {vm} stays as it is. 'xl destroy {vm}' ends it here; then playbooks/failover.yml lets its copy on {peer}, "
             "if there is one, go on."
         )
         return PrimaryEnd("unprotected", "keep", None, sentence)

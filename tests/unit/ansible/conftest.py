@@ -35,6 +35,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
             "channel",
             "filetree",
             "gate",
+            "host",
             "preflight",
             "release",
             "save_helper",
@@ -62,6 +63,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     monkeypatch.setattr(snapshot, "BOOT_ID", tmp_path / "boot_id")
     monkeypatch.setattr(gate, "PREFIX", tmp_path / "opt")
     monkeypatch.setattr(release, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(modules["host"], "PROCESSES", tmp_path / "proc")
     monkeypatch.setattr(modules["save_helper"], "LIBRARIES", tmp_path / "lib")
     monkeypatch.setattr(preflight, "CAPABILITIES", tmp_path / "etc" / "capabilities")
     monkeypatch.setattr(preflight, "OS_RELEASE", tmp_path / "etc" / "os-release")

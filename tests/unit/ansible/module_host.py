@@ -41,6 +41,8 @@ class FakeHost:
     root: Path
     units: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     domains: dict[str, tuple[int, str]] | None = field(default_factory=dict)
+    #: Those whose device model has ended, by number.
+    headless: set[int] = field(default_factory=set)
     info: str = ""
     answers: dict[str, Callable[[list[str]], tuple[int, str, str]]] = field(default_factory=dict)
     calls: list[list[str]] = field(default_factory=list)
@@ -65,6 +67,10 @@ class FakeHost:
     def _list(self) -> tuple[int, str, str]:
         if self.domains is None:
             return 1, "", "xl: cannot open /dev/xen/privcmd"
+        for domid in {domid for domid, _ in self.domains.values()} - self.headless:
+            process = self.root / "proc" / f"9{domid}"
+            process.mkdir(exist_ok=True)
+            (process / "cmdline").write_bytes(b"xen-qemu-system-i386\0-xen-domid\0%d\0" % domid)
         head = "Name                                        ID   Mem VCPUs\tState\tTime(s)\n"
         rows = [
             f"{name:<40} {domid:>5}   100     1     {state}      12.4"

@@ -503,6 +503,17 @@ def test_a_name_that_could_leave_its_directory(run: Runner) -> None:
     )
 
 
+def test_info_says_that_a_domain_has_no_device_model_any_more(host: FakeHost, run: Runner) -> None:
+    host.domains, host.headless = {"h1": (1, "-b----")}, {1}
+    write_config(host)
+    write_state(host, "unprotected")
+    (entry,) = run("colo_vm_info")["vms"]
+    assert entry["domain"]["headless"] is True
+    assert entry["sentence"].endswith(
+        "The device model of its domain has ended, so it can do nothing any more."
+    )
+
+
 def test_info_reports_a_dead_replicator(host: FakeHost, run: Runner) -> None:
     host.domains = {"h1": (1, "-b----")}
     host.units[UNIT] = ("failed", "failed", "signal")
@@ -514,7 +525,7 @@ def test_info_reports_a_dead_replicator(host: FakeHost, run: Runner) -> None:
     assert entry["name"] == "h1"
     assert entry["alive"] is False
     assert entry["protection"] == "stopped"
-    assert entry["domain"] == {"domid": 1, "memory_mib": 100, "state": "-b----"}
+    assert entry["domain"] == {"domid": 1, "memory_mib": 100, "state": "-b----", "headless": False}
     assert entry["verification"] == {"unexplained": []}
     assert entry["may_run_vm"] is True
     assert entry["sentence"] == (

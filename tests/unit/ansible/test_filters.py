@@ -293,6 +293,9 @@ def test_a_copy_that_has_not_heard_that_it_was_handed_the_vm_may_take_over() -> 
     for phase in ("handed_over", "standby"):
         here = side(phase, alive=False, protection="standby", state={"role": "secondary"})
         assert failover(there, here) == []
+        assert failover(there, {**here, "domain": None, "protection": "stopped"}) == [], (
+            "it was destroyed there"
+        )
         waits = side(
             phase, protection="running", state={"role": "secondary"}
         )  # its replicator lives, and may hear of it
@@ -644,6 +647,7 @@ def test_two_copies_are_seen_on_a_third_host() -> None:
         (ACTIVE, said("waiting", "secondary", domain=None)),
         (ACTIVE, said("awaiting_guest", "primary", domain=None)),
         (ACTIVE, booted()),
+        (ACTIVE, said("asking", "primary", domain={"domid": 3, "headless": True})),
         (said("stopped", "primary", alive=False), gone(state={"role": "secondary"})),
     ],
 )

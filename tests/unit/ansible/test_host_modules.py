@@ -96,9 +96,16 @@ def test_an_xl_that_hangs_tells_no_domains(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(utility("host"), "XL_TIMEOUT_S", 0.2)
     assert utility("host").read_domains(Module()) is None
     xl.write_text("#!/bin/sh\necho Name ID Mem VCPUs State Times; echo h1 3 128 1 -b---- 1.0\n")
-    assert utility("host").read_domains(Module()) == {
-        "h1": {"domid": 3, "memory_mib": 128, "state": "-b----"}
-    }
+    monkeypatch.setattr(utility("host"), "PROCESSES", tmp_path)
+    domain = {"domid": 3, "memory_mib": 128, "state": "-b----"}
+    assert utility("host").read_domains(Module()) == {"h1": {**domain, "headless": True}}
+    (tmp_path / "77").mkdir()
+    (tmp_path / "77" / "cmdline").write_bytes(
+        b"/usr/libexec/xen-qemu-system-i386\0-xen-domid\x003\0-name\0\xff\0"
+    )
+    (tmp_path / "78").mkdir()
+    (tmp_path / "78" / "cmdline").write_bytes(b"grep\0-xen-domid\0")
+    assert utility("host").read_domains(Module()) == {"h1": {**domain, "headless": False}}
 
 
 def test_preflight_of_something_else_entirely(host: FakeHost, run: Runner) -> None:

@@ -105,7 +105,7 @@ def test_a_copy_may_go_when_confirmed_or_when_the_vm_runs_elsewhere() -> None:
     assert confirmation("h1", {"xa": report("handed_over", "primary"), "xb": lonely}, "xb") == "", (
         "that one is a copy, too"
     )
-    headless = report("stopped", "primary", state={"headless": True})
+    headless = report("stopped", "primary", domain={**DOMAIN, "headless": True})
     assert confirmation("h1", {"xa": headless, "xb": lonely}, "xb") == "", "that one can do nothing any more"
 
 

@@ -221,7 +221,7 @@ def test_idle(idle, action, sentence):
         ),
         (
             PrimaryStep.PROTECTED, Cause.NO_DEVICES, "unprotected", "keep", None,
-            "It is so; h1 stays as it is. 'xl destroy h1' ends it here, and playbooks/failover.yml lets its copy on xb, if "
+            "It is so; h1 stays as it is. 'xl destroy h1' ends it here; then playbooks/failover.yml lets its copy on xb, if "
             "there is one, go on.",
         ),
         (
@@ -254,6 +254,7 @@ def test_how_the_primary_ends(step, cause, phase, tell, code, sentence):
         (Cause.PEER_REFUSED, Cause.NO_DEVICES, True, False, Cause.PEER_REFUSED),
         (Cause.PEER_FAILED, Cause.GUEST_ENDED, True, False, Cause.GUEST_ENDED),
         (Cause.STOP, Cause.GUEST_ENDED, True, False, Cause.STOP),
+        (Cause.STOP, Cause.GUEST_DIED, True, False, Cause.GUEST_DIED),
         (Cause.STOP, Cause.NO_DEVICES, False, False, Cause.NO_DEVICES),
         (Cause.STOP, Cause.NO_DEVICES, True, True, Cause.NO_DEVICES),
         (Cause.STOP, Cause.NO_DEVICES, False, True, Cause.STOP),

@@ -194,6 +194,42 @@ def test_a_secondary_of_the_release_before_is_not_told_what_it_does_not_know(bot
     assert both.s_monitor.state.phase != "active"
 
 
+def test_a_copy_in_maintenance_takes_what_its_owner_gives_it(both, world, monkeypatch):
+    """Its host was told first, or the owner's could not be."""
+    monkeypatch.setattr("colo_helper.replication.succession._MAINTAINED_AGAIN_S", 0.05)
+    assert both.ask("secondary", "maintenance", "new disks")["ok"] is True
+    lose_the_device_model(both)
+    both.phase("secondary", "active")
+    assert world.kept == ("xb", ALONE)
+
+
+def test_a_copy_in_maintenance_says_why_it_waits(both, world):
+    assert both.ask("secondary", "maintenance", "new disks")["ok"] is True
+    world.cut("xa")
+    both.cut_line()
+    both.phase("secondary", "peer_lost")
+    waits = eventually(lambda: events(both, "secondary", "takeover_waits"), "asked")
+    assert waits == ["The copy of h1 here does not take over by itself, because it is in maintenance."]
+    world.now += 60
+    assert both.s_monitor.state.phase == "peer_lost"
+
+
+def test_a_device_model_that_ends_while_a_stop_is_settled_keeps_the_copy(both, world, monkeypatch):
+    tenure, dies = both.rights["primary"], device_model(both.primary_host)
+    alone = tenure.alone
+
+    def ends(*arguments, **given):
+        dies.dead = True
+        return alone(*arguments, **given)
+
+    monkeypatch.setattr(tenure, "alone", ends)
+    answer = both.ask("primary", "stop")
+    assert (answer["ok"], answer["code"]) == (False, "no_devices")
+    both.phase("primary", "unprotected")
+    both.phase("secondary", "peer_lost")
+    assert both.copy.running
+
+
 # -------------------------------------------------------------------------------------------- without an arbiter
 
 
@@ -211,7 +247,6 @@ def test_without_an_arbiter_the_copy_is_kept_for_an_operator(by_hand):
     by_hand.phase("secondary", "peer_lost")
     answer = by_hand.ask("primary", "stop")
     assert (answer["ok"], answer["code"]) == (False, "no_devices"), "nor later, without a session"
-    assert by_hand.saved_by("primary")["headless"] is True
     time.sleep(0.5)  # in which it would have been tried again a few times
     assert by_hand.sessions == 1, "a guest that can do nothing is not copied"
     assert by_hand.ask("secondary", "takeover")["ok"] is True
@@ -223,7 +258,6 @@ def test_the_service_manager_may_stop_the_replicator_of_a_guest_that_can_do_noth
     by_hand.p_inbox.put_stop("The service manager stops it.")
     assert by_hand.ended("primary") == 0
     assert by_hand.p_monitor.state.phase == "stopped"
-    assert by_hand.p_monitor.state.headless
     assert by_hand.p_monitor.state.reason.endswith("h1 stays as it is, and its copy on xb is kept.")
     by_hand.phase("secondary", "peer_lost")
     assert by_hand.copy.running

@@ -32,7 +32,7 @@ CHANNELS = {"life": "alive", "peer_epoch": 1, "round_trip": {}, "broken": {}, "r
 DOCUMENTED = {
     "format", "vm", "role", "mode", "phase", "reason", "domid", "peer", "epoch", "since", "updated", "updated_monotonic_s",
     "boot_id", "last", "totals", "recent", "progress", "channels", "generation", "ended_generation",
-    "packets", "interval", "followed", "maintenance", "shared", "override", "guest_ended", "headless",
+    "packets", "interval", "followed", "maintenance", "shared", "override", "guest_ended",
 }  # fmt: skip
 
 
