@@ -89,9 +89,15 @@ def failover_problems(
 
 def _handed_over_unheard(primary: Mapping[str, Any] | None, secondary: Mapping[str, Any]) -> bool:
     """Whether the primary has handed the VM over, and its replicator has ended, and the secondary has not heard of that."""
-    if primary is None or primary["alive"] or secondary["phase"] != "peer_lost":
+    if (
+        primary is None
+        or primary["alive"]
+        or secondary["phase"] != "peer_lost"
+        or not primary["domains_known"]
+    ):
         return False
-    return primary["phase"] in _STANDING_BY
+    still = not primary["domain"] or "p" in primary["domain"]["state"]
+    return primary["phase"] in _STANDING_BY and _is_its_domain(primary) and still
 
 
 def _other_way_round(vm: str, hosts: Mapping[str, str], phase: str) -> str:
@@ -194,8 +200,15 @@ def _purge_problem(entry: Mapping[str, Any], host: str) -> str:
             f"{name} is still protected on {host} ({entry['phase'] or 'configured'}): end that first with "
             f"playbooks/unprotect.yml -e colo_vm={name}."
         )
-    if not entry["domain"] or entry["protection"] == "stopped":
+    if not entry["domain"]:
         return ""
+    if entry["protection"] == "stopped":
+        if _role(entry) != "secondary" or entry["phase"] not in _COPY:
+            return ""
+        return (
+            f"A copy of {name} is left on {host} ({entry['phase']}), and nobody keeps it: when {name} runs on another host, "
+            f"remove it with 'xl destroy {name}', then run this again."
+        )
     if entry["protection"] == "active":
         return (
             f"{name} runs on {host} since it took over, and its protection has ended: shut it down with 'xl shutdown {name}', "
@@ -260,7 +273,13 @@ def _role(entry: Mapping[str, Any]) -> str:
 
 
 def _is_copy(entry: Mapping[str, Any]) -> bool:
-    return _role(entry) == "secondary" and entry["phase"] in _COPY
+    return _role(entry) == "secondary" and entry["phase"] in _COPY and _is_its_domain(entry)
+
+
+def _is_its_domain(entry: Mapping[str, Any]) -> bool:
+    """Whether the domain there is the one that its replicator speaks of; somebody may have made another of that name."""
+    domain = entry["domain"] or {}
+    return not domain or (entry["state"] or {}).get("domid") in (None, domain.get("domid"))
 
 
 def _is_vm(entry: Mapping[str, Any]) -> bool:

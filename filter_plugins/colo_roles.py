@@ -9,6 +9,8 @@ from typing import Any
 
 #: Phases of a copy that was the VM until a switch-over.
 _STANDING_BY = frozenset({"standby", "handed_over"})
+#: Letters of a domain's state that does not run: shut down, crashed, dying, paused.
+_STILL = frozenset("scdp")
 
 
 def switch_plan(vm: str, reports: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,9 +63,12 @@ def primary_now(vm: str, reports: Mapping[str, Any]) -> str:
 
 
 def discard_confirmation(vm: str, reports: Mapping[str, Any], host: str, confirm: str = "") -> str:
-    """What to confirm the removal of a copy on ``host`` with: that ``vm`` runs on another of them is reason enough."""
+    """What to confirm the removal of a copy on ``host`` with: that ``vm``, of which it is a copy, runs on another of them."""
     entries = _of_vm(vm, reports)
-    elsewhere = any(entry and _runs(entry) for other, entry in entries.items() if other != host)
+    copy = entries.get(host)
+    elsewhere = any(
+        entry and copy and _is_copied(entry, copy) for other, entry in entries.items() if other != host
+    )
     return vm if confirm == vm or elsewhere else ""
 
 
@@ -275,6 +280,16 @@ def restart_plan(vms: Mapping[str, Any], host: str, reports: Mapping[str, Any]) 
     return {"hand_over": hand_over, "peers": peers, "problems": problems}
 
 
+def unknown_problems(report: Mapping[str, Any], host: str, known: Sequence[str]) -> list[str]:
+    """One sentence for each VM that ``host`` protects, by its result of colo_vm_info, and that is not ``known``."""
+    return [
+        f"{entry['name']} is protected on {host} ({entry['phase'] or 'configured'}), and colo_vms says nothing of that, so "
+        "nobody would look after it: correct colo_vms, or end it there first (playbooks/unprotect.yml)."
+        for entry in report["vms"]
+        if entry["name"] not in known and (entry["config"] or entry["alive"])
+    ]
+
+
 def live_groups(reports: Mapping[str, Any]) -> dict[str, list[str]]:
     """For each host the groups that it is in by what it has now, for an operator's own plays.
 
@@ -302,8 +317,11 @@ def _live_groups(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _is_copy(entry: Mapping[str, Any]) -> bool:
     """Whether its replicator has said since the host's boot that this domain is not the VM."""
+    state, domain = _state(entry), entry["domain"] or {}
+    if domain and state.get("domid") not in (None, domain.get("domid")):
+        return False  # somebody has made another one of that name
     return entry["protection"] != "active" and (
-        _state(entry).get("role") == "secondary" or entry["phase"] in _STANDING_BY
+        state.get("role") == "secondary" or entry["phase"] in _STANDING_BY
     )
 
 
@@ -323,15 +341,27 @@ def _reason_to_leave_alone(vm: str, host: str, entry: Mapping[str, Any], quiet_s
     return f"{vm} is as it is on {host} for {quiet:.0f} s only: it is protected again after {quiet_s:.0f} s without a change."
 
 
+def _is_copied(entry: Mapping[str, Any], copy: Mapping[str, Any]) -> bool:
+    """Whether ``copy`` is one of a VM that runs, for sure: a guest that has ended, or booted anew, is another one."""
+    state, generation = _state(entry), _state(entry).get("generation")
+    return (
+        _runs(entry)
+        and state.get("domid") == entry["domain"].get("domid")
+        and not _STILL & set(entry["domain"].get("state", "p"))
+        and bool(generation)
+        and generation == _state(copy).get("generation")
+    )
+
+
 def _runs(entry: Mapping[str, Any]) -> bool:
     """Whether the VM, and not a copy of it, is there: a domain that no replicator has had since the host's boot is none."""
-    if not entry["domain"]:
+    if not entry["domain"] or entry["domain"].get(
+        "headless"
+    ):  # without its device model it can do nothing any more
         return False
     if not _state(entry):
         return not entry["alive"]
     primary = _state(entry).get("role") == "primary" and entry["phase"] not in _STANDING_BY
-    if entry["domain"].get("headless"):  # without its device model it can do nothing any more
-        return False
     return entry["protection"] == "active" or primary
 
 
@@ -391,5 +421,6 @@ class FilterModule:
             "colo_rebalance_plan": rebalance_plan,
             "colo_step_problems": step_problems,
             "colo_restart_plan": restart_plan,
+            "colo_unknown_problems": unknown_problems,
             "colo_live_groups": live_groups,
         }

@@ -254,7 +254,11 @@ class Primary:
         problems = self.here.guest.release() if self.here.guest and end.guest != "hold" else []
         if end.guest == "run":
             problems += attempt([self.here.rejoin])
-        self._part(end.tell, why)
+        tell = end.tell
+        if tell == "end" and end.guest == "run" and (ended := self.here.how_ended(failing=problems != [])):
+            problems.append(f"{ended}: its copy on {self.config.peer_name} is kept.")
+            tell = "keep"
+        self._part(tell, why)
         # After an orderly end the copy is gone, and nobody can go on from before what clients are shown now.
         self.packets.side.release()
         if self.here.guest and end.guest != "gone":

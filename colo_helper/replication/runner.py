@@ -68,6 +68,7 @@ class Desk:
             request.verb,
             arbiter=self._config.arbiter is not None,
             reason=self._monitor.state.reason,
+            forced=request.forced,
         )
         if refusal:
             raise RefusedError(refusal.code, refusal.sentence)

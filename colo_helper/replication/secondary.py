@@ -11,6 +11,7 @@ from colo_helper.monitor.state import kept_state
 from colo_helper.replication.active_copy import ActiveCopy
 from colo_helper.replication.config import Config
 from colo_helper.replication.conversation import Conversation
+from colo_helper.replication.decisions.refusals import stop_refusal
 from colo_helper.replication.decisions.secondary import (
     STANDING_BY,
     SecondaryEnd,
@@ -132,7 +133,7 @@ class Secondary:
             self.takeover.answer(self.inbox.requests.popleft())
         elif self.inbox.sessions:
             self.active.turn_away(self.inbox.sessions.pop())
-        elif self.inbox.stop_reason and not active and (self.inbox.stop_requests or self.host.going_down()):
+        elif self.inbox.stop_reason and not active and self._copy_may_go():
             # A copy must not be saved with its host, to run on the network after the next boot.
             end = stopped_end(self.config.vm, self.inbox.stop_reason)
             if problems := self.copy.destroy():
@@ -150,6 +151,15 @@ class Secondary:
         else:
             self._wait_with_copy()
         return None
+
+    def _copy_may_go(self) -> bool:
+        """Whether whoever stops this side takes the copy with it. What was asked in a session was asked of another copy."""
+        requests = self.inbox.stop_requests
+        forced = any(request.forced for request in requests)
+        phase = self.monitor.state.phase
+        if requests and (refusal := stop_refusal(self.config.vm, "secondary", phase, forced=forced)):
+            self.inbox.refuse_stops(refusal.code, refusal.sentence)
+        return bool(requests) or (self.inbox.stopped_by_service and self.host.going_down())
 
     def _wait_with_copy(self) -> None:
         if self.copy.failure:

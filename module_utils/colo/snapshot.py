@@ -72,6 +72,11 @@ class Snapshot:
         return self.phase in ALONE and (self.alive or self.domain is not None)
 
     @property
+    def kept(self) -> bool:
+        """A copy without a primary, or one that was the VM until a switch-over: it may be all that is left of the VM."""
+        return self.phase in ALONE | STANDING_BY and (self.alive or self.domain is not None)
+
+    @property
     def may_run_vm(self) -> bool:
         """The VM may be running here; when Xen does not tell, it may."""
         return self.alive or self.domain is not None or not self.domains_known

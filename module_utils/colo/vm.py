@@ -267,17 +267,29 @@ class ProtectedVm(DesiredState):
     # unprotected
 
     def _refuse_discarding(self, now: snapshot.Snapshot) -> None:
-        if now.alone and not now.taken_over and self.params["confirm"] != self.vm:
+        if now.kept and not now.taken_over and not self._confirmed:
+            why = (
+                "is from before a switch-over"
+                if now.phase in snapshot.STANDING_BY
+                else "has lost its primary"
+            )
             raise Failure(
-                f"The copy of {self.vm} on {now.host} has lost its primary and may be the only one left: run "
+                f"The copy of {self.vm} on {now.host} {why} and may be the only one left: run "
                 f"playbooks/failover.yml to go on with it, or confirm with its name ({self.vm}) that it shall be destroyed."
             )
+
+    @property
+    def _confirmed(self) -> bool:
+        return bool(self.params["confirm"] == self.vm)
 
     def _unprotect(self) -> None:
         now = self.look()
         if now.alive and not now.taken_over:
             try:
-                answer = gate.request(self.vm, "stop", _STOP_TIMEOUT_S)
+                confirmed = {"reason": "It was confirmed with the VM's name.", "forced": True}
+                answer = gate.request(
+                    self.vm, "stop", _STOP_TIMEOUT_S, **(confirmed if self._confirmed else {})
+                )
             except Failure as failure:
                 self.module.warn(f"{failure.sentence} It is stopped by systemd.")
             else:
@@ -287,13 +299,21 @@ class ProtectedVm(DesiredState):
                         code=answer.get("code"),
                     )
         self._systemctl("disable", "--quiet", "--now")
+        role = (now.state or {}).get("role") if now.phase else (now.config or {}).get("role")
+        if role == "secondary" and not now.taken_over and self.look().domain is not None:
+            self._leave_copy(now)
         snapshot.config_path(self.vm).unlink(missing_ok=True)
-        left = self.look()
-        if left.domain is not None and (now.config or {}).get("role") == "secondary" and not now.taken_over:
-            self.module.warn(
-                f"A domain {self.vm} is left on {now.host}, which was its secondary. When the VM runs on its primary, "
-                f"remove this one with 'xl destroy {self.vm}'."
+
+    def _leave_copy(self, now: snapshot.Snapshot) -> None:
+        """A domain is left that nobody keeps any more: with its configuration a replicator could go on with it."""
+        remove = f"When the VM runs on its other host, remove this one with 'xl destroy {self.vm}'"
+        if not self._confirmed:
+            raise Failure(
+                f"A copy of {self.vm} is left on {now.host} ({now.phase or 'no phase'}), and its replicator has not given it "
+                f"up; its configuration stays. {remove}, then run this again; if it is all that is left of {self.vm}, run "
+                "playbooks/failover.yml."
             )
+        self.module.warn(f"A domain {self.vm} is left on {now.host}, which was its secondary. {remove}.")
 
     # standby
 

@@ -48,19 +48,40 @@ class Refusal:
 
 
 def verb_refusal(
-    vm: str, role: str, phase: str, verb: str, *, arbiter: bool, reason: str = ""
+    vm: str, role: str, phase: str, verb: str, *, arbiter: bool, reason: str = "", forced: bool = False
 ) -> Refusal | None:
-    """Decide whether a verb may be carried out in a phase, which was entered for a reason; None means yes."""
+    """Decide whether a verb may be carried out in a phase, which was entered for a reason; None means yes.
+
+    ``forced``: an operator has confirmed it by the VM's name.
+    """
     if verb in ("maintenance", "automatic") and not arbiter:
         return Refusal("no_arbiter", f"{vm} has no arbiter, so nobody takes over by itself in any case.")
     if verb in ("checkpoint", "verify", "capture", "switchover"):
         return _checkpoint_refusal(vm, role, phase, reason, verb)
     if verb == "takeover":
         return _takeover_refusal(vm, role, phase)
-    if verb == "stop" and phase == "active":
+    if verb == "stop":
+        return stop_refusal(vm, role, phase, forced=forced)
+    return None
+
+
+#: Phases of a copy that may be all that is left of the VM.
+LAST_COPY = ("peer_lost", *STANDING_BY)
+
+
+def stop_refusal(vm: str, role: str, phase: str, *, forced: bool) -> Refusal | None:
+    """Decide whether an operator may end a replicator, and with it the copy that it keeps, if it does; None means yes."""
+    if phase == "active":
         return Refusal(
             "active",
             f"{vm} was taken over and this is the copy in use; it will not be destroyed. Shut it down with xl.",
+        )
+    if role == "secondary" and phase in LAST_COPY and not forced:
+        return Refusal(
+            "alone",
+            f"The copy of {vm} here has no primary that keeps it ({phase}), and may be all that is left of {vm}: "
+            "playbooks/failover.yml lets it go on, and playbooks/unprotect.yml destroys it when its name is confirmed "
+            f"(-e colo_confirm={vm}).",
         )
     return None
 
@@ -84,7 +105,7 @@ def _takeover_refusal(vm: str, role: str, phase: str) -> Refusal | None:
         )
     if phase == "active":
         return Refusal("already_active", f"{vm} was taken over before; it is active here.")
-    if phase not in ("peer_lost", *STANDING_BY):
+    if phase not in LAST_COPY:
         return Refusal("no_copy", f"There is no copy of {vm} here that could take over (it is {phase}).")
     return None
 

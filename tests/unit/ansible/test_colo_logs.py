@@ -103,6 +103,8 @@ def test_what_keeps_a_host_from_being_purged() -> None:
         "protection": "stopped",
         "phase": "stopped",
         "domain": None,
+        "stale": False,
+        "state": None,
     }
     unprotected = {**ended, "domain": {"domid": 3}}
     assert problems({"vms": [ended, unprotected, {**ended, "phase": "active"}]}, "xa") == []
@@ -114,6 +116,12 @@ def test_what_keeps_a_host_from_being_purged() -> None:
         "h0 runs on xa since it took over, and its protection has ended: shut it down with 'xl shutdown h0', or move it with "
         "'xl migrate h0 HOST', then run this again."
     ]
+    left = {**unprotected, "phase": "peer_lost", "state": {"role": "secondary", "domid": 3}}
+    assert problems({"vms": [left]}, "xa") == [
+        "A copy of h0 is left on xa (peer_lost), and nobody keeps it: when h0 runs on another host, remove it with "
+        "'xl destroy h0', then run this again."
+    ]
+    assert problems({"vms": [{**left, "stale": True}]}, "xa") == [], "its host was started since"
     assert problems({"vms": [{**unprotected, "protection": "standby"}]}, "xa") == [
         "A copy of h0 stands still on xa since a switch-over, and nobody keeps it: when h0 runs on another host, remove it "
         "with 'xl destroy h0', then run this again."

@@ -389,6 +389,47 @@ def test_a_lonely_copy_is_not_removed_unasked(starts: FakeHost, run: Runner, hel
 
 
 @pytest.mark.usefixtures("helper")
+@pytest.mark.parametrize("phase", ["standby", "handed_over"])
+def test_nor_is_one_from_before_a_switch_over(starts: FakeHost, run: Runner, phase: str) -> None:
+    lost_its_primary(starts, phase)
+    refused = run("colo_vm", name="h1", state="unprotected")
+    assert refused["msg"].startswith(
+        "The copy of h1 on xa is from before a switch-over and may be the only one left: "
+    )
+    assert not starts.ran("systemctl", "disable", "--quiet", "--now", UNIT)
+
+
+@pytest.mark.usefixtures("helper")
+def test_a_copy_that_nobody_has_given_up_keeps_its_configuration(starts: FakeHost, run: Runner) -> None:
+    """Its replicator died in the middle of a session: with its configuration one can go on with the copy."""
+    lost_its_primary(starts, "replicating")
+    starts.units[UNIT] = ("failed", "failed", "signal")
+    refused = run("colo_vm", name="h1", state="unprotected")
+    assert refused["msg"].startswith(
+        "A copy of h1 is left on xa (replicating), and its replicator has not given it up"
+    )
+    assert (starts.root / "vms" / "h1.json").exists()
+    done = run("colo_vm", name="h1", state="unprotected", confirm="h1")
+    assert done["changed"] is True
+    assert not (starts.root / "vms" / "h1.json").exists()
+
+
+def test_a_confirmation_is_told_to_the_replicator(
+    starts: FakeHost, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost_its_primary(starts)
+    asked: list[dict[str, Any]] = []
+
+    def request(_vm: str, verb: str, _timeout_s: float, **how: Any) -> dict[str, Any]:
+        asked.append({"verb": verb, **how})
+        return {"ok": True}
+
+    monkeypatch.setattr(utility("gate"), "request", request)
+    run("colo_vm", name="h1", state="unprotected", confirm="h1")
+    assert asked == [{"verb": "stop", "reason": "It was confirmed with the VM's name.", "forced": True}]
+
+
+@pytest.mark.usefixtures("helper")
 def test_a_vm_that_took_over_keeps_running_when_its_protection_ends(starts: FakeHost, run: Runner) -> None:
     starts.domains = {"h1": (4, "-b----")}
     starts.units[UNIT] = RUNNING

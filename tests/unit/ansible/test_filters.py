@@ -291,8 +291,14 @@ def test_a_second_failover_has_nothing_against_a_copy_that_stands_aside() -> Non
 def test_a_copy_that_has_not_heard_that_it_was_handed_the_vm_may_take_over() -> None:
     there = side("peer_lost", state={"role": "secondary"})
     for phase in ("handed_over", "standby"):
-        here = side(phase, alive=False, protection="standby", state={"role": "secondary"})
+        still = {"domid": 3, "state": "--p---"}
+        state = {"role": "secondary", "domid": 3}
+        here = side(phase, alive=False, protection="standby", state=state, domain=still)
         assert failover(there, here) == []
+        for domain in ({"domid": 3, "state": "-b----"}, {"domid": 4, "state": "--p---"}):
+            assert failover(there, {**here, "domain": domain}) != [], (
+                "somebody lets it run, or has made another"
+            )
         assert failover(there, {**here, "domain": None, "protection": "stopped"}) == [], (
             "it was destroyed there"
         )

@@ -96,17 +96,42 @@ def test_what_may_run_on_both_hosts_is_not_protected() -> None:
 
 def test_a_copy_may_go_when_confirmed_or_when_the_vm_runs_elsewhere() -> None:
     confirmation = FILTERS["colo_discard_confirmation"]
-    lonely = report("peer_lost", "secondary")
+    lonely = report("peer_lost", "secondary", state={"generation": "g1"})
+
+    def runs(phase: str = "unprotected", **fields: Any) -> dict[str, Any]:
+        return report(
+            phase, "primary", state={"generation": "g1", "domid": 3, **fields.pop("state", {})}, **fields
+        )
+
     assert confirmation("h1", {"xa": NOTHING, "xb": lonely}, "xb") == ""
     assert confirmation("h1", {"xa": SILENT, "xb": lonely}, "xb", "h2") == ""
     assert confirmation("h1", {"xa": NOTHING, "xb": lonely}, "xb", "h1") == "h1"
-    assert confirmation("h1", {"xa": report("unprotected", "primary"), "xb": lonely}, "xb") == "h1"
-    assert confirmation("h1", {"xa": lonely, "xb": report("unprotected", "primary")}, "xa") == "h1"
-    assert confirmation("h1", {"xa": report("handed_over", "primary"), "xb": lonely}, "xb") == "", (
-        "that one is a copy, too"
-    )
-    headless = report("stopped", "primary", domain={**DOMAIN, "headless": True})
-    assert confirmation("h1", {"xa": headless, "xb": lonely}, "xb") == "", "that one can do nothing any more"
+    assert confirmation("h1", {"xa": runs(), "xb": lonely}, "xb") == "h1"
+    assert confirmation("h1", {"xa": lonely, "xb": runs("stopped", alive=False)}, "xa") == "h1"
+    for not_it in (
+        runs("handed_over"),  # a copy, too
+        runs(domain={**DOMAIN, "headless": True}),
+        runs(domain={**DOMAIN, "state": "---sc-"}),
+        runs(domain={**DOMAIN, "state": "--p---"}),
+        runs(domain={**DOMAIN, "domid": 4}),
+        runs("awaiting_guest", state={"generation": "", "domid": None}),
+        runs(state={"generation": "g2"}),  # its host was started anew
+        BY_HAND,
+    ):
+        assert confirmation("h1", {"xa": not_it, "xb": lonely}, "xb") == ""
+    nothing_known = report("peer_lost", "secondary")
+    assert confirmation("h1", {"xa": runs(state={"generation": ""}), "xb": nothing_known}, "xb") == ""
+
+
+def test_what_colo_vms_does_not_know_of_is_not_restarted_with_its_host() -> None:
+    found = FILTERS["colo_unknown_problems"]
+    copy = {**report("peer_lost", "secondary")["vms"][0], "config": {"role": "secondary"}}
+    ended = {**report("stopped", "primary", alive=False)["vms"][0], "config": None}
+    assert found({"vms": [copy, {**ended, "name": "h2"}]}, "xb", ["h1"]) == []
+    assert found({"vms": [copy]}, "xb", []) == [
+        "h1 is protected on xb (peer_lost), and colo_vms says nothing of that, so nobody would look after it: correct "
+        "colo_vms, or end it there first (playbooks/unprotect.yml)."
+    ]
 
 
 def test_which_replicator_is_the_primary() -> None:

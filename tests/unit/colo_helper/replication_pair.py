@@ -409,8 +409,10 @@ class Pair:
         """Wait until both guests run between two checkpoints."""
         return eventually(lambda: self.guest.running and self.copy and self.copy.running, "both run")
 
-    def ask_without_waiting(self, role: str, verb: str) -> None:
-        (self.p_inbox if role == "primary" else self.s_inbox).put_request(Request(verb))
+    def ask_without_waiting(self, role: str, verb: str, reason: str = "") -> None:
+        """With a reason it is forced."""
+        inbox = self.p_inbox if role == "primary" else self.s_inbox
+        inbox.put_request(Request(verb, reason, reason != ""))
 
     @property
     def guest(self):

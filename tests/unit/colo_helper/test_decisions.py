@@ -436,7 +436,10 @@ def test_a_domain_that_is_not_the_copy_left_behind_is_not_touched(saved):
         ("secondary", "replicating", "switchover", "wrong_side"),
         ("secondary", "active", "takeover", "already_active"),
         ("secondary", "peer_lost", "takeover", None),
-        ("secondary", "peer_lost", "stop", None),
+        ("secondary", "peer_lost", "stop", "alone"),
+        ("secondary", "standby", "stop", "alone"),
+        ("secondary", "torn", "stop", None),
+        ("secondary", "replicating", "stop", None),
         ("secondary", "active", "stop", "active"),
         ("primary", "copying", "stop", None),
         ("secondary", "waiting", "status", None),
@@ -445,6 +448,8 @@ def test_a_domain_that_is_not_the_copy_left_behind_is_not_touched(saved):
 def test_verbs(role, phase, verb, code):
     refusal = verb_refusal("h1", role, phase, verb, arbiter=True)
     assert (refusal.code if refusal else None) == code
+    if code == "alone":
+        assert verb_refusal("h1", role, phase, verb, arbiter=True, forced=True) is None
     assert refusal is None or refusal.sentence.endswith((".", ")."))
 
 

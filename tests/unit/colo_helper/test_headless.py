@@ -8,6 +8,7 @@ from colo_helper.arbiter.fencing import Fenced
 from colo_helper.arbiter.record import ALONE, PROTECTED
 from colo_helper.channel.wire import Kind
 from colo_helper.devices.interface import DeviceError
+from colo_helper.replication.guest import Guest
 from colo_helper.replication.host import HostError
 from tests.unit.colo_helper.arbitrated import (
     events,
@@ -230,6 +231,25 @@ def test_a_device_model_that_ends_while_a_stop_is_settled_keeps_the_copy(both, w
     assert both.copy.running
 
 
+def test_a_device_model_that_ends_at_the_very_end_keeps_the_copy(both, monkeypatch):
+    """When logging is turned off, of which QEMU has been seen to abort."""
+    dies = device_model(both.primary_host)
+    release = Guest.release
+
+    def ends(guest):
+        if guest.devices is dies:
+            dies.dead = True
+        return release(guest)
+
+    both.both_run()
+    monkeypatch.setattr(Guest, "release", ends)
+    both.p_inbox.put_stop("Enough.")
+    reason = both.phase("primary", "stopped")
+    assert "its copy on xb is kept." in reason
+    both.phase("secondary", "peer_lost")
+    assert both.secondary_host.destroyed == []
+
+
 # -------------------------------------------------------------------------------------------- without an arbiter
 
 
@@ -289,8 +309,8 @@ def test_a_device_model_that_takes_a_moment_to_end_is_waited_for(both, world):
 
 def test_a_copy_without_a_device_model_does_not_become_the_vm(both, world):
     both.secondary_host.devices[both.secondary_host.find(VM)].dead = True
-    both.cut_line()
     world.cut("xa")
+    both.cut_line()
     waits = eventually(lambda: events(both, "secondary", "takeover_waits"), "looked at")
     assert waits == ["The device model of domain 7, the copy, has ended."]
     answer = both.ask("secondary", "takeover")

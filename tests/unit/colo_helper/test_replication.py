@@ -662,6 +662,9 @@ def test_either_side_ends_the_protection_in_order(pair, role):
     assert both.secondary_host.destroyed == [7]
 
 
+CONFIRMED = "It was confirmed with the VM's name."
+
+
 def cannot_destroy(domid):
     raise HostError(f"'xl destroy {domid}' failed with status 1: no.")
 
@@ -687,7 +690,7 @@ def test_nor_is_one_that_lost_its_primary(pair):
     both.cut_line()
     both.phase("secondary", "peer_lost")
     both.secondary_host.destroy = cannot_destroy
-    both.ask_without_waiting("secondary", "stop")
+    both.ask_without_waiting("secondary", "stop", CONFIRMED)
     assert both.ended("secondary") == 1
     assert both.phase("secondary", "failed") == STILL_THERE
 
@@ -715,7 +718,10 @@ def test_an_operator_destroys_a_copy_that_lost_its_primary(pair):
     both = pair(timeout_ms=BRIEF_MS).start().replicating()
     both.cut_line()
     both.phase("secondary", "peer_lost")
-    both.ask_without_waiting("secondary", "stop")
+    answer = both.ask("secondary", "stop")  # one that was on its way while there still was a primary
+    assert (answer["ok"], answer["code"]) == (False, "alone")
+    assert both.copy is not None
+    both.ask_without_waiting("secondary", "stop", CONFIRMED)
     assert both.ended("secondary") == 0
     assert both.phase("secondary", "stopped") == "An operator asked to stop; the copy of h1 was destroyed."
     assert both.copy is None
