@@ -1,12 +1,15 @@
-"""The life of one protected VM: installed, protected, keys changed, replicators killed, roles swapped, unprotected.
+"""The life of one protected VM: installed, protected, keys changed, replicators killed, roles swapped, unprotected, destroyed.
 
 Only in a full run: molecule's colo_vm and the demo protect a VM too. That a second run of protect.yml changes nothing is
 molecule's to show.
 """
 
+import json
+
 import pytest
 
 from lab.guests import Client
+from tests.lab.protected_vm import HELPER
 
 pytestmark = pytest.mark.full
 
@@ -148,3 +151,18 @@ def test_unprotect_leaves_the_vm_alone_where_it_is(client, vm, play):
     after = client.read()
     assert after.writes == written.writes
     assert after.counter > written.counter
+
+
+def test_a_copy_that_may_be_all_that_is_left_goes_only_when_it_is_confirmed(vm, play):
+    assert play("protect", "-e", "colo_vm=h1").code == 0
+    vm.on("xa", "xl destroy h1")
+    vm.wait_for("xb", "peer_lost")
+    asked = json.loads(vm.on("xb", f"{HELPER} ctl h1 stop || true"))
+    assert (asked["ok"], asked["code"]) == (False, "alone")
+    refused = play("unprotect", "-e", "colo_vm=h1")
+    assert refused.code != 0
+    assert "has lost its primary and may be the only one left" in refused.text
+    assert vm.domains("xb") == ["h1"]
+    assert play("unprotect", "-e", "colo_vm=h1", "-e", "colo_confirm=h1").code == 0
+    assert vm.domains("xb") == []
+    vm.have_guest("xa")
