@@ -64,10 +64,11 @@ def main_pid(module: AnsibleModule, vm: str) -> int:
 
 def read_domains(module: AnsibleModule) -> dict[str, dict[str, Any]] | None:
     """The domains of this host by name; None when Xen does not tell, or not in time. ``headless``: no device model runs."""
+    served = device_models()  # before as well: a domain may end while xl waits
     rc, out, _err = run_tool(module, ["xl", "list"])
     if rc != 0:
         return None
-    served = device_models()
+    served |= device_models()
     return {
         name: {**domain, "headless": domain["domid"] not in served}
         for name, domain in parse_domains(out).items()
