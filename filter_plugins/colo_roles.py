@@ -355,9 +355,8 @@ def _is_copied(entry: Mapping[str, Any], copy: Mapping[str, Any]) -> bool:
 
 def _runs(entry: Mapping[str, Any]) -> bool:
     """Whether the VM, and not a copy of it, is there: a domain that no replicator has had since the host's boot is none."""
-    if not entry["domain"] or entry["domain"].get(
-        "headless"
-    ):  # without its device model it can do nothing any more
+    domain = entry["domain"]
+    if not domain or domain.get("headless"):  # without its device model it can do nothing any more
         return False
     if not _state(entry):
         return not entry["alive"]

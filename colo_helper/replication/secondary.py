@@ -155,11 +155,13 @@ class Secondary:
     def _copy_may_go(self) -> bool:
         """Whether whoever stops this side takes the copy with it. What was asked in a session was asked of another copy."""
         requests = self.inbox.stop_requests
+        if not requests:
+            return self.host.going_down()
         forced = any(request.forced for request in requests)
-        phase = self.monitor.state.phase
-        if requests and (refusal := stop_refusal(self.config.vm, "secondary", phase, forced=forced)):
+        refusal = stop_refusal(self.config.vm, "secondary", self.monitor.state.phase, forced=forced)
+        if refusal:
             self.inbox.refuse_stops(refusal.code, refusal.sentence)
-        return bool(requests) or (self.inbox.stopped_by_service and self.host.going_down())
+        return refusal is None
 
     def _wait_with_copy(self) -> None:
         if self.copy.failure:

@@ -118,9 +118,8 @@ class Succession:
             return "", 0.0
         self._written = True  # from here on no other copy comes to run: the primary's is to be silent, and fencing makes sure
         if ruling.record and ruling.record.given_by:
-            return take_over(sentence)[
-                1
-            ], ASK_AGAIN_S  # that host has done so itself, and may well have other VMs
+            _, problem = take_over(sentence)  # that host has let go by itself, and may well have other VMs
+            return problem, ASK_AGAIN_S
         if self._fencing is None:
             self._fencing = _Attempt(self.fence)
         fenced = self._fencing.outcome

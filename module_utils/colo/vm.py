@@ -307,10 +307,10 @@ class ProtectedVm(DesiredState):
     def _leave_copy(self, now: snapshot.Snapshot) -> None:
         """A domain is left that nobody keeps any more: with its configuration a replicator could go on with it."""
         remove = f"When the VM runs on its other host, remove this one with 'xl destroy {self.vm}'"
-        if not self._confirmed:
+        if now.phase and not self._confirmed:
             raise Failure(
-                f"A copy of {self.vm} is left on {now.host} ({now.phase or 'no phase'}), and its replicator has not given it "
-                f"up; its configuration stays. {remove}, then run this again; if it is all that is left of {self.vm}, run "
+                f"A copy of {self.vm} is left on {now.host} ({now.phase}), and its replicator has not given it up; its "
+                f"configuration stays. {remove}, then run this again; if it is all that is left of {self.vm}, run "
                 "playbooks/failover.yml."
             )
         self.module.warn(f"A domain {self.vm} is left on {now.host}, which was its secondary. {remove}.")
