@@ -73,7 +73,7 @@ class Kind(IntEnum):
     COPY = 26  # F: {generation}; a first copy follows
     RESYNC = 27  # F: let the copy stand still and be compared
     HANDOVER = 28  # F: {epoch}; the guest here stands still for good: the copy is the VM from now on
-    TAKEN = 29  # B: {epoch}; it is
+    TAKEN = 29  # B: {epoch, runs}; it is, and runs, or will as soon as that can be
     STATE = 30  # F: read the state of the vCPUs and of the devices anew
     STATES = 31  # B: the HVM context + the device state, as they are now
     RENEW = 32  # F: {reason}; the guest has ended: the copy goes; another comes when the guest runs again

@@ -92,6 +92,8 @@ class PrimaryEpochs(SavingParent):
     #: Whether the secondary's copy may be, or is, the VM now.
     handed_over: bool = False
     switched: bool = False
+    #: Whether the secondary says that its copy runs.
+    runs_there: bool = True
     #: Whether that is because this host is being shut down.
     leaves: bool = False
 
@@ -235,8 +237,8 @@ class PrimaryEpochs(SavingParent):
             if not self.handed_over:
                 self.guest.nics.connect(taps)
             raise
-        self._expect_of_epoch(Kind.TAKEN, regardless=True)
-        self.switched = True
+        taken = self._expect_of_epoch(Kind.TAKEN, regardless=True)
+        self.switched, self.runs_there = True, taken.get("runs") is not False
         self._watch.lap("handover")
         self._record(0.0)
 

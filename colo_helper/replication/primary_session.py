@@ -177,6 +177,9 @@ class PrimarySession:
             if epochs.handed_over:
                 self.here.step = PrimaryStep.HANDED_OVER
         if epochs.switched:
+            if not epochs.runs_there:
+                why = f"{self.config.vm} is {self.config.peer_name}'s since epoch {epochs.epoch}, where it does not run yet"
+                return Cause.SWITCHED, why
             why = f"{self.config.vm} runs on {self.config.peer_name} since epoch {epochs.epoch}"
             if not epochs.leaves:
                 return Cause.SWITCHED, why

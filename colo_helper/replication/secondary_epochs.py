@@ -170,7 +170,7 @@ class SecondaryEpochs(HelperParent):
         self.on_handover()
         problems = attempt([self._run_on])  # it is tried again at the session's end
         self._record()
-        self.conversation.tell(Kind.TAKEN, {"epoch": self.epoch})
+        self.conversation.tell(Kind.TAKEN, {"epoch": self.epoch, "runs": not problems})
         text = f"The roles were swapped at epoch {self.epoch}"
         return SessionEndedError(Cause.SWITCHED, ". ".join([text, *problems]))
 

@@ -222,6 +222,27 @@ def test_a_vm_whose_peer_is_gone_is_stopped_with_its_host(pair):
     assert both.guest.running
 
 
+def test_a_host_that_is_shut_down_keeps_its_vm_that_does_not_run_on_the_other_yet(pair):
+    both = pair().start().replicating()
+    both.both_run()
+    copy = both.secondary_host.devices[7]
+    both.primary_host.shuts_down = True
+    handed_over = both.secondary_host.nics[7].connect
+
+    def connect(taps):
+        copy.faults.add("cont")  # what lets it run, once
+        handed_over(taps)
+
+    both.secondary_host.nics[7].connect = connect
+    both.p_inbox.put_stop(STOPPED)
+    assert both.ended("primary") == 0
+    assert both.p_monitor.state.reason == (
+        "h1 is xb's since epoch 1, where it does not run yet; the copy of h1 here stands by, off the network."
+    )
+    assert VM in both.primary_host.domains
+    eventually(lambda: both.copy.running, "it is tried again")
+
+
 def test_a_primary_looks_for_its_secondary_whose_host_is_shut_down(pair):
     both = pair().start().replicating()
     both.secondary_host.shuts_down = True
