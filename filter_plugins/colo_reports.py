@@ -33,9 +33,9 @@ _SETTINGS = (
     "bridge",
 )
 
-#: Phases of a secondary whose domain is a copy: off the network, or standing still.
 #: Phases of a copy that was the VM until a switch-over.
 _STANDING_BY = frozenset({"standby", "handed_over"})
+#: Phases of a secondary whose domain is a copy: off the network, or standing still.
 _COPY = frozenset({"receiving", "resyncing", "replicating", "peer_lost", "torn"}) | _STANDING_BY
 
 #: What ssh says of a host from which nothing comes, and of one that answers at least at its address.
@@ -203,7 +203,7 @@ def _purge_problem(entry: Mapping[str, Any], host: str) -> str:
     if not entry["domain"]:
         return ""
     if entry["protection"] == "stopped":
-        if _role(entry) != "secondary" or entry["phase"] not in _COPY:
+        if not _is_copy(entry):
             return ""
         return (
             f"A copy of {name} is left on {host} ({entry['phase']}), and nobody keeps it: when {name} runs on another host, "
@@ -279,7 +279,11 @@ def _is_copy(entry: Mapping[str, Any]) -> bool:
 def _is_its_domain(entry: Mapping[str, Any]) -> bool:
     """Whether the domain there is the one that its replicator speaks of; somebody may have made another of that name."""
     domain = entry["domain"] or {}
-    return not domain or (entry["state"] or {}).get("domid") in (None, domain.get("domid"))
+    if (
+        not domain or entry["phase"] == "receiving"
+    ):  # which a release before this one says with an earlier copy's number
+        return True
+    return (entry["state"] or {}).get("domid") in (None, domain.get("domid"))
 
 
 def _is_vm(entry: Mapping[str, Any]) -> bool:

@@ -284,7 +284,8 @@ def unknown_problems(report: Mapping[str, Any], host: str, known: Sequence[str])
     """One sentence for each VM that ``host`` protects, by its result of colo_vm_info, and that is not ``known``."""
     return [
         f"{entry['name']} is protected on {host} ({entry['phase'] or 'configured'}), and colo_vms says nothing of that, so "
-        "nobody would look after it: correct colo_vms, or end it there first (playbooks/unprotect.yml)."
+        f"nobody would look after it: correct colo_vms, or end it there: ansible {host} -m colo_vm -a 'name={entry['name']} "
+        "state=unprotected'."
         for entry in report["vms"]
         if entry["name"] not in known and (entry["config"] or entry["alive"])
     ]
@@ -318,7 +319,7 @@ def _live_groups(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 def _is_copy(entry: Mapping[str, Any]) -> bool:
     """Whether its replicator has said since the host's boot that this domain is not the VM."""
     state, domain = _state(entry), entry["domain"] or {}
-    if domain and state.get("domid") not in (None, domain.get("domid")):
+    if domain and entry["phase"] != "receiving" and state.get("domid") not in (None, domain.get("domid")):
         return False  # somebody has made another one of that name
     return entry["protection"] != "active" and (
         state.get("role") == "secondary" or entry["phase"] in _STANDING_BY

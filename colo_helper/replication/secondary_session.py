@@ -119,7 +119,7 @@ class SecondarySession:
     def _receive_copy(self, generation: str) -> Guest:
         vm = self.config.vm
         text = f"The first copy of {vm} is coming from {self.config.peer_name}."
-        self.monitor.enter("receiving", text, generation=generation)
+        self.monitor.enter("receiving", text, generation=generation, domid=None)
         started = reported = time.monotonic()
         received = 0
         frame = self.conversation.expect(Kind.CHUNK, interrupted=self._pass_stop_on)

@@ -24,6 +24,8 @@ ENDED = frozenset({"unprotected", "stopped", "failed"})
 STANDING_BY = frozenset({"standby", "handed_over"})
 #: Phases of a secondary whose copy may be the only one left.
 ALONE = frozenset({"peer_lost", "active"})
+#: Phases of a secondary whose copy the next replicator takes up (colo_helper.replication.decisions.secondary).
+_COPIES = frozenset({"replicating", "resyncing", "torn", "peer_lost"}) | STANDING_BY
 NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
@@ -74,7 +76,18 @@ class Snapshot:
     @property
     def kept(self) -> bool:
         """A copy without a primary, or one that was the VM until a switch-over: it may be all that is left of the VM."""
-        return self.phase in ALONE | STANDING_BY and (self.alive or self.domain is not None)
+        return (self.phase in ALONE | STANDING_BY and (self.alive or self.own_domain)) or self.copy_left
+
+    @property
+    def own_domain(self) -> bool:
+        """Whether there is a domain, and not one of that name that somebody has made beside the replicator's."""
+        return self.domain is not None and (self.state or {}).get("domid") in (None, self.domain["domid"])
+
+    @property
+    def copy_left(self) -> bool:
+        """Whether a copy is here that no replicator keeps, and that the next one would go on with."""
+        secondary = (self.state or {}).get("role") == "secondary" and self.phase in _COPIES
+        return secondary and not self.alive and self.own_domain
 
     @property
     def may_run_vm(self) -> bool:
@@ -93,7 +106,13 @@ class Snapshot:
     @property
     def headless(self) -> bool:
         """Whether the domain of a protected VM has no device model any more, so that it can do nothing."""
-        return self.config is not None and self.domain is not None and self.domain.get("headless") is True
+        if (
+            self.config is None
+            or self.domain is None
+            or (self.state or {}).get("domid") != self.domain["domid"]
+        ):
+            return False  # one that is being built has none yet
+        return self.domain.get("headless") is True
 
     def sentence(self) -> str:
         """What an operator should know first."""

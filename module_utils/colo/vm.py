@@ -272,9 +272,13 @@ class ProtectedVm(DesiredState):
                 "is from before a switch-over"
                 if now.phase in snapshot.STANDING_BY
                 else "has lost its primary"
+                if now.phase in snapshot.ALONE
+                else f"is left by a replicator that died ({now.phase})"
             )
+            starts = now.copy_left and now.phase not in snapshot.ALONE | snapshot.STANDING_BY
+            first = f"'systemctl start {host.unit_name(self.vm)}' there, then run" if starts else "run"
             raise Failure(
-                f"The copy of {self.vm} on {now.host} {why} and may be the only one left: run "
+                f"The copy of {self.vm} on {now.host} {why} and may be the only one left: {first} "
                 f"playbooks/failover.yml to go on with it, or confirm with its name ({self.vm}) that it shall be destroyed."
             )
 
@@ -299,21 +303,18 @@ class ProtectedVm(DesiredState):
                         code=answer.get("code"),
                     )
         self._systemctl("disable", "--quiet", "--now")
-        role = (now.state or {}).get("role") if now.phase else (now.config or {}).get("role")
-        if role == "secondary" and not now.taken_over and self.look().domain is not None:
-            self._leave_copy(now)
-        snapshot.config_path(self.vm).unlink(missing_ok=True)
-
-    def _leave_copy(self, now: snapshot.Snapshot) -> None:
-        """A domain is left that nobody keeps any more: with its configuration a replicator could go on with it."""
+        left = self.look()
         remove = f"When the VM runs on its other host, remove this one with 'xl destroy {self.vm}'"
-        if now.phase and not self._confirmed:
+        if left.copy_left and not self._confirmed:
             raise Failure(
-                f"A copy of {self.vm} is left on {now.host} ({now.phase}), and its replicator has not given it up; its "
-                f"configuration stays. {remove}, then run this again; if it is all that is left of {self.vm}, run "
-                "playbooks/failover.yml."
+                f"A copy of {self.vm} is left on {now.host} ({left.phase}), and its replicator has not given it up; its "
+                f"configuration stays. {remove}, then run this again. If it is all that is left of {self.vm}: 'systemctl start "
+                f"{host.unit_name(self.vm)}' there, then playbooks/failover.yml."
             )
-        self.module.warn(f"A domain {self.vm} is left on {now.host}, which was its secondary. {remove}.")
+        snapshot.config_path(self.vm).unlink(missing_ok=True)
+        role = (now.state or {}).get("role") if now.phase else (now.config or {}).get("role")
+        if role == "secondary" and not now.taken_over and left.domain is not None:
+            self.module.warn(f"A domain {self.vm} is left on {now.host}, which was its secondary. {remove}.")
 
     # standby
 

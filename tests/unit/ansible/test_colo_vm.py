@@ -400,17 +400,50 @@ def test_nor_is_one_from_before_a_switch_over(starts: FakeHost, run: Runner, pha
 
 
 @pytest.mark.usefixtures("helper")
-def test_a_copy_that_nobody_has_given_up_keeps_its_configuration(starts: FakeHost, run: Runner) -> None:
-    """Its replicator died in the middle of a session: with its configuration one can go on with the copy."""
+def test_a_copy_that_nobody_keeps_has_a_way_on(starts: FakeHost, run: Runner) -> None:
+    """Its replicator died in the middle of a session; the next one goes on with the copy."""
     lost_its_primary(starts, "replicating")
     starts.units[UNIT] = ("failed", "failed", "signal")
+    for check in (True, False):
+        refused = run("colo_vm", name="h1", state="unprotected", check=check)
+        assert refused["msg"] == (
+            "The copy of h1 on xa is left by a replicator that died (replicating) and may be the only one left: 'systemctl "
+            "start colo-replicator@h1.service' there, then run playbooks/failover.yml to go on with it, or confirm with its "
+            "name (h1) that it shall be destroyed."
+        )
+    assert (starts.root / "vms" / "h1.json").exists()
+    done = run("colo_vm", name="h1", state="unprotected", confirm="h1")
+    assert done["changed"] is True
+    assert not (starts.root / "vms" / "h1.json").exists()
+
+
+def test_a_replicator_that_gives_no_answer_leaves_its_copy_its_configuration(
+    starts: FakeHost, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost_its_primary(starts, "replicating")
+
+    def request(_vm: str, verb: str, _timeout_s: float, **_how: Any) -> dict[str, Any]:
+        starts.units[UNIT] = ("inactive", "dead", "success")  # it is stopped by systemd
+        raise utility("base").Failure(f"No answer to {verb!r}.", code="no_answer")
+
+    monkeypatch.setattr(utility("gate"), "request", request)
     refused = run("colo_vm", name="h1", state="unprotected")
     assert refused["msg"].startswith(
         "A copy of h1 is left on xa (replicating), and its replicator has not given it up"
     )
     assert (starts.root / "vms" / "h1.json").exists()
-    done = run("colo_vm", name="h1", state="unprotected", confirm="h1")
-    assert done["changed"] is True
+
+
+@pytest.mark.usefixtures("helper")
+@pytest.mark.parametrize(("phase", "domid"), [("waiting", None), ("stopped", 4), ("standby", 3)])
+def test_a_domain_that_is_no_copy_is_left_where_it_is(
+    starts: FakeHost, run: Runner, phase: str, domid: int | None
+) -> None:
+    """A stranger's, or the VM that came by itself: the replicator's own copy is gone."""
+    lost_its_primary(starts, phase)
+    starts.units[UNIT] = ("inactive", "dead", "success")
+    write_state(starts, phase, "secondary", domid=domid)
+    assert run("colo_vm", name="h1", state="unprotected")["changed"] is True
     assert not (starts.root / "vms" / "h1.json").exists()
 
 
@@ -547,7 +580,7 @@ def test_a_name_that_could_leave_its_directory(run: Runner) -> None:
 def test_info_says_that_a_domain_has_no_device_model_any_more(host: FakeHost, run: Runner) -> None:
     host.domains, host.headless = {"h1": (1, "-b----")}, {1}
     write_config(host)
-    write_state(host, "unprotected")
+    write_state(host, "unprotected", domid=1)
     (entry,) = run("colo_vm_info")["vms"]
     assert entry["domain"]["headless"] is True
     assert entry["sentence"].endswith(

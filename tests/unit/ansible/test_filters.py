@@ -653,6 +653,10 @@ def test_two_copies_are_seen_on_a_third_host() -> None:
         (ACTIVE, said("waiting", "secondary", domain=None)),
         (ACTIVE, said("awaiting_guest", "primary", domain=None)),
         (ACTIVE, booted()),
+        (
+            said("copying", "primary"),
+            side("receiving", state={"role": "secondary", "domid": 5}),  # an earlier copy's number
+        ),
         (ACTIVE, said("asking", "primary", domain={"domid": 3, "headless": True})),
         (said("stopped", "primary", alive=False), gone(state={"role": "secondary"})),
     ],

@@ -130,7 +130,7 @@ def test_what_colo_vms_does_not_know_of_is_not_restarted_with_its_host() -> None
     assert found({"vms": [copy, {**ended, "name": "h2"}]}, "xb", ["h1"]) == []
     assert found({"vms": [copy]}, "xb", []) == [
         "h1 is protected on xb (peer_lost), and colo_vms says nothing of that, so nobody would look after it: correct "
-        "colo_vms, or end it there first (playbooks/unprotect.yml)."
+        "colo_vms, or end it there: ansible xb -m colo_vm -a 'name=h1 state=unprotected'."
     ]
 
 
