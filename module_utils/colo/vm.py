@@ -154,6 +154,8 @@ class ProtectedVm(DesiredState):
             self._restarts = now.alive and before != desired
             return desired
         if self.state == "unprotected":
+            if now.config is None and not now.alive:  # nothing of ours is left, whatever domain is
+                return before
             self._refuse_discarding(now)
             return {
                 "config": None,

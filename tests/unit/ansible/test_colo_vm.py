@@ -397,6 +397,9 @@ def test_nor_is_one_from_before_a_switch_over(starts: FakeHost, run: Runner, pha
         "The copy of h1 on xa is from before a switch-over and may be the only one left: "
     )
     assert not starts.ran("systemctl", "disable", "--quiet", "--now", UNIT)
+    (starts.root / "vms" / "h1.json").unlink()
+    starts.units[UNIT] = ("inactive", "dead", "success")
+    assert run("colo_vm", name="h1", state="unprotected")["changed"] is False, "it is not protected any more"
 
 
 @pytest.mark.usefixtures("helper")
