@@ -277,11 +277,12 @@ def _is_copy(entry: Mapping[str, Any]) -> bool:
 
 
 def _is_its_domain(entry: Mapping[str, Any]) -> bool:
-    """Whether the domain there is the one that its replicator speaks of; somebody may have made another of that name."""
+    """Whether the domain there is the one that its replicator speaks of; somebody may have made another of that name.
+
+    A replicator of the release before this one that is ``receiving`` a copy still speaks of the one before.
+    """
     domain = entry["domain"] or {}
-    if (
-        not domain or entry["phase"] == "receiving"
-    ):  # which a release before this one says with an earlier copy's number
+    if not domain or entry["phase"] == "receiving":
         return True
     return (entry["state"] or {}).get("domid") in (None, domain.get("domid"))
 

@@ -63,9 +63,7 @@ class Kind(IntEnum):
     END = 18  # F: {reason}; protection ends in order
     ENDED = 19  # B: the copy is destroyed
     STOP = 20  # B: {reason}; the secondary asks for an orderly end
-    ABORT = (
-        21  # F: {reason, guest}; the primary gives up, its guest runs on, or has ended and the copy is kept
-    )
+    ABORT = 21  # F: {reason, guest}; the primary gives up, its guest runs on, or has ended (keep the copy)
     OPENED = 22  # secondary, first on every connection: {received}
     ACK = 23  # both, against the way of the lane's frames: {received}
     BYE = 24  # both, on every lane: {reason}; nothing more will come, and no new connection is wanted

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from lab import guests, ssh
 from lab.errors import LabError
-from lab.settings import HOSTS, Settings, address, host_number
+from lab.settings import HOSTS, Settings, address, host_number, peer_of
 
 HELPER = "/opt/colo-helper/current/bin/colo-helper"
 #: The guest of the tests that can do with any: h1 has virtio-net, h2 e1000.
 GUEST = os.environ.get("COLO_GUEST", "h1")
 _WAIT_S = 120
 _BOOT_S = 600
+_COPY_S = 400
 
 
 @dataclass
@@ -128,6 +129,12 @@ class ProtectedVm:
                 new["arbiter"]["host"] = host
             text = json.dumps(new)
             self.on(host, f"cat > {config} <<'END'\n{text}\nEND\nsystemctl restart {self.unit}", 120)
+
+    def protect_from(self, primary):
+        """Have the VM protected from a host on; the one that comes back holds the copy."""
+        self.give_roles(primary, peer_of(primary))
+        self.home = primary
+        self.wait_for(primary, "replicating", _COPY_S)
 
     def wait_reachable(self, host):
         """Wait until a host that boots answers on ssh."""

@@ -38,13 +38,6 @@ def events(vm, host, name):
     return [event["sentence"] for event in vm.events(host) if event["event"] == name]
 
 
-def protect_from(vm, primary):
-    """Give both hosts their roles; the one that comes back holds the copy."""
-    vm.give_roles(primary, peer_of(primary))
-    vm.home = primary
-    vm.wait_for(primary, "replicating", _COPY_TIMEOUT_S)
-
-
 def test_the_secondary_has_its_right_once_it_has_a_copy(vm, witness):
     assert kept(witness) == ("xa", "protected")
     assert witness.read("h1").record.secondary == "xb"
@@ -91,7 +84,7 @@ def test_a_primary_without_power_is_succeeded_by_itself(vm, witness, lab, settin
     assert counters == sorted(counters)
     lab.power_on("xa")
     vm.wait_reachable("xa")
-    protect_from(vm, "xb")
+    vm.protect_from("xb")
     assert kept(witness) == ("xb", "protected")
 
 
@@ -115,7 +108,7 @@ def test_a_primary_that_nobody_hears_stands_still_before_it_is_succeeded(vm, wit
     assert "p" in vm.on(primary, "xl list h1 | tail -1").split()[4]
     assert kept(witness) == (secondary, "alone")
     asker = Asker(settings).begin()
-    protect_from(vm, secondary)
+    vm.protect_from(secondary)
     counters = asker.close()
     assert counters == sorted(counters)
     assert kept(witness) == (secondary, "protected")
@@ -136,7 +129,7 @@ def test_a_primary_whose_device_model_dies_gives_way_to_the_copy(vm, witness, se
     assert kept(witness) == (secondary, "alone")
     assert "The device model of h1 has ended" in vm.wait_for(primary, "standby")
     assert vm.domains(primary) == []
-    protect_from(vm, secondary)
+    vm.protect_from(secondary)
 
 
 @pytest.mark.parametrize("asked", ["the arbiter answers", "the arbiter does not answer it"])
@@ -189,6 +182,6 @@ def test_a_frozen_host_with_a_watchdog_never_thaws(vm, witness, lab, play, setti
     vm.wait_reachable(primary)
     assert vm.domains(primary) == []
     assert kept(witness) == (secondary, "alone")
-    protect_from(vm, secondary)
+    vm.protect_from(secondary)
     assert play("site").code == 0
     assert "inactive" in vm.on(primary, "systemctl is-active colo-watchdog || true")

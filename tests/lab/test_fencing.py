@@ -7,14 +7,13 @@ import time
 
 import pytest
 
-from lab.settings import HOSTS, peer_of
+from lab.settings import HOSTS
 from tests.lab.arbiter import with_arbiter
 from tests.lab.asker import Asker
 from tests.lab.power_strip import PROGRAM, PowerStrip, install
 
 pytestmark = pytest.mark.full
 
-_COPY_TIMEOUT_S = 400
 FENCING = {"devices": [{"command": ["/bin/false"], "timeout_s": 5}, {"command": [PROGRAM], "timeout_s": 20}]}
 
 
@@ -34,12 +33,6 @@ def vm(arbitrated, witness, strip, play):
     assert not any(play("protect", extra=variables).changed.values())
     arbitrated.wait_for(HOSTS[0], "replicating")
     return arbitrated
-
-
-def protect_from(vm, primary):
-    vm.give_roles(primary, peer_of(primary))
-    vm.home = primary
-    vm.wait_for(primary, "replicating", _COPY_TIMEOUT_S)
 
 
 def fenced(vm, host):
@@ -65,7 +58,7 @@ def test_a_host_that_hangs_is_switched_off_before_its_copy_takes_over(vm, witnes
     lab.power_on("xa")
     vm.wait_reachable("xa")
     install(vm, ["xa"])
-    protect_from(vm, "xb")
+    vm.protect_from("xb")
 
 
 def test_a_host_whose_device_model_died_gives_its_vm_away_and_stays_on(vm, witness, lab, strip):
@@ -80,7 +73,7 @@ def test_a_host_whose_device_model_died_gives_its_vm_away_and_stays_on(vm, witne
 
 
 def test_who_needs_no_fencing_any_more_leaves_nothing_of_it(vm, play, witness):
-    protect_from(vm, "xa")
+    vm.protect_from("xa")
     assert play("protect", extra=with_arbiter(witness)).code == 0
     for host in HOSTS:
         assert vm.on(host, "find /etc/colo/fencing -type f") == ""

@@ -14,7 +14,6 @@ pytestmark = pytest.mark.full
 FIRST, SECOND = HOSTS
 VM = {"colo_vm": "h1"}
 REASON = "new disks"
-_COPY_TIMEOUT_S = 400
 LEASE_S = 10
 
 
@@ -62,9 +61,7 @@ def test_after_its_end_the_arbiter_decides_again(arbitrated, witness, play, lab)
     vm = arbitrated
     lab.power_on(FIRST)
     vm.wait_reachable(FIRST)
-    vm.give_roles(SECOND, FIRST)
-    vm.home = SECOND
-    vm.wait_for(SECOND, "replicating", _COPY_TIMEOUT_S)
+    vm.protect_from(SECOND)
     if not vm.written(SECOND)["maintenance"]:  # the word that let it go on has ended it
         begun_and_begun_again(play)
     assert kept(witness) == (SECOND, "alone")
